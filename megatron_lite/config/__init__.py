@@ -1,0 +1,38 @@
+"""One typed configuration: `load_config` reads and checks it, `resolve` adds the numbers a world size decides.
+
+Every complaint is a UsageError of one line that names the key, its value, and the nearest valid name.
+"""
+
+from megatron_lite.config.load import config_from_tree, dump, load_config, parse_arguments
+from megatron_lite.config.presets import PRESETS
+from megatron_lite.config.resolve import Resolved, resolve
+from megatron_lite.config.tree import (
+    BlendEntry,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    KernelsConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "PRESETS",
+    "BlendEntry",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "KernelsConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "Resolved",
+    "TrainConfig",
+    "config_from_tree",
+    "dump",
+    "load_config",
+    "parse_arguments",
+    "resolve",
+]

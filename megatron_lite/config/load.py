@@ -1,0 +1,102 @@
+"""From a YAML file and `key=value` overrides to a checked `Config`, and back to YAML."""
+
+import argparse
+import os
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from megatron_lite.config.complaints import describe, suggest
+from megatron_lite.config.presets import PRESETS
+from megatron_lite.config.tree import Config
+from megatron_lite.config.yaml_reader import parse_yaml
+from megatron_lite.errors import UsageError
+
+
+def config_from_tree(tree: Mapping[str, Any]) -> Config:
+    """The checked configuration of a nested dict; raises UsageError with one line for the first thing wrong."""
+    try:
+        return Config.model_validate(_expand_preset(tree))
+    except ValidationError as error:
+        raise UsageError(describe(error, Config)) from None
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file with `section.key=value` overrides, later ones winning.
+
+    A `model.preset` among the overrides replaces the file's whole model, so that the file's fields do not
+    undo it. Raises UsageError.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"configuration {path}: cannot be read: {error}") from None
+    tree = parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise UsageError(f"configuration {path}: must be a mapping with the sections {', '.join(Config.model_fields)}")
+    if any(override.startswith("model.preset=") for override in overrides):
+        tree = tree | {"model": {}}
+    for override in overrides:
+        _apply_override(tree, override)
+    return config_from_tree(tree)
+
+
+def dump(config: Config) -> str:
+    """The whole tree as YAML; `load_config` of it gives an equal configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def parse_arguments(description: str, argv: Sequence[str] | None = None) -> Config:
+    """The command line that all faces share: `CONFIG.yaml [key=value ...] [--print-config]`.
+
+    `--print-config` prints the tree (once in a torchrun job) and exits with 0. Raises UsageError.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, epilog=_describe_keys(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", metavar="CONFIG.yaml", help="the configuration file")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="for example optim.lr=3e-4; values are YAML")
+    parser.add_argument("--print-config", action="store_true", help="print the whole resolved tree and exit")
+    arguments = parser.parse_args(argv)
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        if os.environ.get("RANK", "0") == "0":
+            sys.stdout.write(dump(config))
+        sys.exit(0)
+    return config
+
+
+def _describe_keys() -> str:
+    lines = ["keys of the configuration (--print-config shows their values):"]
+    for name, field in Config.model_fields.items():
+        lines += textwrap.wrap(f"{name}: {', '.join(field.annotation.model_fields)}", 100, subsequent_indent="    ")
+    return "\n  ".join([*lines, f"model.preset: {', '.join(PRESETS)}"])
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"override {override!r}: must look like section.key=value, for example optim.lr=3e-4")
+    *sections, name = key.split(".")
+    for section in sections:
+        inner = tree.get(section)
+        # A copy, so that YAML anchors shared between sections stay apart.
+        tree[section] = dict(inner) if isinstance(inner, dict) else {}
+        tree = tree[section]
+    tree[name] = parse_yaml(text, f"override {key}")
+
+
+def _expand_preset(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    model = tree.get("model")
+    if not isinstance(model, dict) or "preset" not in model:
+        return tree
+    name = str(model["preset"])
+    if name not in PRESETS:
+        raise UsageError(f"model.preset = {name}: must be one of {', '.join(PRESETS)}{suggest(name, PRESETS)}")
+    explicit = {key: value for key, value in model.items() if key != "preset"}
+    return {**tree, "model": {**PRESETS[name], **explicit}}

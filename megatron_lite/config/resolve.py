@@ -1,0 +1,125 @@
+"""Every number that follows from a configuration and a world size, computed once, and the checks between them."""
+
+from dataclasses import dataclass
+
+from megatron_lite.config.tree import Config, ParallelConfig
+from megatron_lite.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What the rest of the program reads instead of dividing for itself. Dtypes are torch's names."""
+
+    world_size: int
+    tensor: int
+    pipeline: int
+    context: int
+    data: int
+    zero_size: int  # ranks that ZeRO shards a unit over: data x context
+    microbatches: int  # forward passes a rank runs each step
+    local_batch_size: int  # sequences a data rank takes each step: microbatches x micro_batch_size
+    tokens_per_step: int  # over all ranks
+    head_dim: int
+    padded_vocab_size: int  # the vocabulary rounded up to a multiple of `tensor`
+    stage_layers: tuple[int, ...]  # blocks of each pipeline stage
+    recompute: tuple[str, ...]  # for each block of the model: none, selective or full
+    compute_dtype: str  # weights and activations
+    master_dtype: str  # master weights, moments, gradient accumulation
+    grad_reduce_dtype: str
+
+
+def resolve(config: Config, world_size: int) -> Resolved:
+    """The derived numbers of `config` on `world_size` processes. Raises UsageError for sizes that do not fit."""
+    model, parallel, train = config.model, config.parallel, config.train
+    _check_tensor_divides(config)
+    data = _data_size(parallel, world_size)
+    samples = data * train.micro_batch_size
+    if train.global_batch_size % samples:
+        raise UsageError(
+            f"train.global_batch_size = {train.global_batch_size}: must be a multiple of {samples}, that is data size "
+            f"{data} x train.micro_batch_size {train.micro_batch_size}"
+        )
+    float64 = train.dtype == "float64"
+    return Resolved(
+        world_size=world_size,
+        tensor=parallel.tensor,
+        pipeline=parallel.pipeline,
+        context=parallel.context,
+        data=data,
+        zero_size=data * parallel.context,
+        microbatches=train.global_batch_size // samples,
+        local_batch_size=train.global_batch_size // data,
+        tokens_per_step=train.global_batch_size * train.sequence_length,
+        head_dim=model.head_dim,
+        padded_vocab_size=-(-model.vocab_size // parallel.tensor) * parallel.tensor,
+        stage_layers=_stage_layers(parallel, model.num_hidden_layers),
+        recompute=_recompute(parallel.recompute, model.num_hidden_layers),
+        compute_dtype=train.dtype,
+        master_dtype="float64" if float64 else "float32",
+        grad_reduce_dtype="float64" if float64 else parallel.grad_reduce_dtype,
+    )
+
+
+def split_layers(layers: int, stages: int) -> tuple[int, ...]:
+    """Blocks of each stage, as even as possible.
+
+    Left-over blocks go to the middle stages first, the later ones before the earlier, since 1F1B keeps fewer
+    activations there; then to the first stage; the last, which also computes the logits, takes one last of all.
+    """
+    least, left_over = divmod(layers, stages)
+    order = [*range(stages - 2, 0, -1), 0, stages - 1]
+    favoured = set(order[:left_over])
+    return tuple(least + (stage in favoured) for stage in range(stages))
+
+
+def _check_tensor_divides(config: Config) -> None:
+    tensor = config.parallel.tensor
+    sizes = {
+        "model.num_attention_heads": config.model.num_attention_heads,
+        "model.num_key_value_heads": config.model.num_key_value_heads,
+        "model.intermediate_size": config.model.intermediate_size,
+    }
+    if config.parallel.sequence:
+        sizes["train.sequence_length (with parallel.sequence)"] = config.train.sequence_length
+    for name, size in sizes.items():
+        if size % tensor:
+            raise UsageError(f"parallel.tensor = {tensor}: must divide {name} = {size}")
+
+
+def _data_size(parallel: ParallelConfig, world_size: int) -> int:
+    replica = parallel.tensor * parallel.pipeline * parallel.context
+    sizes = f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x context {parallel.context}"
+    if parallel.data is not None and parallel.data * replica != world_size:
+        raise UsageError(
+            f"parallel.data = {parallel.data}: {sizes} x data {parallel.data} = {parallel.data * replica} must equal "
+            f"the number of processes, {world_size}"
+        )
+    if world_size % replica:
+        raise UsageError(f"world size = {world_size}: must be a multiple of {replica}, that is {sizes}")
+    return world_size // replica
+
+
+def _stage_layers(parallel: ParallelConfig, layers: int) -> tuple[int, ...]:
+    if parallel.pipeline > layers:
+        raise UsageError(f"parallel.pipeline = {parallel.pipeline}: must not exceed model.num_hidden_layers = {layers}")
+    if parallel.stage_layers is None:
+        return split_layers(layers, parallel.pipeline)
+    given = list(parallel.stage_layers)
+    if len(given) != parallel.pipeline:
+        raise UsageError(
+            f"parallel.stage_layers = {given}: must have one entry for each of parallel.pipeline = {parallel.pipeline} "
+            "stages"
+        )
+    if sum(given) != layers:
+        raise UsageError(
+            f"parallel.stage_layers = {given}: must sum to model.num_hidden_layers = {layers}, not {sum(given)}"
+        )
+    return tuple(given)
+
+
+def _recompute(policy: str, layers: int) -> tuple[str, ...]:
+    """`every_N` recomputes blocks 0, N, 2N, ... of the model in full."""
+    if not policy.startswith("every_"):
+        return (policy,) * layers
+    step = int(policy.removeprefix("every_"))
+    return tuple("none" if layer % step else "full" for layer in range(layers))

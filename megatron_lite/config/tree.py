@@ -1,0 +1,239 @@
+"""The configuration tree: typed, frozen, and checked as far as one can without knowing the number of processes."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from megatron_lite.config.complaints import show, suggest
+from megatron_lite.errors import UsageError
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+# YAML has lists only, so tuples are the one place where validation is not strict.
+Blend = Annotated[tuple["BlendEntry", ...], Field(strict=False)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelConfig(Section):
+    """The transformer's shape, in Hugging Face's names."""
+
+    hidden_size: Positive
+    intermediate_size: Positive
+    num_hidden_layers: Positive
+    num_attention_heads: Positive
+    num_key_value_heads: Positive
+    vocab_size: Positive
+    rope_theta: PositiveFloat = 10000.0
+    rms_norm_eps: PositiveFloat = 1e-5
+    tie_word_embeddings: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        _divides("model.num_attention_heads", self.num_attention_heads, "model.hidden_size", self.hidden_size)
+        _divides(
+            "model.num_key_value_heads", self.num_key_value_heads, "model.num_attention_heads", self.num_attention_heads
+        )
+        if self.head_dim % 2:
+            raise UsageError(
+                f"model.hidden_size / model.num_attention_heads = {self.head_dim}: must be even for rotary embeddings"
+            )
+        return self
+
+
+class ParallelConfig(Section):
+    """Sizes and switches of the layout. `data: null` takes what the world leaves."""
+
+    tensor: Positive = 1
+    pipeline: Positive = 1
+    context: Positive = 1
+    data: Positive | None = None
+    sequence: bool = True
+    schedule: str = "1f1b"
+    virtual_stages: Positive = 1
+    stage_layers: Annotated[tuple[Positive, ...], Field(strict=False)] | None = None
+    context_kind: str = "ring"
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 3
+    zero_regather: Literal["microbatch", "step"] = "microbatch"
+    zero_group: Positive | None = None
+    grad_reduce_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    recompute: str = "none"
+
+    @model_validator(mode="after")
+    def _check_recompute(self) -> Self:
+        if not re.fullmatch(r"none|selective|full|every_[1-9]\d*", self.recompute):
+            hint = suggest(self.recompute, ("none", "selective", "full", "every_2"))
+            raise UsageError(
+                f"parallel.recompute = {self.recompute}: must be none, selective, full or every_N (N from 1){hint}"
+            )
+        return self
+
+
+class KernelsConfig(Section):
+    backend: str = "auto"
+    attention: str = "auto"
+
+
+class BlendEntry(Section):
+    """One data set of a blend: `prefix`.bin and `prefix`.idx, taken in proportion to `weight`."""
+
+    prefix: str
+    weight: PositiveFloat = 1.0
+
+
+class DataConfig(Section):
+    """`split` ("98,2": parts for training and validation of `train`'s data sets) stands instead of `valid`."""
+
+    train: Blend = ()
+    valid: Blend = ()
+    split: str | None = None
+    tokenizer: str | None = None
+    seed: Annotated[int, Field(ge=0)] = 1234
+    document_mask: bool = False
+    order: str = "stable"
+
+    @model_validator(mode="after")
+    def _check_split(self) -> Self:
+        if self.split is None:
+            return self
+        parts = self.split.split(",")
+        if not 2 <= len(parts) <= 3 or not all(_is_share(part) for part in parts) or float(parts[0]) == 0:
+            raise UsageError(
+                f"data.split = {self.split}: must be two or three comma-separated shares, for example 98,2"
+            )
+        if self.valid:
+            raise UsageError(f"data.split = {self.split}: give either data.split or data.valid, not both")
+        return self
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule. Inside a `Config`, `decay_steps: null` has become `train.steps`."""
+
+    lr: PositiveFloat
+    min_lr: NonNegativeFloat
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    decay_steps: Positive
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    grad_clip: PositiveFloat | None = 1.0
+    backend: str = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_min_lr(cls, tree: Any) -> Any:
+        # A tenth of the peak, as in the reference run.
+        if isinstance(tree, dict) and tree.get("min_lr") is None and isinstance(tree.get("lr"), float | int):
+            return tree | {"min_lr": tree["lr"] / 10}
+        return tree
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if self.min_lr > self.lr:
+            raise UsageError(f"optim.min_lr = {self.min_lr}: must not exceed optim.lr = {self.lr}")
+        if self.warmup_steps > self.decay_steps:
+            raise UsageError(
+                f"optim.warmup_steps = {self.warmup_steps}: must not exceed optim.decay_steps = {self.decay_steps}"
+            )
+        return self
+
+
+class TrainConfig(Section):
+    """The run. `timeout` is in seconds, `peak_flops` per device and second (null: from the table of devices).
+
+    `valid_batches` bounds a validation to that many global batches (null: the whole set); the last step's
+    validation always reads the whole set.
+    """
+
+    steps: Positive
+    global_batch_size: Positive
+    batch_ramp: Any = None
+    micro_batch_size: Positive = 1
+    sequence_length: Positive
+    dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
+    seed: Annotated[int, Field(ge=0)] = 1234
+    initializer_range: PositiveFloat = 0.02
+    z_loss: NonNegativeFloat = 0.0
+    valid_every: Positive | None = 1000
+    valid_batches: Positive | None = None
+    timeout: PositiveFloat = 600.0
+    run_dir: str
+    peak_flops: PositiveFloat | None = None
+
+
+class CheckpointConfig(Section):
+    """`every` steps (null: only at the end), `keep` the newest; `resume`: auto, none, or a checkpoint's path."""
+
+    every: Positive | None = 1000
+    keep: Positive | None = 3
+    resume: str = "auto"
+
+
+class Config(Section):
+    """The whole tree; its keys are the YAML file's."""
+
+    model: ModelConfig
+    parallel: ParallelConfig = ParallelConfig()
+    kernels: KernelsConfig = KernelsConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_decay_steps(cls, tree: Any) -> Any:
+        optim, train = (tree.get("optim"), tree.get("train")) if isinstance(tree, dict) else (None, None)
+        if not isinstance(optim, dict) or not isinstance(train, dict) or optim.get("decay_steps") is not None:
+            return tree
+        given = {key: value for key, value in optim.items() if key != "decay_steps"}
+        # Steps that are not a number are complained about under their own name.
+        derived = {"decay_steps": train["steps"]} if isinstance(train.get("steps"), int) else {}
+        return tree | {"optim": given | derived}
+
+    @model_validator(mode="after")
+    def _refuse_what_is_not_built(self) -> Self:
+        for key, accepted in ACCEPTED_TODAY.items():
+            section, name = key.split(".")
+            value = getattr(getattr(self, section), name)
+            if value not in accepted:
+                shown = " or ".join(map(show, accepted))
+                raise UsageError(
+                    f"{key} = {show(value)}: not available; accepted today: {shown}{suggest(value, accepted)}"
+                )
+        return self
+
+
+# What the program can do of what the keys promise. A value joins its row with the code that makes it true.
+ACCEPTED_TODAY: Mapping[str, tuple[Any, ...]] = {
+    "parallel.schedule": ("gpipe", "1f1b"),
+    "parallel.context": (1,),
+    "parallel.context_kind": ("ring",),
+    "parallel.virtual_stages": (1,),
+    "parallel.zero_group": (None,),
+    "kernels.backend": ("auto", "torch"),
+    "kernels.attention": ("auto", "sdpa"),
+    "data.document_mask": (False,),
+    "data.order": ("stable",),
+    "optim.backend": ("auto", "torch"),
+    "train.batch_ramp": (None,),
+}
+
+
+def _divides(part_name: str, part: int, whole_name: str, whole: int) -> None:
+    if whole % part:
+        raise UsageError(f"{part_name} = {part}: must divide {whole_name} = {whole}")
+
+
+def _is_share(text: str) -> bool:
+    return text.strip().replace(".", "", 1).isdigit()
