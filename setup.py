@@ -1,0 +1,23 @@
+"""The parts of the build that pyproject.toml cannot say: the C++ extension and the mapped `kernels/` folder."""
+
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import find_packages, setup
+
+KERNELS = "megatron_lite.kernels"
+
+setup(
+    packages=[
+        *find_packages(include=["megatron_lite", "megatron_lite.*"]),
+        KERNELS,
+        *(f"{KERNELS}.{name}" for name in find_packages("kernels")),
+    ],
+    package_dir={KERNELS: "kernels"},
+    ext_modules=[
+        Pybind11Extension(
+            "megatron_lite.data._helpers",
+            ["megatron_lite/data/csrc/helpers.cpp"],
+            cxx_std=17,
+            extra_compile_args=["-O3", "-Wall", "-Wextra"],
+        )
+    ],
+)

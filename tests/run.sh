@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Installs what the tests need into .venv (once) and runs them; arguments go on to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash tools/install.sh dev
+export OMP_NUM_THREADS=1 # many ranks share the cores
+exec .venv/bin/python -m pytest "$@"
