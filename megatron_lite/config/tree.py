@@ -133,7 +133,12 @@ class OptimConfig(Section):
     @classmethod
     def _default_min_lr(cls, tree: Any) -> Any:
         # A tenth of the peak, as in the reference run.
-        if isinstance(tree, dict) and tree.get("min_lr") is None and isinstance(tree.get("lr"), float | int):
+        if (
+            isinstance(tree, dict)
+            and tree.get("min_lr") is None
+            and isinstance(tree.get("lr"), float | int)
+            and tree["lr"] > 0
+        ):
             return tree | {"min_lr": tree["lr"] / 10}
         return tree
 
@@ -198,7 +203,7 @@ class Config(Section):
             return tree
         given = {key: value for key, value in optim.items() if key != "decay_steps"}
         # Steps that are not a number are complained about under their own name.
-        derived = {"decay_steps": train["steps"]} if isinstance(train.get("steps"), int) else {}
+        derived = {"decay_steps": train["steps"]} if type(train.get("steps")) is int else {}
         return tree | {"optim": given | derived}
 
     @model_validator(mode="after")

@@ -1,0 +1,121 @@
+"""The numbers that a configuration and a world size decide."""
+
+from typing import Any
+
+import pytest
+
+from megatron_lite.config import Config, config_from_tree, resolve
+from megatron_lite.config.resolve import split_layers
+from megatron_lite.errors import UsageError
+
+
+def make(**sections: dict[str, Any]) -> Config:
+    """A nano model; `make(parallel={...})` updates that section."""
+    tree = {
+        "model": {"preset": "nano"},
+        "parallel": {},
+        "optim": {"lr": 1e-3},
+        "train": {"steps": 10, "global_batch_size": 8, "sequence_length": 32, "run_dir": "runs/x"},
+    }
+    return config_from_tree({name: section | sections.get(name, {}) for name, section in tree.items()})
+
+
+def test_data_takes_what_the_world_leaves() -> None:
+    resolved = resolve(make(parallel={"tensor": 2, "pipeline": 2}, train={"micro_batch_size": 2}), 8)
+    assert (resolved.tensor, resolved.pipeline, resolved.context, resolved.data) == (2, 2, 1, 2)
+    assert resolved.zero_size == 2
+    assert resolved.microbatches == 2
+    assert resolved.local_batch_size == 4
+    assert resolved.tokens_per_step == 8 * 32
+
+
+def test_the_vocabulary_is_padded_to_the_tensor_size() -> None:
+    assert resolve(make(model={"vocab_size": 511}, parallel={"tensor": 2}), 2).padded_vocab_size == 512
+    assert resolve(make(model={"vocab_size": 511}), 1).padded_vocab_size == 511
+
+
+@pytest.mark.parametrize(
+    ("layers", "stages", "expected"),
+    [
+        (8, 4, (2, 2, 2, 2)),
+        (5, 2, (3, 2)),
+        (6, 4, (1, 2, 2, 1)),
+        (5, 4, (1, 1, 2, 1)),
+        (7, 4, (2, 2, 2, 1)),
+        (3, 3, (1, 1, 1)),
+        (5, 1, (5,)),
+        (80, 16, (5,) * 16),
+    ],
+)
+def test_an_uneven_split_spares_the_last_stage_then_the_first(
+    layers: int, stages: int, expected: tuple[int, ...]
+) -> None:
+    assert split_layers(layers, stages) == expected
+
+
+def test_every_split_is_complete_and_even_to_one_block() -> None:
+    for layers in range(1, 40):
+        for stages in range(1, layers + 1):
+            split = split_layers(layers, stages)
+            assert len(split) == stages
+            assert sum(split) == layers
+            assert max(split) - min(split) <= 1
+            assert stages == 1 or split[-1] == min(split)
+
+
+def test_float64_runs_keep_and_reduce_everything_in_float64() -> None:
+    resolved = resolve(make(train={"dtype": "float64"}), 1)
+    assert (resolved.compute_dtype, resolved.master_dtype, resolved.grad_reduce_dtype) == ("float64",) * 3
+    resolved = resolve(make(parallel={"grad_reduce_dtype": "bfloat16"}), 1)
+    assert (resolved.compute_dtype, resolved.master_dtype, resolved.grad_reduce_dtype) == (
+        "bfloat16",
+        "float32",
+        "bfloat16",
+    )
+
+
+def test_every_third_block_is_recomputed_in_full() -> None:
+    assert resolve(make(parallel={"recompute": "every_3"}), 1).recompute == ("full", "none", "none", "full")
+    assert resolve(make(parallel={"recompute": "selective"}), 1).recompute == ("selective",) * 4
+
+
+@pytest.mark.parametrize(
+    ("sections", "world_size", "expected"),
+    [
+        ({"parallel": {"tensor": 3}}, 3, ["parallel.tensor = 3", "model.num_attention_heads = 4"]),
+        ({"parallel": {"tensor": 4}}, 4, ["parallel.tensor = 4", "model.num_key_value_heads = 2"]),
+        (
+            {"parallel": {"tensor": 2}, "model": {"intermediate_size": 161}},
+            2,
+            ["parallel.tensor = 2", "intermediate_size = 161"],
+        ),
+        (
+            {"parallel": {"tensor": 2}, "train": {"sequence_length": 33}},
+            2,
+            ["parallel.tensor = 2", "train.sequence_length", "33"],
+        ),
+        ({"parallel": {"pipeline": 5}}, 5, ["parallel.pipeline = 5", "model.num_hidden_layers = 4"]),
+        ({"parallel": {"pipeline": 2}}, 3, ["world size = 3", "multiple of 2"]),
+        ({"parallel": {"pipeline": 2, "data": 2}}, 8, ["parallel.data = 2", "= 4", "8"]),
+        ({}, 3, ["train.global_batch_size = 8", "multiple of 3"]),
+        ({"parallel": {"pipeline": 2, "stage_layers": [2, 1]}}, 2, ["parallel.stage_layers = [2, 1]", "sum to"]),
+        ({"parallel": {"pipeline": 2, "stage_layers": [4]}}, 2, ["parallel.stage_layers = [4]", "one entry"]),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_in_one_line(
+    sections: dict[str, Any], world_size: int, expected: list[str]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(make(**sections), world_size)
+    assert "\n" not in str(caught.value)
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_without_sequence_parallelism_any_length_goes_with_any_tensor_size() -> None:
+    config = make(parallel={"tensor": 2, "sequence": False}, train={"sequence_length": 33})
+    assert resolve(config, 2).tensor == 2
+
+
+def test_given_stage_layers_are_taken() -> None:
+    assert resolve(make(parallel={"pipeline": 2, "stage_layers": [1, 3]}), 2).stage_layers == (1, 3)
