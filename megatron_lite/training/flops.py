@@ -1,0 +1,57 @@
+"""Floating-point operations that a token costs, and the share of the device's peak they make (MFU).
+
+The count is the mathematics' own: what recomputation or padding adds is not in it, and a causal query is
+charged for the keys it may see, not for the whole square.
+"""
+
+import re
+
+from megatron_lite.config import ModelConfig
+
+# Dense bfloat16 peak in FLOP/s, from NVIDIA's data sheets (A100, H100, H200, HGX B200); figures printed there
+# "with sparsity" are halved. The first name that stands in the device's name as a
+# word of its own counts, so the narrower ones come first.
+_PEAK_BFLOAT16 = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+}
+
+
+def matmul_parameters(model: ModelConfig) -> int:
+    """Weights that every token is multiplied by: the projections and the head, not the embedding's lookup."""
+    query_width = model.num_attention_heads * model.head_dim
+    key_value_width = model.num_key_value_heads * model.head_dim
+    attention = model.hidden_size * (2 * query_width + 2 * key_value_width)
+    feed_forward = 3 * model.hidden_size * model.intermediate_size
+    return model.num_hidden_layers * (attention + feed_forward) + model.hidden_size * model.vocab_size
+
+
+def flops_per_token(model: ModelConfig, sequence_length: int) -> int:
+    """FLOPs of forward and backward for one token: 6 N + 6 L h (s + 1).
+
+    N is `matmul_parameters`: 2 FLOPs a weight forward, 4 backward (Chowdhery et al. 2022, "PaLM", appendix B).
+    Attention's two products cost 4 h FLOPs a key forward and twice that backward; PaLM's 12 L h s charges all
+    s keys, this the (s + 1) / 2 that a query sees on average under the causal mask. h is num_attention_heads x
+    head_dim: grouped key-value heads save projections, which N counts, not products.
+    """
+    query_width = model.num_attention_heads * model.head_dim
+    attention = 6 * model.num_hidden_layers * query_width * (sequence_length + 1)
+    return 6 * matmul_parameters(model) + attention
+
+
+def peak_flops(device_name: str, dtype: str) -> float | None:
+    """A device's dense peak in FLOP/s, or None where no data sheet's figure is known: CPUs, and other dtypes."""
+    if dtype != "bfloat16":
+        return None
+    return next((peak for name, peak in _PEAK_BFLOAT16.items() if re.search(rf"\b{name}\b", device_name)), None)
+
+
+def model_flops_utilization(flops_per_second: float, devices: int, peak_flops_per_device: float | None) -> float | None:
+    """MFU as a fraction; None where the peak is unknown, since a guess would be no measurement."""
+    if peak_flops_per_device is None:
+        return None
+    return flops_per_second / (devices * peak_flops_per_device)

@@ -1,0 +1,148 @@
+"""What a run says about itself, step by step: metrics.jsonl, TensorBoard, and one progress line."""
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+from tqdm import tqdm
+
+from megatron_lite.errors import DataError
+
+LOG_INTERVAL = 10.0  # seconds between plain progress lines
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One line of metrics.jsonl. Where a field is None, `mfu` is written as null and the others are left out."""
+
+    step: int  # counted from 1
+    tokens: int  # read so far in the whole run
+    loss: float  # mean over the global batch's counted tokens, in nats
+    grad_norm: float  # before clipping
+    lr: float
+    seconds: float  # of this step
+    tokens_per_second: float  # over all ranks
+    mfu: float | None
+    memory_bytes: int  # on the fullest rank
+    memory_kind: str
+    z_loss: float | None = None
+    valid_loss: float | None = None
+
+    def to_json(self) -> str:
+        """The line, with every digit of every float (json writes floats by repr)."""
+        optional = ("z_loss", "valid_loss")
+        return json.dumps(
+            {name: value for name, value in asdict(self).items() if value is not None or name not in optional}
+        )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, without a last line that a killed process left unfinished.
+
+    Raises DataError for a broken line anywhere else.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path} line {number}: not JSON: {error}") from None
+    return records
+
+
+def rewind(path: Path, step: int) -> None:
+    """Cut a metrics.jsonl back to the lines up to `step`; a crash leaves either the old file or the new one."""
+    if not path.exists():
+        return
+    kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= step]
+    replacement = path.with_suffix(".jsonl.tmp")
+    with replacement.open("w", encoding="utf-8") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    replacement.replace(path)
+
+
+class MetricsWriter:
+    """Writes a run's metrics from the one rank that has them; the files go on after `start_step`.
+
+    A context manager. `write` flushes, so that metrics.jsonl is complete after every step.
+    """
+
+    def __init__(self, run_dir: Path, *, start_step: int, total_steps: int) -> None:
+        # Imported here because it takes a second, which the other ranks need not spend.
+        from torch.utils.tensorboard import SummaryWriter
+
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path = run_dir / "metrics.jsonl"
+        rewind(path, start_step)
+        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
+        self._progress = Progress(start_step=start_step, total_steps=total_steps)
+
+    def write(self, metrics: StepMetrics) -> None:
+        self._file.write(metrics.to_json() + "\n")
+        self._file.flush()
+        for name, value in asdict(metrics).items():
+            if isinstance(value, int | float) and name != "step":
+                self._board.add_scalar(name, value, metrics.step)
+        self._progress.show(metrics)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+        self._progress.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Progress:
+    """One line on stderr: a bar that redraws itself on a terminal, a plain line now and then in a log."""
+
+    def __init__(self, *, start_step: int, total_steps: int) -> None:
+        self._total = total_steps
+        self._last_line = float("-inf")
+        on_terminal = sys.stderr.isatty()
+        self._bar = (
+            tqdm(initial=start_step, total=total_steps, unit="step", dynamic_ncols=True) if on_terminal else None
+        )
+
+    def show(self, metrics: StepMetrics) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(_describe(metrics), refresh=False)
+            self._bar.update()
+            return
+        now = time.monotonic()
+        worth_a_line = metrics.valid_loss is not None or metrics.step == self._total
+        if worth_a_line or now - self._last_line >= LOG_INTERVAL:
+            self._last_line = now
+            print(f"step {metrics.step}/{self._total}  {_describe(metrics)}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _describe(metrics: StepMetrics) -> str:
+    parts = [f"loss {metrics.loss:.4f}"]
+    if metrics.valid_loss is not None:
+        parts.append(f"valid {metrics.valid_loss:.4f}")
+    parts += [
+        f"grad norm {metrics.grad_norm:.3f}",
+        f"lr {metrics.lr:.2e}",
+        f"{metrics.tokens_per_second:,.0f} tokens/s",
+    ]
+    if metrics.mfu is not None:
+        parts.append(f"MFU {metrics.mfu:.1%}")
+    return "  ".join([*parts, f"{metrics.memory_bytes / 2**30:.2f} GiB"])
