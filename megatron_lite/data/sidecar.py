@@ -1,0 +1,64 @@
+"""PREFIX.json beside a .bin and .idx: what those two cannot say, above all which tokenizer wrote them."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_lite.data.files import partial_path, publish
+from megatron_lite.errors import DataError
+
+
+def sidecar_path(prefix: str | Path) -> Path:
+    return Path(f"{prefix}.json")
+
+
+@dataclass(frozen=True)
+class TokenizerIdentity:
+    """sha256 of the tokenizer's model file, the number of its pieces, and the id that ends a document."""
+
+    sha256: str
+    vocab_size: int
+    eod_id: int
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    tokenizer: TokenizerIdentity | None  # None: written from ids by a program that named no tokenizer
+    dtype: str
+    documents: int
+    sequences: int
+    tokens: int
+    max_token_id: int  # -1 without tokens
+    bin_bytes: int
+    bin_xxh3: str  # xxh3, 128 bits, hexadecimal
+    idx_xxh3: str
+
+    @classmethod
+    def load(cls, prefix: str | Path) -> "Sidecar | None":
+        """The sidecar of a data set, None where there is none. Raises DataError for one that cannot be read."""
+        path = sidecar_path(prefix)
+        if not path.exists():
+            return None
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            if fields["tokenizer"] is not None:
+                fields["tokenizer"] = TokenizerIdentity(**fields["tokenizer"])
+            return cls(**fields)
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path} is no sidecar of a data set ({error}); without it the data set opens") from None
+
+    def save(self, prefix: str | Path) -> None:
+        """Written whole or not at all."""
+        path = sidecar_path(prefix)
+        partial_path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        publish(path)
+
+    def check(self, prefix: str | Path, dtype: str, bin_bytes: int, sequences: int, documents: int) -> None:
+        """Raises DataError unless the sidecar describes these files."""
+        found = {"dtype": dtype, "bin_bytes": bin_bytes, "sequences": sequences, "documents": documents}
+        for field, value in found.items():
+            if (said := getattr(self, field)) != value:
+                raise DataError(
+                    f"{sidecar_path(prefix)} says {field} {said}, the data set has {value}; it belongs to other files"
+                )
