@@ -92,7 +92,7 @@ class BlendEntry(Section):
 
 
 class DataConfig(Section):
-    """`split` ("98,2": parts for training and validation of `train`'s data sets) stands instead of `valid`."""
+    """Data sets; `split` (such as "98,2") cuts those of `train` into training and validation, instead of `valid`."""
 
     train: Blend = ()
     valid: Blend = ()
@@ -101,19 +101,6 @@ class DataConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 1234
     document_mask: bool = False
     order: str = "stable"
-
-    @model_validator(mode="after")
-    def _check_split(self) -> Self:
-        if self.split is None:
-            return self
-        parts = self.split.split(",")
-        if not 2 <= len(parts) <= 3 or not all(_is_share(part) for part in parts) or float(parts[0]) == 0:
-            raise UsageError(
-                f"data.split = {self.split}: must be two or three comma-separated shares, for example 98,2"
-            )
-        if self.valid:
-            raise UsageError(f"data.split = {self.split}: give either data.split or data.valid, not both")
-        return self
 
 
 class OptimConfig(Section):
@@ -238,7 +225,3 @@ ACCEPTED_TODAY: Mapping[str, tuple[Any, ...]] = {
 def _divides(part_name: str, part: int, whole_name: str, whole: int) -> None:
     if whole % part:
         raise UsageError(f"{part_name} = {part}: must divide {whole_name} = {whole}")
-
-
-def _is_share(text: str) -> bool:
-    return text.strip().replace(".", "", 1).isdigit()

@@ -1,0 +1,67 @@
+"""What a unigram model makes of the validation data: the bar that a trained model's validation loss must clear.
+
+python tools/unigram_baseline.py CONFIG.yaml --output unigram.json [--set key=value ...]
+
+The model is the share of each token among the training targets (one epoch), every count raised by one; its
+cross-entropy in nats a token is over the targets that training validates on, in whole global batches.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from megatron_lite.config import load_config
+from megatron_lite.data.build import build_datasets
+from megatron_lite.data.files import partial_path, publish
+from megatron_lite.errors import DataError, run_face
+
+
+def count_targets(samples: Iterable[np.ndarray], vocab_size: int) -> np.ndarray:
+    """int64 [vocab_size]: how often each token is a target. A sample's first token is only ever an input."""
+    counts = np.zeros(vocab_size, np.int64)
+    for sample in samples:
+        counts += np.bincount(sample[1:], minlength=vocab_size)
+    return counts
+
+
+def unigram_cross_entropy(train_counts: np.ndarray, valid_counts: np.ndarray) -> float:
+    """-sum_v valid_v log((train_v + 1) / (sum train + vocabulary)) / sum valid, in nats a token."""
+    log_shares = np.log(train_counts + 1) - math.log(int(train_counts.sum()) + len(train_counts))
+    return float(-(valid_counts * log_shares).sum() / valid_counts.sum())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", metavar="CONFIG.yaml")
+    parser.add_argument("--output", type=Path, required=True, metavar="F.json")
+    parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides of the configuration")
+    options = parser.parse_args()
+    config = load_config(options.config, options.set)
+    train, model = config.train, config.model
+    datasets = build_datasets(
+        config.data, sequence_length=train.sequence_length, vocab_size=model.vocab_size, cache_dir=None
+    )
+    batches = len(datasets.valid) // train.global_batch_size if datasets.valid is not None else 0
+    if not batches:
+        raise DataError(f"data.valid: no whole global batch of {train.global_batch_size} sequences to validate on")
+    bar = tqdm(range(len(datasets.train)), desc="unigram", unit="sample", disable=None)
+    train_counts = count_targets((datasets.train[index] for index in bar), model.vocab_size)
+    valid_samples = (datasets.valid[index] for index in range(batches * train.global_batch_size))
+    valid_counts = count_targets(valid_samples, model.vocab_size)
+    result = {
+        "cross_entropy": unigram_cross_entropy(train_counts, valid_counts),
+        "train_tokens": int(train_counts.sum()),
+        "valid_tokens": int(valid_counts.sum()),
+    }
+    partial_path(options.output).write_text(json.dumps(result) + "\n", encoding="utf-8")
+    publish(options.output)
+    print(f"unigram cross-entropy {result['cross_entropy']:.4f} nats a token over {result['valid_tokens']:,} tokens")
+
+
+if __name__ == "__main__":
+    run_face(main)
