@@ -2,8 +2,8 @@
 
 Forward, for each unit: wait for its weights, start gathering the next unit's, run it on a detached input, release.
 Backward, for each unit in reverse: the same, running autograd inside that one unit, then start reducing its gradients.
-The units of a step and their order are known beforehand (`uses_of`), so gathers, releases and reductions are planned, not
-triggered. A split backward runs autograd in I, where products queue their weight gradients, and the queue in W.
+The units of a step and their order are known beforehand (`uses_of`), so gathers, releases and reductions are planned,
+not triggered. A split backward runs autograd in I, where products queue their weight gradients, and the queue in W.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -84,6 +84,7 @@ class Executor:
         self.queued[microbatch] = []
         self._walk_back(microbatch, self.queued[microbatch])
 
+    @torch.no_grad()
     def _weight_backward(self, microbatch: int, like: Tensor) -> None:
         for queue in self.queued.pop(microbatch):
             self.walk.enter()

@@ -1,7 +1,8 @@
 """Activations and gradients between pipeline neighbours.
 
-Each edge has a two-rank communicator for each direction, so messages of one communicator all go one way and arrive in order.
-A receive is posted as soon as the one before it was taken; a send is waited for when the next goes out the same way.
+Each edge has a two-rank communicator for each direction, so messages of one communicator all go one way and arrive in
+order. A receive is posted as soon as the one before it was taken; a send is waited for when the next goes out the same
+way.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,131 @@
+"""The weightless and the normalizing operations of a block: RMSNorm, rotary positions, attention, SwiGLU.
+
+Shapes: T positions, B sequences, H hidden, D head dimension, G key-value heads of this rank, R query heads a key-value
+head.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from megatron_lite.parallel.zero import Weight
+
+
+def rms_norm(x: Tensor, weight: Weight, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467, equation
+    4).
+
+    Statistics in float32 (float64 for float64).
+    """
+    return _RMSNorm.apply(x, weight, eps)
+
+
+class _RMSNorm(Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, scale)
+        ctx.weight = weight
+        return (exact * scale * weight.data).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, scale = ctx.saved_tensors
+        weight = ctx.weight
+        normal = x * scale  # promotes to scale's dtype
+        product = gradient * normal
+        weight.add_gradient(product.flatten(0, -2).sum(0))
+        # d/dx: scale * (g w - normal * mean(g w normal))
+        inner = (product * weight.data).mean(-1, keepdim=True)
+        result = torch.addcmul(gradient * weight.data, normal, inner, value=-1).mul_(scale)
+        return result.to(x.dtype), None, None
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Cosines and sines of the positions of one microbatch, each [T, 1, 1, 1, D/2] (RoFormer, arXiv 2104.09864,
+    equation 34)."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotary(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotary:
+    """Angles position * theta^(-2i/D), computed in float64, kept in float32 or wider."""
+    frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim)
+    angle = torch.outer(positions.to(torch.float64), frequency)[:, None, None, None]
+    kept = torch.promote_types(dtype, torch.float32)
+    return Rotary(angle.cos().to(kept), angle.sin().to(kept))
+
+
+def rotate(x: Tensor, rope: Rotary) -> Tensor:
+    """Rotate the pairs (i, i + D/2) of the last dimension: Hugging Face's half rotation. x is [T, B, G, heads, D]."""
+    return _Rotate.apply(x, rope.cos, rope.sin)
+
+
+class _Rotate(Function):
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        cos, sin = ctx.saved_tensors
+        return _turn(gradient, cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
+
+
+def split_heads(qkv: Tensor, head_dim: int, queries: int, rope: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+    """Packed [T, B, G (R + 2) D] -> rotated queries [B, G R, T, D], rotated keys and values [B, G, T, D]."""
+    length, batch = qkv.shape[:2]
+    packed = qkv.view(length, batch, -1, queries + 2, head_dim)
+    turned, v = packed.split([queries + 1, 1], dim=3)
+    q, k = rotate(turned, rope).split([queries, 1], dim=3)
+    return tuple(heads.reshape(length, batch, -1, head_dim).permute(1, 2, 0, 3) for heads in (q, k, v))
+
+
+def join_heads(output: Tensor) -> Tensor:
+    """[B, heads, T, D] -> [T, B, heads D]."""
+    return output.permute(2, 0, 1, 3).flatten(2)
+
+
+def causal_attention(qkv: Tensor, head_dim: int, queries: int, rope: Rotary) -> Tensor:
+    """Packed [T, B, G (R + 2) D] -> [T, B, G R D]: softmax(q k^T / sqrt(D)) v, each position seeing itself and what
+    came before."""
+    q, k, v = split_heads(qkv, head_dim, queries, rope)
+    return join_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """Packed [.., 2 F] -> [.., F]: silu(gate) * up (Shazeer 2020, arXiv 2002.05202, equation 6)."""
+    return _SwiGLU.apply(gate_up)
+
+
+class _SwiGLU(Function):
+    @staticmethod
+    def forward(ctx, gate_up):
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, -1)
+        sigmoid = torch.sigmoid(gate)
+        silu = gate * sigmoid
+        result = torch.empty_like(gate_up)
+        to_gate, to_up = result.chunk(2, -1)
+        torch.mul(gradient, silu, out=to_up)
+        # silu' = sigmoid (1 + gate (1 - sigmoid)) = sigmoid + silu (1 - sigmoid)
+        torch.mul(gradient * up, torch.addcmul(sigmoid + silu, silu, sigmoid, value=-1), out=to_gate)
+        return result

@@ -1,0 +1,104 @@
+"""The parameter specification: every weight of the model, its Hugging Face name, and each tensor rank's piece of it.
+
+    weight       local shape                      packs                             split
+    embed        [V / tp, H]                      embed_tokens                      rows
+    qkv          [(heads + 2 kv) / tp * D, H]     q, k, v by key-value head         rows
+    o            [H, heads / tp * D]              o_proj                            columns
+    gate_up      [2 F / tp, H]                    gate rows, then up rows           rows
+    down         [H, F / tp]                      down_proj                         columns
+    norms        [H]                                                                replicated
+    lm_head      [V / tp, H]                      lm_head, or embed_tokens if tied  rows
+
+V is padded to a multiple of tp; padded rows belong to no logical parameter. Initial deviations: `initializer_range`,
+and for o and down that divided by sqrt(2 * layers), as in GPT-2 (Radford et al. 2019, section 2.3). Norms begin at one.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+from megatron_lite.config import ModelConfig
+from megatron_lite.parallel.layout import Local, Logical, Piece
+
+
+@dataclass(frozen=True)
+class Specification:
+    """The weights of the model as tensor rank `rank` of `tensor` holds them."""
+
+    model: ModelConfig
+    deviation: float  # train.initializer_range
+    tensor: int
+    rank: int
+
+    def embedding(self) -> list[Local]:
+        return [self._vocabulary("embed", self._embed_tokens)]
+
+    def head(self, first_stage: bool) -> list[Local]:
+        """The head's own weights. A tied head uses the embedding's on the first stage; on another it keeps a copy it
+        does not own."""
+        norm = self._norm("norm", "model.norm.weight")
+        if not self.model.tie_word_embeddings:
+            size = (self.model.vocab_size, self.model.hidden_size)
+            return [self._vocabulary("lm_head", Logical("lm_head.weight", size, self.deviation, True)), norm]
+        if first_stage:
+            return [norm]
+        return [self._vocabulary("embed", self._embed_tokens, owner=False), norm]
+
+    def block(self, layer: int) -> list[Local]:
+        prefix = f"model.layers.{layer}"
+        model = self.model
+        hidden, ffn, heads = model.hidden_size, model.intermediate_size, model.num_attention_heads * model.head_dim
+        residual = self.deviation / sqrt(2 * model.num_hidden_layers)
+
+        def matrix(name: str, rows: int, columns: int, deviation: float = self.deviation) -> Logical:
+            return Logical(f"{prefix}.{name}.weight", (rows, columns), deviation, True)
+
+        keys = model.num_key_value_heads * model.head_dim
+        qkv = [matrix(f"self_attn.{n}_proj", rows, hidden) for n, rows in (("q", heads), ("k", keys), ("v", keys))]
+        return [
+            self._packed_qkv(*qkv),
+            self._columns("o", matrix("self_attn.o_proj", hidden, heads, residual)),
+            self._packed_rows("gate_up", [matrix(f"mlp.{n}_proj", ffn, hidden) for n in ("gate", "up")]),
+            self._columns("down", matrix("mlp.down_proj", hidden, ffn, residual)),
+            self._norm("attention_norm", f"{prefix}.input_layernorm.weight"),
+            self._norm("mlp_norm", f"{prefix}.post_attention_layernorm.weight"),
+        ]
+
+    @property
+    def _embed_tokens(self) -> Logical:
+        size = (self.model.vocab_size, self.model.hidden_size)
+        return Logical("model.embed_tokens.weight", size, self.deviation, True)
+
+    def _packed_qkv(self, q: Logical, k: Logical, v: Logical) -> Local:
+        """For each local key-value head its query heads, the key head, the value head."""
+        groups = self.model.num_key_value_heads // self.tensor
+        pieces, row = [], 0
+        for group in range(self.rank * groups, (self.rank + 1) * groups):
+            for logical in (q, k, v):
+                rows = logical.shape[0] // self.model.num_key_value_heads
+                pieces.append(Piece(logical, row, rows, (group * rows, 0)))
+                row += rows
+        return Local("qkv", (row, q.shape[1]), tuple(pieces))
+
+    def _packed_rows(self, name: str, logicals: list[Logical]) -> Local:
+        """This rank's rows of each logical parameter, one parameter after the other."""
+        pieces, row = [], 0
+        for logical in logicals:
+            rows = logical.shape[0] // self.tensor
+            pieces.append(Piece(logical, row, rows, (self.rank * rows, 0)))
+            row += rows
+        return Local(name, (row, logicals[0].shape[1]), tuple(pieces))
+
+    def _columns(self, name: str, logical: Logical) -> Local:
+        rows, columns = logical.shape[0], logical.shape[1] // self.tensor
+        return Local(name, (rows, columns), (Piece(logical, 0, rows, (0, self.rank * columns)),))
+
+    def _vocabulary(self, name: str, logical: Logical, owner: bool = True) -> Local:
+        rows = -(-logical.shape[0] // self.tensor)
+        first = self.rank * rows
+        real = min(max(logical.shape[0] - first, 0), rows)
+        # A rank of padding alone keeps an empty piece, so that the weight still knows its logical parameter.
+        return Local(name, (rows, logical.shape[1]), (Piece(logical, 0, real, (first, 0)),), owner=owner)
+
+    def _norm(self, name: str, logical_name: str) -> Local:
+        logical = Logical(logical_name, (self.model.hidden_size,), None, False)
+        return Local(name, logical.shape, (Piece(logical, 0, self.model.hidden_size, (0,)),), replicated=True)

@@ -1,0 +1,119 @@
+"""The decoder-only transformer, written once for every layout.
+
+    Embedding -> Block x layers -> Head          each a unit: what ZeRO gathers, recomputes and walks over at once
+
+Between units activations are [T/tp, B, H] under sequence parallelism, [T, B, H] without. A block's four collectives
+stand in its four products: enter, leave, enter, leave (parallel/tensor.py).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from megatron_lite.config import ModelConfig
+from megatron_lite.model.operations import Rotary, causal_attention, rms_norm, swiglu
+from megatron_lite.parallel.tensor import (
+    Region,
+    enter_linear,
+    linear_leave,
+    vocabulary_cross_entropy,
+    vocabulary_embedding,
+)
+from megatron_lite.parallel.zero import Shards, Weight
+
+Recompute = Literal["none", "selective", "full"]
+
+
+@dataclass
+class Microbatch:
+    """What every unit of a stage may read: tokens and labels [T, B], rotary angles, and the loss's divisor.
+
+    Labels outside the vocabulary are not counted. `count` is the step's global number of counted tokens, so that
+    gradients
+    of all microbatches and ranks add up to the mean's. The head leaves its sums in `loss` and `z_loss`.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    rope: Rotary
+    count: Tensor
+    loss: Tensor | None = None
+    z_loss: Tensor | None = None
+
+
+class Embedding:
+    """Token embedding, split over the vocabulary."""
+
+    def __init__(self, shards: Shards, region: Region):
+        self.shards, self.region = (shards,), region
+        (self.embed,) = shards.weights
+        self.recompute: Recompute = "none"
+
+    def forward(self, x: Tensor, batch: Microbatch) -> Tensor:
+        return vocabulary_embedding(batch.tokens, self.embed, self.region, anchor=x)
+
+
+class Block:
+    """Pre-norm attention and SwiGLU, each added to its input (Llama, arXiv 2302.13971, section 2.2)."""
+
+    def __init__(self, model: ModelConfig, shards: Shards, region: Region, recompute: Recompute):
+        self.model, self.shards, self.region, self.recompute = model, (shards,), region, recompute
+        self.qkv, self.o, self.gate_up, self.down, self.attention_norm, self.mlp_norm = shards.weights
+
+    def forward(self, x: Tensor, batch: Microbatch) -> Tensor:
+        return self.transform(x, partial(self._attention, rope=batch.rope))
+
+    def transform(self, x: Tensor, attention) -> Tensor:
+        """The block around any attention [T, B, packed QKV] -> [T, B, heads D]; generation passes one with a cache."""
+        region, eps, again = self.region, self.model.rms_norm_eps, self.recompute == "selective"
+        h = rms_norm(x, self.attention_norm, eps)
+        qkv = enter_linear(h, self.qkv, region, "attention.enter")
+        x = x + linear_leave(qkv, attention, self.o, region, "attention.leave", again)
+        h = rms_norm(x, self.mlp_norm, eps)
+        gate_up = enter_linear(h, self.gate_up, region, "mlp.enter")
+        return x + linear_leave(gate_up, swiglu, self.down, region, "mlp.leave", again)
+
+    def _attention(self, qkv: Tensor, rope: Rotary) -> Tensor:
+        queries = self.model.num_attention_heads // self.model.num_key_value_heads
+        return causal_attention(qkv, self.model.head_dim, queries, rope)
+
+
+class Head:
+    """Final norm, output projection and cross-entropy. A tied head on the embedding's stage uses the embedding's
+    weight."""
+
+    def __init__(self, model: ModelConfig, shards: Shards, region: Region, tied: Shards | None, z_loss: float):
+        self.model, self.region, self.z_loss = model, region, z_loss
+        self.shards = (shards,) if tied is None else (shards, tied)
+        self.norm: Weight = shards.weights[-1]
+        self.projection: Weight = shards.weights[0] if tied is None else tied.weights[0]
+        self.recompute: Recompute = "none"
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Local logits [T, B, V/tp]."""
+        h = rms_norm(x, self.norm, self.model.rms_norm_eps)
+        return enter_linear(h, self.projection, self.region, "head.enter")
+
+    def forward(self, x: Tensor, batch: Microbatch) -> Tensor:
+        """The microbatch's share of the objective, a scalar: (sum of losses + z_loss * sum of lse^2) / count."""
+        logits = self.logits(x)
+        loss, log_sum = vocabulary_cross_entropy(logits, batch.labels, self.model.vocab_size, self.region.tensor)
+        counted = (batch.labels >= 0) & (batch.labels < self.model.vocab_size)
+        # PaLM, arXiv 2204.02311, section 5: z_loss * log^2 Z keeps the softmax's normalizer near 1.
+        z_loss = self.z_loss * torch.where(counted, log_sum, torch.zeros_like(log_sum)).square()
+        batch.loss, batch.z_loss = loss.detach().sum(), z_loss.detach().sum()
+        return (loss.sum() + z_loss.sum()) / batch.count
+
+
+Unit = Embedding | Block | Head
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pipeline rank's share of the model: units in order, and the distinct shards behind them."""
+
+    units: tuple[Unit, ...]
+    shards: tuple[Shards, ...]

@@ -1,0 +1,150 @@
+"""Every message between ranks goes through this file, under the name of its call site.
+
+A `Communicator` is one process group with the mesh axis it stands for. Each operation is issued asynchronously and
+returns a `Handle`; `handle.wait()` gives the result. Overlap in the package comes from the distance between the two,
+never from streams. A communicator of one rank answers at once and sends nothing.
+
+With a `Recorder` attached, each issue and each wait becomes an `Event`. Bytes follow one convention: the payload is the
+larger side of the operation: an all-gather's output, a reduce-scatter's input, the tensor of an all-reduce, broadcast
+or message.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# The names changed after torch 2.11; this is the only place that knows.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of a rank's transcript."""
+
+    kind: str  # issue | wait
+    handle: int  # joins a wait to its issue; unique within a rank
+    axis: str
+    group: tuple[int, ...]  # global ranks of the communicator
+    operation: str  # all_gather | reduce_scatter | all_reduce | broadcast | send | recv | barrier
+    site: str
+    bytes: int
+    peer: int | None = None  # global rank at the other end of a message
+    batch: int | None = None  # operations issued as one NCCL group call share a number
+    phase: str = ""
+
+
+@dataclass
+class Recorder:
+    """The transcript of one rank. `phase` is set by whoever drives the step."""
+
+    events: list[Event] = field(default_factory=list)
+    phase: str = ""
+    issued: int = 0
+
+
+class Handle:
+    """An operation in flight; it keeps its buffers alive until it was waited for."""
+
+    def __init__(
+        self,
+        work,
+        result: Tensor,
+        source: Tensor | None = None,
+        recorder: Recorder | None = None,
+        event: Event | None = None,
+    ):
+        self.work, self.result, self.source = work, result, source
+        self.recorder, self.event = recorder, event
+
+    def wait(self) -> Tensor:
+        """Return the result; the caller's stream (on a GPU) or thread (on a CPU) waits for it."""
+        if self.work is not None:
+            self.work.wait()
+            self.work = self.source = None
+            if self.recorder is not None:
+                issued = self.event
+                self.recorder.events.append(
+                    Event("wait", issued.handle, issued.axis, issued.group, issued.operation, issued.site, issued.bytes,
+                          issued.peer, issued.batch, self.recorder.phase)
+                )  # fmt: skip
+        return self.result
+
+
+def ready(result: Tensor) -> Handle:
+    """A handle whose result needed no communication."""
+    return Handle(None, result)
+
+
+class Communicator:
+    """One process group. `rank` is this process's index in it, `ranks` its members' global ranks."""
+
+    def __init__(self, axis: str, ranks: tuple[int, ...], rank: int, group=None, recorder: Recorder | None = None):
+        self.axis, self.ranks, self.rank, self.group, self.recorder = axis, ranks, rank, group, recorder
+        self.size = len(ranks)
+
+    def all_gather(self, shard: Tensor, site: str) -> Handle:
+        """[n, ...] on each rank -> [size * n, ...], ranks in order along the first dimension."""
+        if self.size == 1:
+            return ready(shard)
+        shard = shard.contiguous()
+        full = shard.new_empty((self.size * shard.shape[0], *shard.shape[1:]))
+        work = _all_gather(full, shard, group=self.group, async_op=True)
+        return self._record("all_gather", site, work, full, full, shard)
+
+    def reduce_scatter(self, full: Tensor, site: str) -> Handle:
+        """[size * n, ...] on each rank -> the sum's [n, ...] at this rank's place."""
+        if self.size == 1:
+            return ready(full)
+        full = full.contiguous()
+        shard = full.new_empty((full.shape[0] // self.size, *full.shape[1:]))
+        work = _reduce_scatter(shard, full, group=self.group, async_op=True)
+        return self._record("reduce_scatter", site, work, shard, full, full)
+
+    def all_reduce(self, tensor: Tensor, site: str) -> Handle:
+        """Sum over the ranks, in place; `tensor` must be contiguous."""
+        if self.size == 1:
+            return ready(tensor)
+        work = dist.all_reduce(tensor, group=self.group, async_op=True)
+        return self._record("all_reduce", site, work, tensor, tensor)
+
+    def broadcast(self, tensor: Tensor, source: int, site: str) -> Handle:
+        """In place, from the member with index `source`."""
+        if self.size == 1:
+            return ready(tensor)
+        work = dist.broadcast(tensor, group=self.group, group_src=source, async_op=True)
+        return self._record("broadcast", site, work, tensor, tensor)
+
+    def send(self, tensor: Tensor, peer: int, site: str) -> Handle:
+        """To the member with index `peer`; the tensor must not change until the handle was waited for."""
+        work = dist.isend(tensor, group=self.group, group_dst=peer)
+        return self._record("send", site, work, tensor, tensor, tensor, peer)
+
+    def receive(self, buffer: Tensor, peer: int, site: str) -> Handle:
+        """From the member with index `peer`, into `buffer`."""
+        work = dist.irecv(buffer, group=self.group, group_src=peer)
+        return self._record("recv", site, work, buffer, buffer, None, peer)
+
+    def barrier(self, site: str) -> None:
+        """Return when every member has called it."""
+        self.all_reduce(torch.zeros(1, device=self._device()), site).wait()
+
+    def _device(self) -> torch.device:
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+    def _record(self, operation, site, work, result, payload, source=None, peer=None) -> Handle:
+        if self.recorder is None:
+            return Handle(work, result, source)
+        self.recorder.issued += 1
+        event = Event("issue", self.recorder.issued, self.axis, self.ranks, operation, site,
+                      payload.numel() * payload.element_size(), None if peer is None else self.ranks[peer],
+                      None, self.recorder.phase)  # fmt: skip
+        self.recorder.events.append(event)
+        return Handle(work, result, source, self.recorder, event)
+
+
+def alone(rank: int) -> Communicator:
+    """The communicator of a process that shares with nobody."""
+    return Communicator("self", (rank,), 0)

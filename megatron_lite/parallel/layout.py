@@ -1,0 +1,133 @@
+"""Who owns which piece of which parameter. Integers only: nothing here sends, and nothing allocates.
+
+Three views of a weight:
+
+    logical   what a user and Hugging Face know: `model.layers.0.self_attn.q_proj.weight`, [heads * head_dim, hidden]
+    local     what one tensor rank multiplies by; may pack several logical parameters (QKV, gate and up)
+    shard     rows [r * n, (r + 1) * n) of the local weight, on rank r of the sharding group
+
+Initialization, ZeRO, the gradient norm, checkpoints and exchange are all written against the `Box`es that tie the
+views.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+
+@dataclass(frozen=True)
+class Logical:
+    """A parameter of the model, on no layout in particular."""
+
+    name: str
+    shape: tuple[int, ...]
+    deviation: float | None  # of the initial normal distribution; None: all ones
+    weight_decay: bool
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows [row, row + rows) of a local weight hold a block of a logical parameter that begins at `start`."""
+
+    logical: Logical
+    row: int
+    rows: int
+    start: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Local:
+    """A weight as one tensor rank holds it. Rows that no piece covers are padding: zero, and never trained."""
+
+    name: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    replicated: bool = False  # the same on every tensor rank
+    owner: bool = True  # False: another stage's tied copy, which counts in the norm and is saved
+
+    @property
+    def weight_decay(self) -> bool:
+        return self.pieces[0].logical.weight_decay
+
+    @property
+    def row_size(self) -> int:
+        return prod(self.shape[1:])
+
+
+@dataclass(frozen=True)
+class Box:
+    """A contiguous range of a flat shard that is one block of a logical parameter."""
+
+    logical: Logical
+    start: tuple[int, ...]  # where the block begins in the logical parameter
+    shape: tuple[int, ...]
+    offset: int  # first element in the flat shard
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        return tuple(slice(s, s + n) for s, n in zip(self.start, self.shape, strict=True))
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """A unit's weights cut along their first dimension into `ranks` equal shards, laid one after the other in a flat
+    buffer.
+
+        shard r = [ rows r of weight 0 | rows r of weight 1 | ... ]      rows(w) = ceil(first dimension / ranks)
+
+    Weights with decay come first, so that a flat shard is two ranges: decayed, and not.
+    """
+
+    locals: tuple[Local, ...]
+    ranks: int
+
+    def __post_init__(self) -> None:
+        decays = [local.weight_decay for local in self.locals]
+        if decays != sorted(decays, reverse=True):
+            raise ValueError("weights with decay must come before those without")
+
+    def rows(self, local: Local) -> int:
+        """First-dimension rows of one shard, padding included."""
+        return -(-local.shape[0] // self.ranks)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each weight begins in the flat shard, and where the last ends."""
+        offsets = [0]
+        for local in self.locals:
+            offsets.append(offsets[-1] + self.rows(local) * local.row_size)
+        return tuple(offsets)
+
+    @property
+    def size(self) -> int:
+        """Elements of a flat shard."""
+        return self.offsets[-1]
+
+    @property
+    def decayed(self) -> int:
+        """The flat range [0, decayed) takes weight decay."""
+        return self.offsets[sum(local.weight_decay for local in self.locals)]
+
+    def ranges(self) -> list[tuple[Local, int, int]]:
+        """(weight, begin, end) in the flat shard."""
+        return list(zip(self.locals, self.offsets[:-1], self.offsets[1:], strict=True))
+
+    def boxes(self, rank: int) -> list[tuple[Local, Box]]:
+        """Every block of a logical parameter in the shard of `rank`."""
+        found = []
+        for local, begin, _ in self.ranges():
+            rows = self.rows(local)
+            first, last = rank * rows, (rank + 1) * rows
+            for piece in local.pieces:
+                low, high = max(first, piece.row), min(last, piece.row + piece.rows)
+                if low < high:
+                    start = (piece.start[0] + low - piece.row, *piece.start[1:])
+                    box = Box(
+                        piece.logical, start, (high - low, *local.shape[1:]), begin + (low - first) * local.row_size
+                    )
+                    found.append((local, box))
+        return found

@@ -1,0 +1,236 @@
+"""Tensor parallelism with and without sequence parallelism, as operations that a block calls in sight of the reader.
+
+A block enters a parallel region (whole sequence, part of the features) and leaves it (Shoeybi et al. 2019, arXiv
+1909.08053, section 3; Korthikanti et al. 2022, arXiv 2205.05198, section 4.2.2). What happens at the two borders is a
+`Region`:
+
+                       enter       leave            backward of enter   backward of leave   weight gradient of enter
+    SequenceRegion     all-gather  reduce-scatter   reduce-scatter      all-gather          all-gather of the saved
+    input
+    ReplicatedRegion   -           all-reduce       all-reduce          -                   -
+
+A block enters twice and leaves twice: under sequence parallelism 2 all-gathers and 2 reduce-scatters forward, 4
+all-gathers and 2 reduce-scatters backward (the input is saved as this rank's part and gathered again, beside the input
+gradient's GEMM).
+
+Activations are [T, B, features]; outside a region T is this rank's part under sequence parallelism. Weights are
+`Weight`s: an operation asks for the tensor in forward and again in backward, and adds the weight's gradient itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from megatron_lite.parallel.collectives import Communicator, Handle, ready
+from megatron_lite.parallel.zero import Weight
+
+
+@dataclass(frozen=True)
+class SequenceRegion:
+    """Between regions each tensor rank holds a part of the sequence; norms outside see it alone, so their gradients are
+    partial."""
+
+    tensor: Communicator
+    partial_outside: bool = True
+
+    def enter(self, x: Tensor, site: str) -> Handle:
+        return self.tensor.all_gather(x, site)
+
+    def leave(self, x: Tensor, site: str) -> Handle:
+        return self.tensor.reduce_scatter(x, site)
+
+    def enter_backward(self, gradient: Tensor, site: str) -> Handle:
+        return self.tensor.reduce_scatter(gradient, site)
+
+    def leave_backward(self, gradient: Tensor, site: str) -> Handle:
+        return self.tensor.all_gather(gradient, site)
+
+    def length(self, sequence: int) -> int:
+        """Positions that a rank holds outside a region."""
+        return sequence // self.tensor.size
+
+
+@dataclass(frozen=True)
+class ReplicatedRegion:
+    """Between regions every tensor rank holds the same whole activations."""
+
+    tensor: Communicator
+    partial_outside: bool = False
+
+    def enter(self, x: Tensor, site: str) -> Handle:
+        return ready(x)
+
+    def leave(self, x: Tensor, site: str) -> Handle:
+        return self.tensor.all_reduce(x, site)
+
+    def enter_backward(self, gradient: Tensor, site: str) -> Handle:
+        return self.tensor.all_reduce(gradient, site)
+
+    def leave_backward(self, gradient: Tensor, site: str) -> Handle:
+        return ready(gradient)
+
+    def length(self, sequence: int) -> int:
+        return sequence
+
+
+Region = SequenceRegion | ReplicatedRegion
+
+
+def enter_linear(x: Tensor, weight: Weight, region: Region, site: str) -> Tensor:
+    """Column-parallel product on entering a region: [T or T/tp, B, K] -> [T, B, rows]."""
+    return _EnterLinear.apply(x, weight, region, site)
+
+
+def linear_leave(
+    x: Tensor, core: Callable[[Tensor], Tensor], weight: Weight, region: Region, site: str, recompute: bool
+) -> Tensor:
+    """core(x), then the row-parallel product, leaving the region: [T, B, .] -> [T or T/tp, B, rows].
+
+    `core` (attention, SwiGLU) has no weights. With `recompute` only x is kept for backward, and core runs again there.
+    """
+    return _LinearLeave.apply(x, core, weight, region, site, recompute)
+
+
+class _EnterLinear(Function):
+    @staticmethod
+    def forward(ctx, x, weight, region, site):
+        full = region.enter(x, site).wait()
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.region, ctx.site = weight, region, site
+        return full @ weight.data.t()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        weight, region, site = ctx.weight, ctx.region, ctx.site
+        gathered = region.enter(x, f"{site}.again") if weight.later is None else None
+        full_gradient = gradient @ weight.data
+        scattered = region.enter_backward(full_gradient, f"{site}.backward")
+
+        def weight_gradient():
+            full = (gathered or region.enter(x, f"{site}.again")).wait()
+            weight.add_product(_rows(gradient), _rows(full))
+
+        weight.run_or_defer(weight_gradient)
+        return scattered.wait(), None, None, None
+
+
+class _LinearLeave(Function):
+    @staticmethod
+    def forward(ctx, x, core, weight, region, site, recompute):
+        ctx.core, ctx.weight, ctx.region, ctx.site = core, weight, region, site
+        ctx.save_for_backward(x)
+        if recompute:
+            ctx.kept, output = None, core(x)
+        else:
+            ctx.kept = _run_core(core, x)
+            output = ctx.kept[1].detach()
+        return region.leave(output @ weight.data.t(), site).wait()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weight = ctx.weight
+        arriving = ctx.region.leave_backward(gradient, f"{ctx.site}.backward")
+        # Recomputing needs no gradient, so it runs while the gradient arrives.
+        inside, output = ctx.kept or _run_core(ctx.core, *ctx.saved_tensors)
+        ctx.kept = None
+        full_gradient = arriving.wait()
+        output_gradient = full_gradient @ weight.data
+        kept = output.detach()
+        (input_gradient,) = torch.autograd.grad(output, inside, output_gradient)
+        weight.run_or_defer(lambda: weight.add_product(_rows(full_gradient), _rows(kept)))
+        return input_gradient, None, None, None, None, None
+
+
+def _run_core(core: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """A leaf in place of x, and core of it with its graph."""
+    with torch.enable_grad():
+        inside = x.detach().requires_grad_()
+        return inside, core(inside)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def vocabulary_embedding(tokens: Tensor, weight: Weight, region: Region, anchor: Tensor) -> Tensor:
+    """Tokens [T, B] -> [T or T/tp, B, H]: each rank looks up its own rows, the sum leaves as from a region.
+
+    `anchor` is any tensor that requires a gradient; it makes autograd call this operation's backward.
+    """
+    return _VocabularyEmbedding.apply(tokens, weight, region, anchor)
+
+
+class _VocabularyEmbedding(Function):
+    @staticmethod
+    def forward(ctx, tokens, weight, region, anchor):
+        rows = weight.data.shape[0]
+        local = tokens - region.tensor.rank * rows
+        mine = (local >= 0) & (local < rows)
+        local = torch.where(mine, local, 0)
+        ctx.save_for_backward(local, mine)
+        ctx.weight, ctx.region = weight, region
+        embedded = weight.data[local] * mine.unsqueeze(-1).to(weight.data.dtype)
+        return region.leave(embedded, "embedding.leave").wait()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        local, mine = ctx.saved_tensors
+        weight = ctx.weight
+        full = ctx.region.leave_backward(gradient, "embedding.leave.backward").wait()
+
+        def weight_gradient():
+            rows = _rows(full * mine.unsqueeze(-1).to(full.dtype))
+            weight.add_rows(local.reshape(-1), rows)
+
+        weight.run_or_defer(weight_gradient)
+        return None, None, None, None
+
+
+def vocabulary_cross_entropy(
+    logits: Tensor, labels: Tensor, vocab_size: int, tensor: Communicator
+) -> tuple[Tensor, Tensor]:
+    """Per-token loss and log-sum-exp, each [T, B] in float32 (float64 for float64), from local logits [T, B, V/tp].
+
+    Labels outside [0, vocab_size) have loss 0: they are not counted. Columns past `vocab_size` are padding: outside the
+    softmax, gradient 0.
+    One all-gather carries two numbers a token, the local log-sum-exp and the local target logit, combined in rank
+    order.
+    """
+    return _VocabularyCrossEntropy.apply(logits, labels, vocab_size, tensor)
+
+
+class _VocabularyCrossEntropy(Function):
+    @staticmethod
+    def forward(ctx, logits, labels, vocab_size, tensor):
+        first = tensor.rank * logits.shape[-1]
+        real = min(max(vocab_size - first, 0), logits.shape[-1])
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        target = labels - first
+        mine = (target >= 0) & (target < real)
+        target = torch.where(mine, target, 0)
+        local = logits[..., :real].to(exact)
+        picked = torch.gather(logits, -1, target.unsqueeze(-1)).squeeze(-1).to(exact)
+        picked = torch.where(mine, picked, torch.zeros_like(picked))
+        pair = torch.stack([torch.logsumexp(local, dim=-1), picked]).unsqueeze(0)
+        pairs = tensor.all_gather(pair, "cross_entropy.combine").wait()  # [tp, 2, T, B]
+        log_sum = torch.logsumexp(pairs[:, 0], dim=0)
+        counted = (labels >= 0) & (labels < vocab_size)
+        loss = torch.where(counted, log_sum - pairs[:, 1].sum(0), torch.zeros_like(log_sum))
+        ctx.save_for_backward(logits, log_sum, target, mine, counted)
+        ctx.real = real
+        return loss, log_sum
+
+    @staticmethod
+    def backward(ctx, loss_gradient, log_sum_gradient):
+        logits, log_sum, target, mine, counted = ctx.saved_tensors
+        loss_gradient = torch.where(counted, loss_gradient, torch.zeros_like(loss_gradient))
+        gradient = (logits.to(log_sum.dtype) - log_sum.unsqueeze(-1)).exp_()
+        gradient[..., ctx.real :] = 0
+        gradient.mul_((loss_gradient + log_sum_gradient).unsqueeze(-1))
+        hit = torch.where(mine, loss_gradient, torch.zeros_like(loss_gradient))
+        gradient.scatter_add_(-1, target.unsqueeze(-1), -hit.unsqueeze(-1))
+        return gradient.to(logits.dtype), None, None, None

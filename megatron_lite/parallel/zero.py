@@ -1,0 +1,296 @@
+"""ZeRO: a unit's weights live as first-dimension shards; full weights and full gradients exist only while they are
+used.
+
+One mechanism serves every stage (Rajbhandari et al. 2020, arXiv 1910.02054, section 5); a stage is how long it holds
+on:
+
+    zero_stage  zero_regather  master, moments   full weights live for   full gradients live for
+    0           -              replicated        the step                the step, then all-reduced
+    1           -              sharded           the step                the step
+    2           microbatch     sharded           the step                one unit's backward
+    2           step           sharded           the step                the step
+    3           microbatch     sharded           one unit's pass         one unit's backward
+    3           step           sharded           the step                the step
+
+Stage 0 is a sharding group of one rank, replicated over the others. Optimizer state exists as flat shards only.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from megatron_lite.parallel.collectives import Communicator, Handle, alone
+from megatron_lite.parallel.layout import Local, ShardLayout
+
+Lifetime = Literal["microbatch", "step"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is sharded, and how long full weights and full gradients live."""
+
+    sharded: bool
+    weights: Lifetime
+    gradients: Lifetime
+
+
+def policy(zero_stage: int, zero_regather: Lifetime) -> Policy:
+    """The table above."""
+    return Policy(
+        sharded=zero_stage >= 1,
+        weights=zero_regather if zero_stage == 3 else "step",
+        gradients=zero_regather if zero_stage >= 2 else "step",
+    )
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Dtypes of a run: matrix products and activations; weights' masters and gradient sums; gradients on the wire."""
+
+    compute: torch.dtype
+    master: torch.dtype
+    reduce: torch.dtype
+
+
+class Weight:
+    """A local weight as the operations see it: full while its unit is gathered, gone otherwise.
+
+    Operations keep this object, not the tensor, for their backward; so nothing in the autograd graph holds a full
+    weight.
+    """
+
+    def __init__(self, local: Local):
+        self.local = local
+        self.full: Tensor | None = None
+        self.gradient: Tensor | None = None  # full, in the master dtype
+        self.later: list[Callable[[], None]] | None = None  # where a split backward puts its weight gradients
+
+    @property
+    def data(self) -> Tensor:
+        """The full weight, [rows, columns] or [columns]. Raises RuntimeError when it was released."""
+        if self.full is None:
+            raise RuntimeError(f"weight {self.local.name} was used while released")
+        return self.full
+
+    def run_or_defer(self, compute: Callable[[], None]) -> None:
+        """Run a weight-gradient computation now, or queue it where the backward is split."""
+        if self.later is None:
+            compute()
+        else:
+            self.later.append(compute)
+
+    def add_product(self, output_gradient: Tensor, x: Tensor) -> None:
+        """gradient += output_gradient^T x, [N, rows]^T [N, columns]; one rounding of the product, sums in the master
+        dtype."""
+        if self.gradient is None:
+            self.gradient = (output_gradient.t() @ x).to(self.master_dtype)
+        elif self.gradient.dtype == x.dtype:
+            self.gradient.addmm_(output_gradient.t(), x)
+        else:
+            self.gradient.add_(output_gradient.t() @ x)
+
+    def add_gradient(self, gradient: Tensor) -> None:
+        """gradient += a full-sized contribution."""
+        if self.gradient is None:
+            self.gradient = gradient.to(self.master_dtype, copy=True)
+        else:
+            self.gradient.add_(gradient)
+
+    def add_rows(self, index: Tensor, rows: Tensor) -> None:
+        """gradient[index[i]] += rows[i], in order of i."""
+        if self.gradient is None:
+            self.gradient = torch.zeros(self.local.shape, dtype=self.master_dtype, device=rows.device)
+        self.gradient.index_add_(0, index, rows.to(self.gradient.dtype))
+
+    master_dtype: torch.dtype = torch.float32  # set by the Shards that own it
+
+
+class Shards:
+    """The weights that one unit gathers at once, as this rank's flat shard, and the machinery of full and back.
+
+    master, gradient [S] in the master dtype; `compute` [S] what is gathered, the master itself where the dtypes agree.
+    """
+
+    def __init__(self, name: str, layout: ShardLayout, sharding: Communicator, replicas: Communicator,
+                 precision: Precision, device: torch.device):  # fmt: skip
+        self.name, self.layout, self.sharding, self.replicas, self.precision = (
+            name,
+            layout,
+            sharding,
+            replicas,
+            precision,
+        )
+        self.master = torch.zeros(layout.size, dtype=precision.master, device=device)
+        self.gradient = torch.zeros_like(self.master)
+        self.compute = self.master if precision.compute == precision.master else self.master.to(precision.compute)
+        self.weights = [Weight(local) for local in layout.locals]
+        for weight in self.weights:
+            weight.master_dtype = precision.master
+        self._gathering: Handle | None = None
+        self._reducing: Handle | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether full weights are here or on their way."""
+        return self._gathering is not None or self.weights[0].full is not None
+
+    def refresh(self) -> None:
+        """After the masters changed: renew what is gathered."""
+        if self.compute is not self.master:
+            self.compute.copy_(self.master)
+
+    # Full weights
+
+    def start_gather(self) -> None:
+        self._gathering = self.sharding.all_gather(self.compute, "zero.gather")
+
+    def wait_gather(self) -> None:
+        """Make `weight.data` valid: wait, and copy each weight's rows together."""
+        if self.weights[0].full is not None:
+            return
+        if self._gathering is None:
+            self.start_gather()
+        shards = self._gathering.wait().view(self.sharding.size, self.layout.size)
+        self._gathering = None
+        for weight, (local, begin, end) in zip(self.weights, self.layout.ranges(), strict=True):
+            rows = shards[:, begin:end].reshape(-1, *local.shape[1:])
+            weight.full = rows[: local.shape[0]]
+
+    def release(self) -> None:
+        for weight in self.weights:
+            weight.full = None
+
+    # Full gradients
+
+    def open_gradients(self) -> None:
+        """Zero the shard's sum at a step's start. Without other ranks, operations add straight into it."""
+        self.gradient.zero_()
+        if self.sharding.size == 1:
+            for weight, (local, begin, end) in zip(self.weights, self.layout.ranges(), strict=True):
+                weight.gradient = self.gradient[begin:end].view(local.shape)
+
+    def start_reduce(self) -> None:
+        """Send off the full gradients gathered so far; their sum reaches the shard in `finish_reduce`."""
+        self.finish_reduce()
+        if self.sharding.size == 1:
+            return
+        self._reducing = self.sharding.reduce_scatter(self._packed_gradients().view(-1), "zero.reduce")
+
+    def finish_reduce(self) -> None:
+        if self._reducing is not None:
+            self.gradient.add_(self._reducing.wait())
+            self._reducing = None
+
+    def start_replicate(self) -> Handle:
+        """Sum the finished shard over the ranks that hold a replica of it."""
+        return self.replicas.all_reduce(self.gradient, "zero.replicate")
+
+    def _packed_gradients(self) -> Tensor:
+        """[ranks, S]: row r is what goes to rank r; takes the full gradients and frees them."""
+        packed = torch.zeros(
+            (self.sharding.size, self.layout.size), dtype=self.precision.reduce, device=self.master.device
+        )
+        for weight, (local, begin, end) in zip(self.weights, self.layout.ranges(), strict=True):
+            if weight.gradient is None:
+                continue
+            gradient, weight.gradient = weight.gradient, None
+            missing = self.layout.rows(local) * self.sharding.size - local.shape[0]
+            if missing:
+                gradient = torch.cat([gradient, gradient.new_zeros((missing, *local.shape[1:]))])
+            packed[:, begin:end].copy_(gradient.reshape(self.sharding.size, -1))
+        return packed
+
+
+def build_shards(name: str, locals_: Sequence[Local], zero: Communicator, rule: Policy, precision: Precision,
+                 device: torch.device) -> Shards:  # fmt: skip
+    """Shard a unit's weights over the zero axis, or replicate them over it."""
+    me = alone(zero.ranks[zero.rank])
+    sharding, replicas = (zero, me) if rule.sharded else (me, zero)
+    return Shards(name, ShardLayout(tuple(locals_), sharding.size), sharding, replicas, precision, device)
+
+
+@dataclass(frozen=True)
+class Use:
+    """One unit's turn in a step: the shards whose weights it needs, and those it leaves gradients for."""
+
+    needs: tuple[Shards, ...]
+    leaves: tuple[Shards, ...]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What to do around one use: wait for weights, start the next ones, run, release, start reducing."""
+
+    wait: tuple[Shards, ...]
+    prefetch: tuple[Shards, ...]
+    release: tuple[Shards, ...]
+    reduce: tuple[Shards, ...]
+
+
+def plan_turns(uses: Sequence[Use], rule: Policy) -> tuple[Turn, ...]:
+    """Turn a step's uses, in order, into gathers, releases and reductions: known before the step begins.
+
+    Weights are gathered one use ahead, and stay where the next use needs them too.
+    """
+    turns: list[Turn] = []
+    following: tuple[Shards, ...] = ()  # what the next use that needs weights needs
+    needed_later: set[int] = set()
+    left_later: set[int] = set()
+    for use in reversed(uses):
+        kept = {id(s) for s in following} if rule.weights == "microbatch" else needed_later
+        summed = left_later if rule.gradients == "step" else set()
+        turns.append(
+            Turn(
+                wait=use.needs,
+                prefetch=following,
+                release=tuple(s for s in use.needs if id(s) not in kept),
+                reduce=tuple(s for s in use.leaves if id(s) not in summed),
+            )
+        )
+        following = use.needs or following
+        needed_later |= {id(s) for s in use.needs}
+        left_later |= {id(s) for s in use.leaves}
+    return tuple(reversed(turns))
+
+
+class Walk:
+    """Carries out the turns of one step. At most one reduction is in flight."""
+
+    def __init__(self, turns: Sequence[Turn]):
+        self.turns = turns
+        self.position = 0
+        self._reducing: list[Shards] = []
+
+    def enter(self) -> None:
+        """Before a unit runs."""
+        turn = self.turns[self.position]
+        for shards in turn.wait:
+            shards.wait_gather()
+        for shards in turn.prefetch:
+            if not shards.held:
+                shards.start_gather()
+
+    def leave(self) -> None:
+        """After it ran."""
+        turn = self.turns[self.position]
+        self.position += 1
+        for shards in turn.release:
+            shards.release()
+        for shards in turn.reduce:
+            self._finish()
+            shards.start_reduce()
+            self._reducing.append(shards)
+
+    def finish(self) -> None:
+        """After the last turn: nothing stays in flight."""
+        if self.position != len(self.turns):
+            raise RuntimeError(f"the step ended after {self.position} of {len(self.turns)} turns")
+        self._finish()
+
+    def _finish(self) -> None:
+        for shards in self._reducing:
+            shards.finish_reduce()
+        self._reducing.clear()

@@ -1,0 +1,190 @@
+"""Train a small model on a layout, and put its shards together into logical tensors for comparison."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_lite.config import Config, config_from_tree, resolve
+from megatron_lite.mesh import MeshShape, build_mesh
+from megatron_lite.optim.norm import counts_here
+from megatron_lite.optim.schedule import learning_rate
+from megatron_lite.parallel.collectives import Event, Recorder
+from megatron_lite.parallel.pipeline.schedules import SCHEDULES, split_backward
+from megatron_lite.training.step import Trainer
+
+STEPS = 5
+Tensors = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One case of the equality tests. `split` delays weight gradients by that many actions."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    sequence: bool = True
+    schedule: str = "1f1b"
+    zero_stage: int = 3
+    zero_regather: str = "microbatch"
+    recompute: str = "none"
+    tied: bool = False
+    layers: int = 4
+    stage_layers: tuple[int, ...] | None = None
+    split: int | None = None
+    dtype: str = "float64"
+    steps: int = STEPS
+
+    @property
+    def world(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+    def __str__(self) -> str:
+        words = [
+            f"t{self.tensor}p{self.pipeline}d{self.data}",
+            f"zero{self.zero_stage}-{self.zero_regather}",
+            self.schedule,
+        ]
+        words += [] if self.sequence else ["no-sequence"]
+        words += ["tied"] if self.tied else []
+        words += [f"recompute-{self.recompute}"] if self.recompute != "none" else []
+        words += [f"split{self.split}"] if self.split is not None else []
+        words += [f"layers{self.layers}"] if self.layers != 4 else []
+        words += ["stages-" + "-".join(map(str, self.stage_layers))] if self.stage_layers else []
+        return "_".join([*words, self.dtype])
+
+    def config(self, **train: Any) -> Config:
+        # Nothing is a power of two by accident: 61 pieces pad to 62 on tensor 2, 12 sequences divide by 2, 3 and 4.
+        return config_from_tree(
+            {
+                "model": {
+                    "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": self.layers, "num_attention_heads": 4,
+                    "num_key_value_heads": 2, "vocab_size": 61, "tie_word_embeddings": self.tied,
+                },
+                "parallel": {
+                    "tensor": self.tensor, "pipeline": self.pipeline, "data": self.data, "sequence": self.sequence,
+                    "schedule": self.schedule, "zero_stage": self.zero_stage, "zero_regather": self.zero_regather,
+                    "recompute": self.recompute, "stage_layers": self.stage_layers,
+                },
+                "optim": {"lr": 0.01, "min_lr": 0.001, "warmup_steps": 2, "grad_clip": 0.5},
+                "train": {
+                    "steps": STEPS, "global_batch_size": 12, "micro_batch_size": 1, "sequence_length": 16,
+                    "dtype": self.dtype, "initializer_range": 0.2, "z_loss": 0.01, "run_dir": "unused", "seed": 7, **train,
+                },
+            }
+        )  # fmt: skip
+
+    def single(self) -> "Layout":
+        """The same model on one process, nothing sharded, split or recomputed."""
+        return Layout(tied=self.tied, layers=self.layers, dtype=self.dtype, steps=self.steps)
+
+
+@dataclass
+class Outcome:
+    """What a run is compared by. `gradients` are those of step 1, before clipping."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    gradients: Tensors = field(default_factory=dict)
+    weights: Tensors = field(default_factory=dict)
+    transcripts: list[list[Event]] = field(default_factory=list)
+
+
+Blocks = list[tuple[str, tuple[slice, ...], np.ndarray]]
+
+
+def global_batch(step: int, config: Config) -> torch.Tensor:
+    """Random tokens of a step, the same on every layout."""
+    train = config.train
+    generator = torch.Generator().manual_seed(1000 + step)
+    size = (train.global_batch_size, train.sequence_length + 1)
+    return torch.randint(0, config.model.vocab_size, size, generator=generator)
+
+
+def build_trainer(layout: Layout, recorder: Recorder | None = None, config: Config | None = None) -> Trainer:
+    config = config or layout.config()
+    resolved = resolve(config, layout.world)
+    shape = MeshShape(layout.pipeline, layout.data, 1, layout.tensor)
+    mesh = build_mesh(shape, torch.device("cpu"), recorder)
+    schedule = SCHEDULES[layout.schedule](layout.pipeline, 1, resolved.microbatches)
+    if layout.split is not None:
+        schedule = split_backward(schedule, layout.split)
+    return Trainer(config, resolved, mesh, schedule, recorder)
+
+
+def my_samples(trainer: Trainer, step: int) -> torch.Tensor:
+    samples = global_batch(step, trainer.config)
+    return samples.chunk(trainer.resolved.data)[trainer.mesh.coordinate["data"]]
+
+
+def owned_blocks(trainer: Trainer, which: str) -> Blocks:
+    """This rank's blocks of `master` or `gradient`, each logical element on exactly one rank."""
+    blocks = []
+    for shards in trainer.stage.shards:
+        flat = getattr(shards, which)
+        for local, box in shards.layout.boxes(shards.sharding.rank):
+            if counts_here(local, shards, trainer.mesh):
+                values = flat[box.offset : box.offset + box.size].view(box.shape)
+                blocks.append((box.logical.name, box.slices, values.to(torch.float64).numpy().copy()))
+    return blocks
+
+
+def run_rank(layout: Layout) -> tuple[list[float], list[float], Blocks, Blocks, list[Event]]:
+    """What one rank does; runs in a pool's process, or in the test's own for a world of one."""
+    recorder = Recorder()
+    trainer = build_trainer(layout, recorder)
+    losses, norms, gradients = [], [], []
+    for step in range(1, layout.steps + 1):
+        result = trainer.gradients(my_samples(trainer, step))
+        losses.append(result.loss.item())
+        norms.append(result.grad_norm.item())
+        if step == 1:
+            gradients = owned_blocks(trainer, "gradient")
+        trainer.update(result.grad_norm, learning_rate(step, trainer.config.optim))
+    return losses, norms, gradients, owned_blocks(trainer, "master"), recorder.events
+
+
+def assemble(blocks: list[Blocks]) -> Tensors:
+    """Logical tensors from every rank's blocks. Raises AssertionError where blocks overlap or leave a hole."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, where, _ in (b for rank in blocks for b in rank):
+        ends = tuple(w.stop for w in where)
+        shapes[name] = tuple(max(a, b) for a, b in zip(shapes.get(name, ends), ends, strict=True))
+    tensors = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
+    for name, where, values in (b for rank in blocks for b in rank):
+        assert np.isnan(tensors[name][where]).all(), f"{name} {where} is owned twice"
+        tensors[name][where] = values
+    for name, tensor in tensors.items():
+        assert not np.isnan(tensor).any(), f"{name} has a hole"
+    return tensors
+
+
+def run_layout(ranks, layout: Layout) -> Outcome:
+    """Train `layout` on real processes and bring everything together."""
+    results = [run_rank(layout)] if layout.world == 1 else ranks.run(run_rank, layout.world, layout)
+    for losses, norms, *_ in results:
+        assert losses == results[0][0] and norms == results[0][1], "ranks report different losses or norms"
+    return Outcome(
+        results[0][0], results[0][1], assemble([r[2] for r in results]), assemble([r[3] for r in results]),
+        [r[4] for r in results],
+    )  # fmt: skip
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """max|a - b| / max|b|."""
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def differences(outcome: Outcome, truth: Outcome) -> dict[str, float]:
+    """Every compared quantity's distance."""
+    found = {
+        "losses": distance(np.array(outcome.losses), np.array(truth.losses)),
+        "norms": distance(np.array(outcome.norms), np.array(truth.norms)),
+    }
+    for kind in ("gradients", "weights"):
+        ours, theirs = getattr(outcome, kind), getattr(truth, kind)
+        assert ours.keys() == theirs.keys(), f"{kind}: {ours.keys() ^ theirs.keys()}"
+        found |= {f"{kind} {name}": distance(ours[name], theirs[name]) for name in theirs}
+    return found

@@ -1,0 +1,80 @@
+"""An independent oracle: the same transformer in plain PyTorch modules-free code, autograd and torch.optim, in float64.
+
+It shares nothing with the package but Hugging Face's parameter names.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def logits(weights: dict[str, Tensor], tokens: Tensor, model) -> Tensor:
+    """Tokens [B, T] -> logits [B, T, V]; `model` has Hugging Face's field names."""
+    x = weights["model.embed_tokens.weight"][tokens]
+    length, dim = tokens.shape[1], model.hidden_size // model.num_attention_heads
+    for layer in range(model.num_hidden_layers):
+        p = f"model.layers.{layer}."
+        h = _norm(x, weights[p + "input_layernorm.weight"], model.rms_norm_eps)
+        q, k, v = (_heads(h @ weights[f"{p}self_attn.{n}_proj.weight"].T, dim) for n in "qkv")
+        q, k = _rope(q, model.rope_theta), _rope(k, model.rope_theta)
+        repeat = model.num_attention_heads // model.num_key_value_heads
+        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+        scores = q @ k.transpose(-1, -2) / dim**0.5
+        scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf"))
+        out = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+        x = x + out @ weights[p + "self_attn.o_proj.weight"].T
+        h = _norm(x, weights[p + "post_attention_layernorm.weight"], model.rms_norm_eps)
+        gate = F.silu(h @ weights[p + "mlp.gate_proj.weight"].T)
+        x = x + (gate * (h @ weights[p + "mlp.up_proj.weight"].T)) @ weights[p + "mlp.down_proj.weight"].T
+    x = _norm(x, weights["model.norm.weight"], model.rms_norm_eps)
+    head = "model.embed_tokens.weight" if model.tie_word_embeddings else "lm_head.weight"
+    return x @ weights[head].T
+
+
+def objective(weights: dict[str, Tensor], samples: Tensor, model, z_loss: float) -> tuple[Tensor, Tensor]:
+    """(mean cross-entropy, mean cross-entropy + z_loss * mean log^2 Z) of samples [B, T + 1]."""
+    out = logits(weights, samples[:, :-1], model)
+    loss = F.cross_entropy(out.flatten(0, 1), samples[:, 1:].flatten())
+    return loss, loss + z_loss * out.logsumexp(-1).square().mean()
+
+
+def train(initial: dict[str, Tensor], batches: list[Tensor], config, rates: list[float]):
+    """Losses, gradient norms, step 1's gradients and the final weights of `torch.optim.AdamW` with clipping."""
+    weights = {name: value.clone().requires_grad_() for name, value in initial.items()}
+    matrices = [w for w in weights.values() if w.dim() > 1]
+    norms_ = [w for w in weights.values() if w.dim() == 1]
+    optim = config.optim
+    groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": norms_, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=optim.betas, eps=optim.eps)
+    losses, norms, gradients = [], [], {}
+    for batch, rate in zip(batches, rates, strict=True):
+        optimizer.zero_grad()
+        loss, total = objective(weights, batch, config.model, config.train.z_loss)
+        total.backward()
+        if not gradients:
+            gradients = {name: w.grad.numpy().copy() for name, w in weights.items()}
+        norm = torch.cat([w.grad.flatten() for w in weights.values()]).norm()
+        for w in weights.values():
+            w.grad.mul_(min(1.0, optim.grad_clip / norm.item()))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        losses.append(loss.item())
+        norms.append(norm.item())
+    return losses, norms, gradients, {name: w.detach().numpy() for name, w in weights.items()}
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def _heads(x: Tensor, dim: int) -> Tensor:
+    return x.unflatten(-1, (-1, dim)).transpose(1, 2)
+
+
+def _rope(x: Tensor, theta: float) -> Tensor:
+    """x [B, heads, T, D] as complex pairs (i, i + D/2) times exp(i t theta^(-2i/D))."""
+    half = x.shape[-1] // 2
+    angle = torch.arange(x.shape[-2]).double()[:, None] * theta ** (-torch.arange(half).double() / half)
+    turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat((turned.real, turned.imag), -1)
