@@ -1,0 +1,85 @@
+"""The layout as a picture: one panel for each model replica, stages from top to bottom, tensor ranks side by side."""
+
+from dataclasses import dataclass
+
+from megatron_lite.config import Resolved
+
+# More replicas than this say nothing new.
+MAX_PANELS = 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """In pixels."""
+
+    cell_width: int = 62
+    cell_height: int = 40
+    gap: int = 8
+    panel_gap: int = 44
+    left: int = 184
+    top: int = 56
+
+
+def rank_at(layout: Resolved, pipeline: int, data: int, context: int, tensor: int) -> int:
+    """The global rank there: ranks fill [pipeline, data, context, tensor] in order, tensor fastest."""
+    return ((pipeline * layout.data + data) * layout.context + context) * layout.tensor + tensor
+
+
+def mesh_svg(layout: Resolved) -> str:
+    """An SVG of at most MAX_PANELS replicas; its colours are the page's `.stage-0` to `.stage-5`, in turn."""
+    sizes = Sizes()
+    columns = layout.context * layout.tensor
+    panels = min(layout.data, MAX_PANELS)
+    panel_width = columns * (sizes.cell_width + sizes.gap) - sizes.gap
+    width = sizes.left + panels * (panel_width + sizes.panel_gap) - sizes.panel_gap + 4
+    height = sizes.top + layout.pipeline * (sizes.cell_height + sizes.gap)
+    parts = [
+        f'<svg class="mesh" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" role="img">',
+        f"<title>{layout.world_size} ranks: {describe(layout)}</title>",
+        *_stage_names(layout, sizes),
+    ]
+    for data in range(panels):
+        left = sizes.left + data * (panel_width + sizes.panel_gap)
+        parts.append(
+            f'<text class="mesh-head" x="{left + panel_width / 2}" y="16" text-anchor="middle">data {data}</text>'
+        )
+        parts += _panel(layout, sizes, data, left)
+    return "\n".join([*parts, "</svg>"])
+
+
+def describe(layout: Resolved) -> str:
+    """The sizes in words, those of 1 left out."""
+    axes = {"tensor": layout.tensor, "context": layout.context, "pipeline": layout.pipeline, "data": layout.data}
+    return " × ".join(f"{name} {size}" for name, size in axes.items() if size > 1) or "one process"
+
+
+def _stage_names(layout: Resolved, sizes: Sizes) -> list[str]:
+    parts, first = [], 0
+    for stage, layers in enumerate(layout.stage_layers):
+        y = sizes.top + stage * (sizes.cell_height + sizes.gap) + sizes.cell_height / 2
+        ends = ["embedding"] * (stage == 0) + ["head"] * (stage == layout.pipeline - 1)
+        blocks = f"block {first}" if layers == 1 else f"blocks {first}–{first + layers - 1}"
+        parts.append(f'<text class="mesh-head" x="0" y="{y - 3}">stage {stage}</text>')
+        parts.append(f'<text x="0" y="{y + 13}">{", ".join([blocks, *ends])}</text>')
+        first += layers
+    return parts
+
+
+def _panel(layout: Resolved, sizes: Sizes, data: int, left: float) -> list[str]:
+    parts = []
+    for column in range(layout.context * layout.tensor):
+        context, tensor = divmod(column, layout.tensor)
+        x = left + column * (sizes.cell_width + sizes.gap)
+        name = f"t{tensor}" if layout.context == 1 else f"c{context} t{tensor}"
+        middle = x + sizes.cell_width / 2
+        parts.append(f'<text x="{middle}" y="{sizes.top - 12}" text-anchor="middle">{name}</text>')
+        for stage in range(layout.pipeline):
+            y = sizes.top + stage * (sizes.cell_height + sizes.gap)
+            rank, base = rank_at(layout, stage, data, context, tensor), y + sizes.cell_height / 2 + 5
+            parts.append(
+                f'<rect class="stage-{stage % 6}" x="{x}" y="{y}" width="{sizes.cell_width}" '
+                f'height="{sizes.cell_height}" rx="5"/>'
+                f'<text class="rank" x="{middle}" y="{base}" text-anchor="middle">{rank}</text>'
+            )
+    return parts
