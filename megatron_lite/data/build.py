@@ -45,9 +45,12 @@ def build_datasets(data: DataConfig, *, sequence_length: int, vocab_size: int, c
     Training data goes by a keyed permutation every epoch, validation data in file order. Validation data is
     `data.valid` or, with `data.split`, the split's second part of every training data set.
 
-    Raises UsageError for a split that is none or that stands beside `data.valid`; DataError for a tokenizer larger than
-    the vocabulary, a data set that another tokenizer wrote, a token id outside the vocabulary, too few tokens.
+    Raises UsageError without training data, for a split that is none or that stands beside `data.valid`; DataError for
+    a tokenizer larger than the vocabulary, a data set that another tokenizer wrote, a token id outside the vocabulary,
+    too few tokens.
     """
+    if not data.train:
+        raise UsageError("data.train is empty; it takes one data set or more, [{prefix: P, weight: 1.0}]")
     if data.split is not None and data.valid:
         raise UsageError(
             f"data.split is {data.split!r} and data.valid is given too; validation data comes from one of them"

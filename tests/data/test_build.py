@@ -1,0 +1,167 @@
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from support.text import train_small_tokenizer, write_dataset
+
+from megatron_lite.data.blend import BlendedDataset
+from megatron_lite.data.build import build_datasets, split_ranges, split_shares
+from megatron_lite.data.tokenizer import Tokenizer
+from megatron_lite.errors import DataError, UsageError
+
+DOCUMENTS = [[list(range(10 * i, 10 * i + 10))] for i in range(20)]  # 200 tokens, 0 to 199
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    return Tokenizer(train_small_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+def config(**fields):
+    fields = {"train": (), "valid": (), "split": None, "tokenizer": None, "seed": 1} | fields
+    for name in ("train", "valid"):
+        fields[name] = tuple(SimpleNamespace(prefix=str(p), weight=w) for p, w in fields[name])
+    return SimpleNamespace(**fields)
+
+
+def build(data, vocab_size=1000, cache_dir=None):
+    return build_datasets(data, sequence_length=9, vocab_size=vocab_size, cache_dir=cache_dir)
+
+
+def test_training_data_is_permuted_and_validation_data_goes_in_file_order(tmp_path):
+    write_dataset(tmp_path / "t", DOCUMENTS)
+    write_dataset(tmp_path / "v", DOCUMENTS)
+    datasets = build(config(train=[(tmp_path / "t", 1.0)], valid=[(tmp_path / "v", 1.0)]))
+    starts = [9 * i for i in range(22)]
+    train = [int(datasets.train[i][0]) for i in range(22)]
+    assert sorted(train) == starts
+    assert train != starts
+    assert [int(datasets.valid[i][0]) for i in range(22)] == starts
+    assert datasets.tokenizer is None
+
+
+def test_the_order_follows_the_seed(tmp_path):
+    write_dataset(tmp_path / "t", DOCUMENTS)
+
+    def order(seed):
+        train = build(config(train=[(tmp_path / "t", 1.0)], seed=seed)).train
+        return [int(train[i][0]) for i in range(22)]
+
+    assert order(1) == order(1) != order(2)
+
+
+def test_several_data_sets_are_blended_each_in_an_order_of_its_own(tmp_path):
+    for name in "ab":
+        write_dataset(tmp_path / name, DOCUMENTS)
+    train = build(config(train=[(tmp_path / "a", 3.0), (tmp_path / "b", 1.0)])).train
+    assert isinstance(train, BlendedDataset)
+    assert train.weights == [0.75, 0.25]
+    one, two = train.datasets
+    assert [int(one[i][0]) for i in range(22)] != [int(two[i][0]) for i in range(22)]
+
+
+def test_without_valid_or_split_there_is_no_validation_data(tmp_path):
+    write_dataset(tmp_path / "t", DOCUMENTS)
+    assert build(config(train=[(tmp_path / "t", 1.0)])).valid is None
+    assert build(config(train=[(tmp_path / "t", 1.0)], split="1,0,1")).valid is None
+
+
+def test_a_split_gives_training_and_validation_data_apart(tmp_path):
+    write_dataset(tmp_path / "t", DOCUMENTS)
+    datasets = build(config(train=[(tmp_path / "t", 1.0)], split="70,20,10"))
+    train = {int(token) for i in range(len(datasets.train)) for token in datasets.train[i]}
+    valid = [datasets.valid[i].tolist() for i in range(len(datasets.valid))]
+    assert max(train) < 140
+    assert valid == [list(range(140 + 9 * i, 150 + 9 * i)) for i in range(4)]
+
+
+# The ranges that megatron-core 0.16.1 takes (none where ours is empty).
+@pytest.mark.parametrize(
+    ("split", "sequences", "expected"),
+    [
+        ("969,30,1", 1000, [(0, 969), (969, 999), (999, 1000)]),
+        ("969, 30, 1", 60, [(0, 58), (58, 60), (60, 60)]),
+        ("1", 7, [(0, 7), (7, 7), (7, 7)]),
+        ("98,2", 50, [(0, 49), (49, 50), (50, 50)]),
+        (".5,.5", 5, [(0, 2), (2, 5), (5, 5)]),
+        ("1,1,1", 10, [(0, 3), (3, 7), (7, 10)]),
+    ],
+)
+def test_split_ranges_are_megatrons(split, sequences, expected):
+    assert [(r.start, r.stop) for r in split_ranges(split_shares(split), sequences)] == expected
+
+
+@pytest.mark.parametrize("split", ["", "a", "1,2,3,4", "0,0", "1,,2", "1.2.3", "-1,2", "inf"])
+def test_a_split_that_is_none_is_refused(split):
+    with pytest.raises(UsageError, match=r"data\.split is"):
+        split_shares(split)
+
+
+def test_validation_data_given_twice_and_training_data_not_given_are_refused(tmp_path):
+    write_dataset(tmp_path / "t", DOCUMENTS)
+    prefix = [(tmp_path / "t", 1.0)]
+    with pytest.raises(UsageError, match=r"data\.valid is given too"):
+        build(config(train=prefix, valid=prefix, split="9,1"))
+    with pytest.raises(UsageError, match=r"data\.train is empty"):
+        build(config())
+
+
+def test_a_tokenizer_larger_than_the_models_vocabulary_is_refused(tmp_path, tokenizer):
+    write_dataset(tmp_path / "t", DOCUMENTS, tokenizer=tokenizer.identity)
+    data = config(train=[(tmp_path / "t", 1.0)], tokenizer=tokenizer.path)
+    assert build(data, vocab_size=400).tokenizer.sha256 == tokenizer.sha256
+    with pytest.raises(DataError, match=r"has 400 pieces, the model's vocab_size is 399"):
+        build(data, vocab_size=399)
+
+
+def test_a_data_set_of_another_tokenizer_is_refused(tmp_path, tokenizer):
+    other = dataclasses.replace(tokenizer.identity, sha256="0" * 64)
+    write_dataset(tmp_path / "t", DOCUMENTS, tokenizer=other)
+    with pytest.raises(DataError, match=r"t was written by the tokenizer with sha256 0000000000000000\.\.\., not by"):
+        build(config(train=[(tmp_path / "t", 1.0)], tokenizer=tokenizer.path))
+
+
+def test_without_a_tokenizer_data_sets_of_two_tokenizers_are_refused(tmp_path, tokenizer):
+    write_dataset(tmp_path / "a", DOCUMENTS, tokenizer=tokenizer.identity)
+    write_dataset(tmp_path / "b", DOCUMENTS, tokenizer=dataclasses.replace(tokenizer.identity, sha256="0" * 64))
+    with pytest.raises(DataError, match="b was written by the tokenizer"):
+        build(config(train=[(tmp_path / "a", 1.0)], valid=[(tmp_path / "b", 1.0)]))
+
+
+@pytest.mark.parametrize("sidecar", [True, False])
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_token_id_outside_the_vocabulary_is_refused(tmp_path, sidecar, cached):
+    write_dataset(tmp_path / "t", DOCUMENTS)
+    if not sidecar:
+        (tmp_path / "t.json").unlink()
+    data = config(train=[(tmp_path / "t", 1.0)])
+    cache_dir = tmp_path / "cache" if cached else None
+    assert build(data, vocab_size=200, cache_dir=cache_dir)
+    with pytest.raises(DataError, match="holds token id 199; the model's vocab_size is 199"):
+        build(data, vocab_size=199, cache_dir=cache_dir)
+
+
+def test_a_negative_token_id_is_refused(tmp_path):
+    write_dataset(tmp_path / "t", DOCUMENTS, np.int32)
+    (tmp_path / "t.json").unlink()
+    raw = np.fromfile(tmp_path / "t.bin", np.int32)
+    raw[100] = -5
+    raw.tofile(tmp_path / "t.bin")
+    with pytest.raises(DataError, match="holds token id -5"):
+        build(config(train=[(tmp_path / "t", 1.0)]))
+
+
+def test_a_data_set_without_tokens_is_refused(tmp_path):
+    write_dataset(tmp_path / "t", [[]])
+    with pytest.raises(DataError, match="holds no tokens"):
+        build(config(train=[(tmp_path / "t", 1.0)]))
+
+
+def test_a_tokenizer_that_is_missing_or_none_is_refused(tmp_path):
+    write_dataset(tmp_path / "t", DOCUMENTS)
+    (tmp_path / "bad.model").write_bytes(b"not a model")
+    with pytest.raises(DataError, match="No such file"):
+        build(config(train=[(tmp_path / "t", 1.0)], tokenizer=str(tmp_path / "missing.model")))
+    with pytest.raises(DataError, match="is no SentencePiece model"):
+        build(config(train=[(tmp_path / "t", 1.0)], tokenizer=str(tmp_path / "bad.model")))

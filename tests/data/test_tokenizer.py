@@ -1,0 +1,89 @@
+import sys
+
+import numpy as np
+import pytest
+import sentencepiece
+from support.text import random_texts, train_small_tokenizer
+
+from megatron_lite.data.tokenizer import Tokenizer
+from megatron_lite.data.tokenizer_training import CHAT_TOKENS, SPECIAL_PIECES
+from megatron_lite.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return Tokenizer(train_small_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+ODD_TEXTS = {
+    "nothing": "",
+    "spaces at both ends": "  a  b \t ",
+    "newlines": "\n\na\r\n\n\n\tb\n",
+    "a NUL and other controls": "a\0b\x01\x7f\x1b[0m",
+    "names of special pieces": "<s></s><unk><|user|><0x0A>",
+    "accents composed and decomposed": "é é ﬁ ½ Ａ",
+    "other scripts": "日本語 русский עברית ไทย 🙂👩‍👩‍👧",
+    "separators": "\u00a0\u2028\u3000\u200b\ufeff",
+    "the trainer's other mark": "\u2585",
+    "digits": "3.14159 2,048",
+    "the last code point": "\U0010ffff",
+}
+
+
+@pytest.mark.parametrize("name", ODD_TEXTS)
+def test_text_comes_back_as_it_was(tokenizer, name):
+    text = ODD_TEXTS[name]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_random_unicode_comes_back_as_it_was(tokenizer):
+    rng = np.random.default_rng(0)
+    surrogates = range(0xD800, 0xE000)
+    for size in (1, 10, 1000):
+        for high in (0x80, 0x3000, sys.maxunicode + 1):
+            points = [p for p in rng.integers(0, high, size).tolist() if p not in surrogates and p != 0x2581]
+            text = "".join(map(chr, points))
+            assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_mark_of_a_space_comes_back_as_a_space(tokenizer):
+    assert tokenizer.decode(tokenizer.encode("a\u2581b")) == "a b"
+
+
+def test_text_never_becomes_a_control_token(tokenizer):
+    ids = tokenizer.encode("".join(CHAT_TOKENS) + "<unk><s></s>")
+    assert min(ids) >= 3 + len(CHAT_TOKENS)
+
+
+def test_every_digit_stands_alone(tokenizer):
+    assert len(tokenizer.encode("1234")) >= 4
+    assert all(
+        sum(c.isdigit() for c in tokenizer.decode([i])) <= 1 for i in range(SPECIAL_PIECES, tokenizer.vocab_size)
+    )
+
+
+def test_whitespace_runs_became_pieces_where_the_text_has_them(tokenizer):
+    text = random_texts(0, 1)[0]
+    assert len(tokenizer.encode(text)) < len(text) / 2
+
+
+def test_an_id_outside_the_vocabulary_is_refused(tokenizer):
+    with pytest.raises(IndexError):
+        tokenizer.decode([tokenizer.vocab_size])
+
+
+def test_the_end_of_a_document_is_id_2_and_decodes_to_nothing(tokenizer):
+    assert tokenizer.eod_id == 2
+    assert tokenizer.decode([*tokenizer.encode("a b"), tokenizer.eod_id]) == "a b"
+
+
+def test_a_model_without_an_end_of_document_is_refused(tmp_path):
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(random_texts(0, 50)),
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=40,
+        eos_id=-1,
+        minloglevel=2,
+    )
+    with pytest.raises(DataError, match="has no </s>"):
+        Tokenizer(tmp_path / "m.model")
