@@ -40,10 +40,11 @@ class Layout:
 
 
 def parse_layout(text: str) -> Layout:
-    sizes = re.findall(r"([tpd])(\d+)", text)
-    if text != "1" and "".join(axis + size for axis, size in sizes) != text:
+    sizes = dict(re.findall(r"([tpd])([1-9]\d*)", text))
+    written = "".join(axis + size for axis, size in sizes.items())
+    if text != "1" and (not sizes or written != text):
         raise argparse.ArgumentTypeError(f"{text!r} is no layout; write 1, or sizes like t2, p2d2, t2p2d2")
-    return Layout(text, **{AXES[axis]: int(size) for axis, size in sizes})
+    return Layout(text, **{AXES[axis]: int(size) for axis, size in sizes.items()})
 
 
 def tokens_per_second(script: str, layout: Layout, arguments: list[str]) -> float:
