@@ -4,8 +4,9 @@ python tools/fetch_corpus.py --output-dir runs/quickstart/corpus
 
 Documentation comes from Debian or Ubuntu packages (downloaded and unpacked, never installed; no root needed where
 the package lists are current), code from this Python's standard library, more from `--input` files. Exact
-duplicates are dropped. A document goes to one of the two files by a hash of its text, so that no validation
-document is trained on. statistics.json is written last; where it stands for the same options, nothing is done again.
+duplicates are dropped. The documents whose text has the smallest hashes are held out in valid.jsonl, whole, so that
+none of them is trained on. statistics.json is written last; where it stands for the same options, nothing is done
+again.
 """
 
 import argparse
@@ -130,39 +131,73 @@ def input_documents(path: Path) -> Iterator[Document]:
         for number, line in enumerate(file, 1):
             try:
                 record = json.loads(line)
-                yield Document(str(record.get("id", f"{path.name}:{number}")), path.name, str(record["text"]))
+                name, text = str(record.get("id", f"{path.name}:{number}")), str(record["text"])
+                text.encode()  # fails on half a surrogate pair, which JSON can hold and UTF-8 cannot
             except (ValueError, KeyError, AttributeError) as error:
                 raise DataError(f"{path} line {number}: must be a JSON object with a text: {error!r}") from None
+            yield Document(name, path.name, text)
 
 
-def write_corpus(documents: Iterator[Document], output_dir: Path, valid_fraction: float) -> dict:
+def write_corpus(documents: Iterator[Document], output_dir: Path, valid_bytes: int) -> dict:
     """Write train.jsonl and valid.jsonl, the first of equal documents only. Returns counts by source and by file.
 
-    The same documents in the same order give the same files, byte for byte.
+    The same documents in the same order give the same files, byte for byte. Raises DataError where validation would
+    take more than half of the text.
     """
-    seen: set[bytes] = set()
     sources: dict[str, Counter] = {}
-    splits = {"train": Counter(), "valid": Counter()}
-    paths = {split: output_dir / f"{split}.jsonl" for split in splits}
-    with partial_path(paths["train"]).open("wb") as train, partial_path(paths["valid"]).open("wb") as valid:
-        files = {"train": train, "valid": valid}
+    sizes: dict[bytes, int] = {}  # of the text in bytes, by its hash, in the order of the documents
+    together = partial_path(output_dir / "documents.jsonl")
+    with together.open("wb") as file:
         for document in documents:
-            counts = sources.setdefault(document.source, Counter())
-            text = document.text
-            digest = hashlib.sha256((text or "").encode()).digest()
-            reason = "not_utf8" if text is None else "empty" if not text.strip() else "duplicates"
-            if reason != "duplicates" or digest in seen:
-                counts[reason] += 1
+            counts, text = sources.setdefault(document.source, Counter()), document.text
+            if text is None or not text.strip():
+                counts["not_utf8" if text is None else "empty"] += 1
                 continue
-            seen.add(digest)
-            split = "valid" if int.from_bytes(digest[:8]) < valid_fraction * 2**64 else "train"
+            encoded = text.encode()
+            digest = hashlib.sha256(encoded).digest()
+            if digest in sizes:
+                counts["duplicates"] += 1
+                continue
+            sizes[digest] = len(encoded)
+            counts.update(documents=1, bytes=len(encoded))
             record = {"id": document.id, "source": document.source, "text": text}
-            files[split].write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-            for total in (counts, splits[split]):
-                total.update(documents=1, bytes=len(text.encode()))
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+    if sum(sizes.values()) < 2 * valid_bytes:
+        raise DataError(f"{output_dir}: {sum(sizes.values()):,} bytes of text, too few to hold out {valid_bytes:,}")
+    return {
+        "sources": {name: dict(counts) for name, counts in sources.items()},
+        "splits": _split(together, sizes, choose_valid(sizes, valid_bytes), output_dir),
+    }
+
+
+def choose_valid(sizes: dict[bytes, int], valid_bytes: int) -> set[bytes]:
+    """The documents of the smallest hashes, just as many as hold `valid_bytes` together."""
+    chosen, held = set(), 0
+    for digest in sorted(sizes):
+        if held >= valid_bytes:
+            break
+        chosen.add(digest)
+        held += sizes[digest]
+    return chosen
+
+
+def _split(together: Path, sizes: dict[bytes, int], valid: set[bytes], output_dir: Path) -> dict[str, dict]:
+    """Deal the lines of a file, in the order of `sizes`, to valid.jsonl and train.jsonl; the file goes."""
+    counts = {"train": Counter(), "valid": Counter()}
+    paths = {split: output_dir / f"{split}.jsonl" for split in counts}
+    with (
+        together.open("rb") as lines,
+        partial_path(paths["train"]).open("wb") as train_file,
+        partial_path(paths["valid"]).open("wb") as valid_file,
+    ):
+        for line, (digest, size) in zip(lines, sizes.items(), strict=True):
+            split, file = ("valid", valid_file) if digest in valid else ("train", train_file)
+            file.write(line)
+            counts[split].update(documents=1, bytes=size)
     for path in paths.values():
         publish(path)
-    return {"sources": {name: dict(counts) for name, counts in sources.items()}, "splits": splits}
+    together.unlink()
+    return {split: dict(count) for split, count in counts.items()}
 
 
 def collect(options: argparse.Namespace) -> Iterator[Document]:
@@ -225,14 +260,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--stdlib", type=Path, metavar="DIR", default=Path(sysconfig.get_paths()["stdlib"]), help="default: %(default)s"
     )
     parser.add_argument("--input", type=Path, nargs="*", default=[], metavar="F.jsonl", help="documents of your own")
-    parser.add_argument("--valid-fraction", type=float, default=0.03, help="share of documents held out (%(default)s)")
+    parser.add_argument("--valid-bytes", type=int, default=900_000, metavar="N", help="text to hold out (%(default)s)")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_arguments(argv)
-    if not 0 < options.valid_fraction < 1:
-        raise UsageError(f"--valid-fraction {options.valid_fraction}: must lie between 0 and 1")
+    if options.valid_bytes < 1:
+        raise UsageError(f"--valid-bytes {options.valid_bytes}: must be at least 1")
     missing = [path for path in options.input if not path.is_file()]
     if missing:
         raise UsageError(f"--input {missing[0]}: no such file")
@@ -243,9 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     options.output_dir.mkdir(parents=True, exist_ok=True)
     documents = tqdm(collect(options), desc="documents", unit="", disable=None)
-    statistics = {"options": asked, **write_corpus(documents, options.output_dir, options.valid_fraction)}
-    if not statistics["splits"]["train"]:
-        raise DataError(f"{options.output_dir}: no training documents in any source")
+    statistics = {"options": asked, **write_corpus(documents, options.output_dir, options.valid_bytes)}
     partial_path(path).write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
     publish(path)
     print(table(statistics))

@@ -3,7 +3,7 @@
 python tools/unigram_baseline.py CONFIG.yaml --output unigram.json [--set key=value ...]
 
 The model is the share of each token among the training targets (one epoch), every count raised by one; its
-cross-entropy in nats a token is over the targets that training validates on, in whole global batches.
+cross-entropy in nats a token is over the targets of the validation data, those that training's last step counts.
 """
 
 import argparse
@@ -46,13 +46,11 @@ def main() -> None:
     datasets = build_datasets(
         config.data, sequence_length=train.sequence_length, vocab_size=model.vocab_size, cache_dir=None
     )
-    batches = len(datasets.valid) // train.global_batch_size if datasets.valid is not None else 0
-    if not batches:
-        raise DataError(f"data.valid: no whole global batch of {train.global_batch_size} sequences to validate on")
+    if datasets.valid is None:
+        raise DataError("data.valid: empty, and no data.split; there is nothing to validate on")
     bar = tqdm(range(len(datasets.train)), desc="unigram", unit="sample", disable=None)
     train_counts = count_targets((datasets.train[index] for index in bar), model.vocab_size)
-    valid_samples = (datasets.valid[index] for index in range(batches * train.global_batch_size))
-    valid_counts = count_targets(valid_samples, model.vocab_size)
+    valid_counts = count_targets((datasets.valid[index] for index in range(len(datasets.valid))), model.vocab_size)
     result = {
         "cross_entropy": unigram_cross_entropy(train_counts, valid_counts),
         "train_tokens": int(train_counts.sum()),

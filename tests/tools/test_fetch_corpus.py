@@ -1,5 +1,6 @@
 """The corpus from local files: duplicates, the split, and what is said about a machine without packages."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from tools.fetch_corpus import PACKAGES, Document, find_package, packaged_documents, read_html, unpack_package
 
+VALID_BYTES = 400  # about 33 of the fixture's documents
 TOOL = Path(__file__).parents[2] / "tools" / "fetch_corpus.py"
 
 
@@ -26,7 +28,8 @@ def library(tmp_path: Path) -> Path:
 
 
 def fetch(output: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(TOOL), "--output-dir", str(output), "--packages", *map(str, arguments)]
+    options = ["--output-dir", str(output), "--valid-bytes", str(VALID_BYTES), "--packages"]
+    command = [sys.executable, str(TOOL), *options, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -34,29 +37,28 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_every_distinct_document_is_in_one_split_once(library: Path, tmp_path: Path) -> None:
-    result = fetch(tmp_path / "out", "--stdlib", library, "--valid-fraction", "0.2")
+def test_every_distinct_document_is_in_one_file_once(library: Path, tmp_path: Path) -> None:
+    result = fetch(tmp_path / "out", "--stdlib", library)
     assert result.returncode == 0, result.stderr
     train, valid = read(tmp_path / "out/train.jsonl"), read(tmp_path / "out/valid.jsonl")
     texts = [document["text"] for document in train + valid]
     assert sorted(texts) == sorted(f"VALUE = {number}\n" for number in range(200))
-    assert 20 <= len(valid) <= 60  # 40 expected; six deviations
     assert [document["id"] for document in train] == sorted(document["id"] for document in train)
-    counts = json.loads((tmp_path / "out/statistics.json").read_text())["sources"]["python-stdlib"]
-    assert counts == {"documents": 200, "bytes": sum(map(len, texts)), "duplicates": 1, "empty": 1, "not_utf8": 1}
+    statistics = json.loads((tmp_path / "out/statistics.json").read_text())
+    counts = {"documents": 200, "bytes": sum(map(len, texts)), "duplicates": 1, "empty": 1, "not_utf8": 1}
+    assert statistics["sources"]["python-stdlib"] == counts
+    for split, documents in (("train", train), ("valid", valid)):
+        size = sum(len(document["text"]) for document in documents)
+        assert statistics["splits"][split] == {"documents": len(documents), "bytes": size}
 
 
-def test_the_side_of_a_document_depends_on_its_text_alone(library: Path, tmp_path: Path) -> None:
-    fetch(tmp_path / "one", "--stdlib", library, "--valid-fraction", "0.2")
-    documents = {split: read(tmp_path / f"one/{split}.jsonl") for split in ("train", "valid")}
-    own = tmp_path / "own.jsonl"
-    texts = [document["text"] for document in reversed(documents["valid"] + documents["train"])]
-    own.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    result = fetch(tmp_path / "two", "--no-stdlib", "--input", own, "--valid-fraction", "0.2")
-    assert result.returncode == 0, result.stderr
-    for split, expected in documents.items():
-        found = {document["text"] for document in read(tmp_path / f"two/{split}.jsonl")}
-        assert found == {document["text"] for document in expected}
+def test_the_documents_with_the_smallest_hashes_are_held_out(library: Path, tmp_path: Path) -> None:
+    fetch(tmp_path / "out", "--stdlib", library)
+    valid = [document["text"] for document in read(tmp_path / "out/valid.jsonl")]
+    texts = [f"VALUE = {number}\n" for number in range(200)]
+    by_hash = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
+    assert set(valid) == set(by_hash[: len(valid)])
+    assert len("".join(valid)) >= VALID_BYTES > len("".join(by_hash[: len(valid) - 1]))
 
 
 def test_the_same_sources_give_the_same_bytes_and_a_second_call_does_nothing(library: Path, tmp_path: Path) -> None:
@@ -71,9 +73,10 @@ def test_the_same_sources_give_the_same_bytes_and_a_second_call_does_nothing(lib
     assert again.stdout.endswith(first.stdout)
 
 
-def test_a_bad_line_of_ones_own_input_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ['{"body": "no text"}', '["text"]', '{"text": "half a pair \\ud800"}', "{"])
+def test_a_bad_line_of_ones_own_input_is_named(line: str, tmp_path: Path) -> None:
     own = tmp_path / "own.jsonl"
-    own.write_text('{"text": "fine"}\n{"body": "no text"}\n')
+    own.write_text(f'{{"text": "fine"}}\n{line}\n')
     result = fetch(tmp_path / "out", "--no-stdlib", "--input", own)
     assert result.returncode == 3
     assert "own.jsonl line 2" in result.stderr
@@ -81,13 +84,22 @@ def test_a_bad_line_of_ones_own_input_is_named(tmp_path: Path) -> None:
 
 
 def test_bad_arguments_and_an_empty_corpus_have_their_exit_codes(tmp_path: Path) -> None:
-    assert fetch(tmp_path / "out", "--no-stdlib", "--valid-fraction", "1.5").returncode == 2
+    assert fetch(tmp_path / "out", "--no-stdlib", "--valid-bytes", "0").returncode == 2
     assert fetch(tmp_path / "out", "--no-stdlib", "--input", tmp_path / "missing.jsonl").returncode == 2
     assert fetch(tmp_path / "out", "--no-stdlib").returncode == 3
 
 
 def test_without_apt_the_standard_library_alone_must_do_and_a_line_says_so(library: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(TOOL), "--output-dir", str(tmp_path / "out"), "--stdlib", str(library)]
+    command = [
+        sys.executable,
+        str(TOOL),
+        "--output-dir",
+        str(tmp_path / "out"),
+        "--stdlib",
+        str(library),
+        "--valid-bytes",
+        "400",
+    ]
     result = subprocess.run(command, capture_output=True, text=True, env={"PATH": str(tmp_path)})
     assert result.returncode == 0, result.stderr
     assert "no apt-get and dpkg here: only the standard library" in result.stderr
