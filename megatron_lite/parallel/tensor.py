@@ -4,10 +4,9 @@ A block enters a parallel region (whole sequence, part of the features) and leav
 1909.08053, section 3; Korthikanti et al. 2022, arXiv 2205.05198, section 4.2.2). What happens at the two borders is a
 `Region`:
 
-                       enter       leave            backward of enter   backward of leave   weight gradient of enter
-    SequenceRegion     all-gather  reduce-scatter   reduce-scatter      all-gather          all-gather of the saved
-    input
-    ReplicatedRegion   -           all-reduce       all-reduce          -                   -
+                       enter        leave            backward of enter   backward of leave   input again
+    SequenceRegion     all-gather   reduce-scatter   reduce-scatter      all-gather          all-gather
+    ReplicatedRegion   -            all-reduce       all-reduce          -                   -
 
 A block enters twice and leaves twice: under sequence parallelism 2 all-gathers and 2 reduce-scatters forward, 4
 all-gathers and 2 reduce-scatters backward (the input is saved as this rank's part and gathered again, beside the input

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from megatron_lite.config import Config, Resolved
+from megatron_lite.device import memory_bytes
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.build import build_stage, initialize, region_of
 from megatron_lite.model.operations import Rotary, rotary
@@ -26,6 +27,9 @@ class StepResult:
     loss: Tensor  # mean over the step's counted tokens
     z_loss: Tensor
     grad_norm: Tensor  # before clipping
+    count: Tensor  # counted tokens
+    memory: Tensor  # peak bytes on the fullest rank
+    stop: Tensor  # how many ranks were asked to stop
 
 
 class Trainer:
@@ -46,13 +50,16 @@ class Trainer:
         self.evaluator = Executor(self.stage, forwards, self.rule, mesh, recorder)
         self.region = region_of(config, mesh)
 
-    def train_step(self, samples: Tensor, learning_rate: float) -> StepResult:
-        """One update from this data rank's samples, int64 [local batch, sequence + 1]."""
-        totals = self.gradients(samples)
+    def train_step(self, samples: Tensor, learning_rate: float, stop: bool = False) -> StepResult:
+        """One update from this data rank's samples, int64 [local batch, sequence + 1].
+
+        Token ids below 0 are labels that do not count. `stop` says that this rank was asked to end the run.
+        """
+        totals = self.gradients(samples, stop)
         self.update(totals.grad_norm, learning_rate)
         return totals
 
-    def gradients(self, samples: Tensor) -> StepResult:
+    def gradients(self, samples: Tensor, stop: bool = False) -> StepResult:
         """Forward and backward: every gradient, summed and divided by the counted tokens, in its shard."""
         batches = self._microbatches(samples)
         for shards in self.stage.shards:
@@ -60,31 +67,23 @@ class Trainer:
         self.executor.run(batches, self._message())
         self._phase("finish")
         self._finish_gradients()
-        square_sum = local_square_sum(self.stage.shards, self.mesh)
-        norm_square, loss, z_loss = self._world_sums(square_sum, batches)
-        return StepResult(loss, z_loss, norm_square.sqrt())
+        return self._totals(local_square_sum(self.stage.shards, self.mesh), batches, stop)
 
     def update(self, grad_norm: Tensor, learning_rate: float) -> None:
         self.optimizer.step(learning_rate, clip_coefficient(grad_norm, self.config.optim.grad_clip))
 
-    def evaluate(self, samples: Tensor) -> Tensor:
+    def evaluate(self, samples: Tensor) -> StepResult:
         """Mean loss of as many samples as a training step takes; weights and gradients stay as they are."""
         batches = self._microbatches(samples)
-        self.executor_free()
         self.evaluator.run(batches, self._message())
-        _, loss, _ = self._world_sums(torch.zeros((), dtype=torch.float64, device=self.mesh.device), batches)
-        return loss
-
-    def executor_free(self) -> None:
-        """Drop gathered weights, which an update has made stale."""
-        for shards in self.stage.shards:
-            shards.release()
+        return self._totals(torch.zeros((), dtype=torch.float64, device=self.mesh.device), batches, stop=False)
 
     def _microbatches(self, samples: Tensor) -> list[Microbatch]:
         """Cut [local batch, S + 1] into microbatches of tokens and labels [S, B], with the step's global token
         count."""
         self._phase("count")
-        count = torch.tensor(float(samples[:, 1:].numel()), dtype=torch.float64, device=self.mesh.device)
+        labels = samples[:, 1:]
+        count = ((labels >= 0) & (labels < self.config.model.vocab_size)).sum(dtype=torch.float64)
         count = self.mesh.zero.all_reduce(count, "loss.count").wait()
         rope = self._rope(samples.shape[1] - 1)
         return [
@@ -116,14 +115,18 @@ class Trainer:
                 self.stage.shards, lambda local: local.name == "embed", self.mesh.embedding, "tied_gradient.sum"
             )
 
-    def _world_sums(self, square_sum: Tensor, batches: Sequence[Microbatch]) -> tuple[Tensor, Tensor, Tensor]:
-        """(gradient norm squared, mean loss, mean z-loss): one all-reduce of three numbers over the world."""
-        sums = torch.stack([square_sum, torch.zeros_like(square_sum), torch.zeros_like(square_sum)])
+    def _totals(self, square_sum: Tensor, batches: Sequence[Microbatch], stop: bool) -> StepResult:
+        """What every rank adds to the step's result: one all-gather of five numbers, combined in rank order."""
+        count = batches[0].count
+        loss = z_loss = torch.zeros_like(square_sum)
         if self.mesh.last_stage and self.mesh.tensor.rank == 0:
-            sums[1] = torch.stack([batch.loss for batch in batches]).sum(dtype=torch.float64) / batches[0].count
-            sums[2] = torch.stack([batch.z_loss for batch in batches]).sum(dtype=torch.float64) / batches[0].count
-        sums = self.mesh.world.all_reduce(sums, "step.sums").wait()
-        return sums[0], sums[1], sums[2]
+            loss = torch.stack([batch.loss for batch in batches]).sum(dtype=torch.float64) / count
+            z_loss = torch.stack([batch.z_loss for batch in batches]).sum(dtype=torch.float64) / count
+        memory, asked = torch.tensor([memory_bytes()[0], stop], dtype=torch.float64).to(self.mesh.device)
+        mine = torch.stack([square_sum, loss, z_loss, memory, asked]).unsqueeze(0)
+        ranks = self.mesh.world.all_gather(mine, "step.totals").wait()
+        sums = ranks.sum(0)
+        return StepResult(sums[1], sums[2], sums[0].sqrt(), count, ranks[:, 3].max(), sums[4])
 
     def _phase(self, name: str) -> None:
         if self.recorder is not None:

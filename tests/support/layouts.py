@@ -60,8 +60,9 @@ class Layout:
         return config_from_tree(
             {
                 "model": {
-                    "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": self.layers, "num_attention_heads": 4,
-                    "num_key_value_heads": 2, "vocab_size": 61, "tie_word_embeddings": self.tied,
+                    "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": self.layers,
+                    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 61,
+                    "tie_word_embeddings": self.tied,
                 },
                 "parallel": {
                     "tensor": self.tensor, "pipeline": self.pipeline, "data": self.data, "sequence": self.sequence,
@@ -71,7 +72,8 @@ class Layout:
                 "optim": {"lr": 0.01, "min_lr": 0.001, "warmup_steps": 2, "grad_clip": 0.5},
                 "train": {
                     "steps": STEPS, "global_batch_size": 12, "micro_batch_size": 1, "sequence_length": 16,
-                    "dtype": self.dtype, "initializer_range": 0.2, "z_loss": 0.01, "run_dir": "unused", "seed": 7, **train,
+                    "dtype": self.dtype, "initializer_range": 0.2, "z_loss": 0.01, "run_dir": "unused", "seed": 7,
+                    **train,
                 },
             }
         )  # fmt: skip
@@ -86,6 +88,7 @@ class Outcome:
     """What a run is compared by. `gradients` are those of step 1, before clipping."""
 
     losses: list[float] = field(default_factory=list)
+    z_losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     gradients: Tensors = field(default_factory=dict)
     weights: Tensors = field(default_factory=dict)
@@ -131,19 +134,38 @@ def owned_blocks(trainer: Trainer, which: str) -> Blocks:
     return blocks
 
 
-def run_rank(layout: Layout) -> tuple[list[float], list[float], Blocks, Blocks, list[Event]]:
+@dataclass
+class RankOutcome:
+    """What one rank saw and owns."""
+
+    losses: list[float] = field(default_factory=list)
+    z_losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    gradients: Blocks = field(default_factory=list)
+    weights: Blocks = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def reported(self) -> tuple[list[float], ...]:
+        """What must be the same on every rank."""
+        return self.losses, self.z_losses, self.norms
+
+
+def run_rank(layout: Layout) -> RankOutcome:
     """What one rank does; runs in a pool's process, or in the test's own for a world of one."""
     recorder = Recorder()
     trainer = build_trainer(layout, recorder)
-    losses, norms, gradients = [], [], []
+    outcome = RankOutcome(events=recorder.events)
     for step in range(1, layout.steps + 1):
         result = trainer.gradients(my_samples(trainer, step))
-        losses.append(result.loss.item())
-        norms.append(result.grad_norm.item())
+        outcome.losses.append(result.loss.item())
+        outcome.z_losses.append(result.z_loss.item())
+        outcome.norms.append(result.grad_norm.item())
         if step == 1:
-            gradients = owned_blocks(trainer, "gradient")
+            outcome.gradients = owned_blocks(trainer, "gradient")
         trainer.update(result.grad_norm, learning_rate(step, trainer.config.optim))
-    return losses, norms, gradients, owned_blocks(trainer, "master"), recorder.events
+    outcome.weights = owned_blocks(trainer, "master")
+    return outcome
 
 
 def assemble(blocks: list[Blocks]) -> Tensors:
@@ -164,12 +186,17 @@ def assemble(blocks: list[Blocks]) -> Tensors:
 def run_layout(ranks, layout: Layout) -> Outcome:
     """Train `layout` on real processes and bring everything together."""
     results = [run_rank(layout)] if layout.world == 1 else ranks.run(run_rank, layout.world, layout)
-    for losses, norms, *_ in results:
-        assert losses == results[0][0] and norms == results[0][1], "ranks report different losses or norms"
+    assert all(result.reported == results[0].reported for result in results), "ranks report different losses or norms"
+    return combine(results)
+
+
+def combine(results: list[RankOutcome]) -> Outcome:
     return Outcome(
-        results[0][0], results[0][1], assemble([r[2] for r in results]), assemble([r[3] for r in results]),
-        [r[4] for r in results],
-    )  # fmt: skip
+        *results[0].reported,
+        gradients=assemble([result.gradients for result in results]),
+        weights=assemble([result.weights for result in results]),
+        transcripts=[result.events for result in results],
+    )
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -180,8 +207,8 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 def differences(outcome: Outcome, truth: Outcome) -> dict[str, float]:
     """Every compared quantity's distance."""
     found = {
-        "losses": distance(np.array(outcome.losses), np.array(truth.losses)),
-        "norms": distance(np.array(outcome.norms), np.array(truth.norms)),
+        name: distance(np.array(getattr(outcome, name)), np.array(getattr(truth, name)))
+        for name in ("losses", "z_losses", "norms")
     }
     for kind in ("gradients", "weights"):
         ours, theirs = getattr(outcome, kind), getattr(truth, kind)

@@ -39,14 +39,14 @@ def objective(weights: dict[str, Tensor], samples: Tensor, model, z_loss: float)
 
 
 def train(initial: dict[str, Tensor], batches: list[Tensor], config, rates: list[float]):
-    """Losses, gradient norms, step 1's gradients and the final weights of `torch.optim.AdamW` with clipping."""
+    """Losses, z-losses, gradient norms, step 1's gradients and the final weights of `torch.optim.AdamW`, clipped."""
     weights = {name: value.clone().requires_grad_() for name, value in initial.items()}
     matrices = [w for w in weights.values() if w.dim() > 1]
     norms_ = [w for w in weights.values() if w.dim() == 1]
     optim = config.optim
     groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": norms_, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=optim.betas, eps=optim.eps)
-    losses, norms, gradients = [], [], {}
+    losses, z_losses, norms, gradients = [], [], [], {}
     for batch, rate in zip(batches, rates, strict=True):
         optimizer.zero_grad()
         loss, total = objective(weights, batch, config.model, config.train.z_loss)
@@ -60,8 +60,9 @@ def train(initial: dict[str, Tensor], batches: list[Tensor], config, rates: list
             group["lr"] = rate
         optimizer.step()
         losses.append(loss.item())
+        z_losses.append(total.item() - loss.item())
         norms.append(norm.item())
-    return losses, norms, gradients, {name: w.detach().numpy() for name, w in weights.items()}
+    return losses, z_losses, norms, gradients, {name: w.detach().numpy() for name, w in weights.items()}
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

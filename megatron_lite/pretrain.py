@@ -1,0 +1,26 @@
+"""Pretrain a model: `torchrun ... -m megatron_lite.pretrain CONFIG.yaml [key=value ...]`, or without torchrun."""
+
+import logging
+from pathlib import Path
+
+from megatron_lite.config import parse_arguments, resolve
+from megatron_lite.errors import run_face
+from megatron_lite.training.launch import find_place, joined_world, run_job
+from megatron_lite.training.loop import pretrain
+
+
+def main() -> None:
+    config = parse_arguments(__doc__)
+    place = find_place()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    def job() -> str:
+        resolved = resolve(config, place.world_size)
+        with joined_world(place, config.train.timeout) as device:
+            return pretrain(config, resolved, device)
+
+    run_job(Path(config.train.run_dir), place, job)
+
+
+if __name__ == "__main__":
+    run_face(main)

@@ -1,0 +1,199 @@
+"""The pretraining loop: read, step, write down, validate, save; and begin again where a checkpoint ended."""
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megatron_lite import checkpoint
+from megatron_lite.config import Config, Resolved
+from megatron_lite.data.build import Datasets, build_datasets
+from megatron_lite.data.loader import Loader
+from megatron_lite.data.samples import Samples
+from megatron_lite.device import device_name, to_device
+from megatron_lite.errors import MegatronLiteError
+from megatron_lite.mesh import MeshShape, build_mesh
+from megatron_lite.optim.schedule import learning_rate
+from megatron_lite.training.flops import flops_per_token, model_flops_utilization, peak_flops
+from megatron_lite.training.metrics import MetricsWriter, StepMetrics
+from megatron_lite.training.report import write_report
+from megatron_lite.training.run_files import write_run_files
+from megatron_lite.training.step import StepResult, Trainer
+
+log = logging.getLogger("megatron_lite")
+
+
+class StopRequest:
+    """Whether this process was asked to end by a signal."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        def ask(number, frame):
+            self.asked = True
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def pretrain(config: Config, resolved: Resolved, device: torch.device) -> str:
+    """Train to `train.steps` or until a signal; returns why it ended."""
+    shape = MeshShape(resolved.pipeline, resolved.data, resolved.context, resolved.tensor)
+    mesh = build_mesh(shape, device)
+    run_dir = Path(config.train.run_dir)
+    datasets = build_datasets(
+        config.data,
+        sequence_length=config.train.sequence_length,
+        vocab_size=config.model.vocab_size,
+        cache_dir=run_dir / "cache",
+    )
+    with StopRequest().listening() as stop:
+        run = Run(config, resolved, Trainer(config, resolved, mesh), datasets, stop)
+        return run.train()
+
+
+class Run:
+    """One training run on one rank. Rank 0 writes the files that people read."""
+
+    def __init__(self, config: Config, resolved: Resolved, trainer: Trainer, datasets: Datasets, stop: StopRequest):
+        self.config, self.resolved, self.trainer, self.stop = config, resolved, trainer, stop
+        self.mesh = trainer.mesh
+        self.run_dir = Path(config.train.run_dir)
+        self.writes = self.mesh.rank == 0
+        self.loader = self._loader(datasets.train)
+        self.valid = datasets.valid
+        self.tokenizer = datasets.tokenizer
+        self.done = 0  # steps
+        self.samples = 0  # consumed: the loader's whole state
+        train = config.train
+        self.peak = train.peak_flops or peak_flops(device_name(self.mesh.device), train.dtype)
+
+    def train(self) -> str:
+        """Every step from where the run stands to its end."""
+        self._resume()
+        if self.writes:
+            write_run_files(self.run_dir, self.config, self.resolved)
+            log.info(self._describe())
+        total = self.config.train.steps
+        writer = MetricsWriter(self.run_dir, start_step=self.done, total_steps=total) if self.writes else nullcontext()
+        stopped = False
+        with writer:
+            while self.done < total and not stopped:
+                stopped = self._step(writer)
+        self.loader.close()
+        if self.writes:
+            write_report(self.run_dir)
+        return f"stopped at a signal after step {self.done}" if stopped else f"done: {total} steps"
+
+    def _step(self, writer: MetricsWriter | None) -> bool:
+        """One step with all that belongs to it; returns whether the run is to stop."""
+        begin = time.perf_counter()
+        step, train = self.done + 1, self.config.train
+        rate = learning_rate(step, self.config.optim)
+        samples = self._to_device(self.loader.batch(self.samples))
+        result = self.trainer.train_step(samples, rate, self.stop.asked)
+        loss = result.loss.item()
+        seconds = time.perf_counter() - begin
+        self._check_finite(step, result)
+        self.done = step
+        self.samples += train.global_batch_size
+        stopped = bool(result.stop.item() > 0)
+        last = step == train.steps
+        valid_loss = self._validate(step, whole=last) if not stopped and self.valid is not None else None
+        if self.writes:
+            writer.write(self._metrics(step, rate, seconds, loss, result, valid_loss))
+        if last or stopped or (self.config.checkpoint.every and step % self.config.checkpoint.every == 0):
+            self._save()
+        return stopped
+
+    def _metrics(self, step, rate, seconds, loss, result: StepResult, valid_loss) -> StepMetrics:
+        tokens, train = self.resolved.tokens_per_step, self.config.train
+        flops = flops_per_token(self.config.model, train.sequence_length) * tokens / seconds
+        return StepMetrics(
+            step=step,
+            tokens=step * tokens,
+            loss=loss,
+            grad_norm=result.grad_norm.item(),
+            lr=rate,
+            seconds=seconds,
+            tokens_per_second=tokens / seconds,
+            mfu=model_flops_utilization(flops, self.resolved.world_size, self.peak),
+            memory_bytes=int(result.memory.item()),
+            memory_kind="accelerator_peak" if self.mesh.device.type != "cpu" else "resident_set_peak",
+            z_loss=result.z_loss.item() if train.z_loss else None,
+            valid_loss=valid_loss,
+        )
+
+    def _validate(self, step: int, whole: bool) -> float | None:
+        """Mean loss over the validation set, or over its first `valid_batches` before the last step; None when not due."""
+        train = self.config.train
+        if not whole and not (train.valid_every and step % train.valid_every == 0):
+            return None
+        batches = math.ceil(len(self.valid) / train.global_batch_size)
+        if train.valid_batches is not None and not whole:
+            batches = min(batches, train.valid_batches)
+        total = count = 0.0
+        for batch in range(batches):
+            result = self.trainer.evaluate(self._valid_samples(batch))
+            total += result.loss.item() * result.count.item()
+            count += result.count.item()
+        return total / count
+
+    def _valid_samples(self, batch: int) -> torch.Tensor:
+        """This rank's rows of a validation batch. Rows past the end hold -1 alone, which is counted nowhere."""
+        local = self.resolved.local_batch_size
+        first = batch * self.config.train.global_batch_size + self.mesh.coordinate["data"] * local
+        rows = np.full((local, self.config.train.sequence_length + 1), -1, dtype=np.int64)
+        for row, sample in enumerate(range(first, min(first + local, len(self.valid)))):
+            rows[row] = self.valid[sample]
+        return self._to_device(rows)
+
+    def _check_finite(self, step: int, result: StepResult) -> None:
+        for name, value in (("loss", result.loss.item()), ("gradient norm", result.grad_norm.item())):
+            if not math.isfinite(value):
+                raise MegatronLiteError(
+                    f"step {step}: the {name} is {value}; the weights are spoiled from here, "
+                    f"checkpoints up to step {self.done} are good"
+                )
+
+    def _resume(self) -> None:
+        found = checkpoint.find(self.run_dir / "checkpoints", self.config.checkpoint.resume, self.mesh)
+        if found is not None:
+            state = checkpoint.load(found, self.trainer)
+            self.done, self.samples = state.step, state.samples
+            if self.writes:
+                log.info("resumed from %s", found)
+
+    def _save(self) -> None:
+        checkpoint.save(self.run_dir / "checkpoints", self.trainer, self.done, self.samples, tokenizer=self.tokenizer)
+
+    def _loader(self, dataset: Samples) -> Loader:
+        return Loader(
+            dataset,
+            global_batch_size=self.config.train.global_batch_size,
+            data_rank=self.mesh.coordinate["data"],
+            data_size=self.resolved.data,
+        )
+
+    def _to_device(self, samples: np.ndarray) -> torch.Tensor:
+        return to_device(samples, self.mesh.device)
+
+    def _describe(self) -> str:
+        resolved, parallel = self.resolved, self.config.parallel
+        return (
+            f"tensor {resolved.tensor} x pipeline {resolved.pipeline} x data {resolved.data} on {self.mesh.device.type}, "
+            f"ZeRO-{parallel.zero_stage} regather each {parallel.zero_regather}, schedule {parallel.schedule}, "
+            f"{resolved.microbatches} microbatches, stage layers {list(resolved.stage_layers)}, {self.config.train.dtype}"
+        )

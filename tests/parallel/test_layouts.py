@@ -1,0 +1,118 @@
+"""Every layout is one process: losses, gradient norms, raw gradients and weights, in float64 and in mixed precision."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from nccl_replay import replay
+from support.layouts import (
+    Layout,
+    Outcome,
+    assemble,
+    build_trainer,
+    differences,
+    global_batch,
+    owned_blocks,
+    run_layout,
+)
+from support.reference import train as reference_train
+from torch import from_numpy
+
+from megatron_lite.optim.schedule import learning_rate
+
+TOLERANCE = 1e-10
+CUBE = Layout(tensor=2, pipeline=2, data=2)
+
+LAYOUTS = [
+    *(Layout(tensor=2, sequence=sequence, tied=tied) for sequence in (True, False) for tied in (False, True)),
+    *(Layout(pipeline=p, schedule=schedule) for p in (2, 4) for schedule in ("1f1b", "gpipe")),
+    *(Layout(pipeline=p, tied=True) for p in (2, 4)),
+    Layout(pipeline=2, layers=5),
+    Layout(pipeline=4, layers=5),
+    Layout(pipeline=2, stage_layers=(1, 3)),
+    *(Layout(data=data, zero_stage=stage) for data in (2, 4, 3) for stage in (0, 1, 2, 3)),
+    *(Layout(data=data, zero_stage=stage, zero_regather="step") for data in (2, 3) for stage in (2, 3)),
+    Layout(data=2, zero_stage=0, tied=True),
+    Layout(data=3, zero_stage=3, tied=True),
+    *(replace(CUBE, zero_regather=r, schedule=s) for r in ("microbatch", "step") for s in ("1f1b", "gpipe")),
+    replace(CUBE, tied=True),
+    replace(CUBE, tied=True, zero_stage=0),
+    replace(CUBE, tied=True, zero_stage=1, sequence=False),
+    replace(CUBE, tied=True, zero_regather="step", sequence=False),
+    replace(CUBE, sequence=False, schedule="gpipe"),
+    replace(CUBE, layers=5),
+    replace(CUBE, zero_stage=2, stage_layers=(3, 1)),
+    replace(CUBE, recompute="full"),
+    replace(CUBE, recompute="every_2", tied=True),
+    replace(CUBE, recompute="selective", split=0),
+    replace(CUBE, recompute="selective", split=2, tied=True),
+    replace(CUBE, split=2, zero_regather="step", sequence=False),
+    Layout(tensor=2, pipeline=4, tied=True),
+    Layout(pipeline=4, data=2, split=1, tied=True),
+]
+
+
+@pytest.fixture(scope="module")
+def outcomes(ranks):
+    """Runs each layout once and remembers what came out."""
+    known: dict[Layout, Outcome] = {}
+
+    def outcome(layout: Layout) -> Outcome:
+        if layout not in known:
+            known[layout] = run_layout(ranks, layout)
+        return known[layout]
+
+    return outcome
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_one_process_trains_as_plain_pytorch_does(outcomes, tied):
+    layout = Layout(tied=tied)
+    trainer = build_trainer(layout)
+    config = trainer.config
+    initial = {name: from_numpy(value) for name, value in assemble([owned_blocks(trainer, "master")]).items()}
+    steps = range(1, layout.steps + 1)
+    batches = [global_batch(step, config) for step in steps]
+    expected = Outcome(
+        *reference_train(initial, batches, config, [learning_rate(step, config.optim) for step in steps])
+    )
+    found = differences(outcomes(layout), expected)
+    assert max(found.values()) < TOLERANCE, found
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_layout_equals_one_process_in_float64(outcomes, layout):
+    found = differences(outcomes(layout), outcomes(layout.single()))
+    assert max(found.values()) < TOLERANCE, {name: value for name, value in found.items() if value >= TOLERANCE}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_transcript_completes_under_nccl_rules(outcomes, layout):
+    replay(outcomes(layout).transcripts)
+
+
+def _error(ours: np.ndarray, exact: np.ndarray) -> float:
+    """Root of the mean squared difference; of the same tensors, so no scale is needed to compare two of them."""
+    return float(np.sqrt(np.mean((ours - exact) ** 2)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_layout_in_bfloat16_errs_at_most_twice_as_much_as_one_process(outcomes, layout):
+    layout = replace(layout, dtype="bfloat16", steps=1)
+    exact = outcomes(replace(layout.single(), dtype="float64"))
+    ours, one = outcomes(layout), outcomes(layout.single())
+    ratios = {
+        name: _error(ours.gradients[name], truth) / _error(one.gradients[name], truth)
+        for name, truth in exact.gradients.items()
+    }
+    assert max(ratios.values()) <= 2, {name: ratio for name, ratio in ratios.items() if ratio > 2}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_runs_of_one_layout_agree_to_the_bit(ranks, dtype):
+    layout = replace(CUBE, tied=True, dtype=dtype)
+    first, second = run_layout(ranks, layout), run_layout(ranks, layout)
+    assert (first.losses, first.norms) == (second.losses, second.norms)
+    for kind in ("gradients", "weights"):
+        for name, values in getattr(first, kind).items():
+            assert np.array_equal(values, getattr(second, kind)[name]), name

@@ -1,0 +1,200 @@
+"""Planted faults: each call site that communicates, and each division that normalizes, one at a time.
+
+A message's mutation keeps every shape and every rank's order of calls, and leaves out what the others would have
+contributed. A division's mutation compiles its function again with the quotient doubled, and puts that code in place.
+Both act in the ranks' processes only, so the truth that they are compared with is untouched.
+"""
+
+import ast
+import importlib
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import megatron_lite
+from megatron_lite.parallel.collectives import Communicator, Handle
+
+PACKAGE = Path(megatron_lite.__file__).parent
+# The code that makes the numbers of a step.
+NUMERIC = (
+    "model.operations",
+    "model.parameters",
+    "model.transformer",
+    "model.initialization",
+    "model.build",
+    "optim.adamw",
+    "optim.norm",
+    "optim.schedule",
+    "parallel.tensor",
+    "parallel.zero",
+    "parallel.collectives",
+    "parallel.pipeline.executor",
+    "parallel.pipeline.messages",
+    "training.step",
+)
+
+
+@dataclass(frozen=True)
+class Message:
+    """The operation of one call site."""
+
+    site: str
+    operation: str
+
+    def __str__(self) -> str:
+        return f"{self.site} {self.operation}"
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        whole = Communicator._record
+
+        def record(communicator, operation, site, work, result, payload, source=None, peer=None):
+            handle = whole(communicator, operation, site, work, result, payload, source, peer)
+            return _Spoiled(handle, communicator) if (site, operation) == (self.site, self.operation) else handle
+
+        unsent = Communicator.send
+
+        def send(communicator, tensor, peer, site):
+            wrong = tensor * 0.5 if (site, "send") == (self.site, self.operation) else tensor
+            return unsent(communicator, wrong, peer, site)
+
+        unsummed = Communicator.all_reduce
+
+        def all_reduce(communicator, tensor, site):
+            mine = tensor.clone()
+            handle = unsummed(communicator, tensor, site)
+            handle.mine = mine
+            return handle
+
+        Communicator._record, Communicator.send, Communicator.all_reduce = record, send, all_reduce
+        try:
+            yield
+        finally:
+            Communicator._record, Communicator.send, Communicator.all_reduce = whole, unsent, unsummed
+
+
+class _Spoiled:
+    """A handle whose operation took place, and whose result is this rank's own contribution alone."""
+
+    def __init__(self, handle: Handle, communicator: Communicator):
+        self.handle, self.communicator, self.source = handle, communicator, handle.source
+        self.mine = None
+
+    def wait(self):
+        operation, rank, size = self.handle.event.operation, self.communicator.rank, self.communicator.size
+        result = self.handle.wait()
+        if operation == "all_gather":
+            result.copy_(self.source.repeat(size, *[1] * (result.dim() - 1)))
+        elif operation == "reduce_scatter":
+            result.copy_(self.source.chunk(size)[rank])
+        elif operation == "all_reduce":
+            result.copy_(self.mine)
+        elif operation == "recv":
+            result.mul_(0.5)
+        return result
+
+
+@dataclass(frozen=True)
+class Division:
+    """The n-th division (or mean) of a module, named by its function and source."""
+
+    module: str
+    function: str
+    number: int
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.function}: {self.source}"
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        module = importlib.import_module(f"megatron_lite.{self.module}")
+        tree = _parse(self.module)
+        _Double(self.number).visit(tree)
+        compiled = compile(ast.fix_missing_locations(tree), module.__file__, "exec")
+        target = _find_function(module, self.function)
+        before = target.__code__
+        target.__code__ = _find_code(compiled, self.function)
+        try:
+            yield
+        finally:
+            target.__code__ = before
+
+
+def divisions() -> list[Division]:
+    """Every division and mean in the numeric modules."""
+    found = []
+    for module in NUMERIC:
+        for number, (path, node) in enumerate(_normalizations(_parse(module))):
+            found.append(Division(module, path, number, ast.unparse(node)))
+    return found
+
+
+def _parse(module: str) -> ast.Module:
+    return ast.parse((PACKAGE / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8"))
+
+
+def _is_normalization(node: ast.AST) -> bool:
+    if isinstance(node, ast.BinOp):
+        return isinstance(node.op, ast.Div)
+    if isinstance(node, ast.Call):
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        return name in ("mean", "_foreach_div_", "_foreach_addcdiv_")
+    return False
+
+
+def _normalizations(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
+    """(outermost function or method, node), in the order in which `_Double` meets them."""
+
+    def walk(node: ast.AST, path: tuple[str, ...], inside: bool) -> Iterator[tuple[str, ast.AST]]:
+        named = isinstance(node, ast.FunctionDef | ast.ClassDef) and not inside
+        path = (*path, node.name) if named else path
+        inside = inside or isinstance(node, ast.FunctionDef)
+        if _is_normalization(node):
+            yield ".".join(path), node
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, path, inside)
+
+    yield from walk(tree, (), False)
+
+
+class _Double(ast.NodeTransformer):
+    """Doubles the result of normalization number `number`, counted parents first."""
+
+    def __init__(self, number: int):
+        self.left = number
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        hit = False
+        if _is_normalization(node):
+            hit = self.left == 0
+            self.left -= 1
+        node = self.generic_visit(node)
+        if not hit:
+            return node
+        if isinstance(node, ast.Call) and node.func.attr.startswith("_foreach"):
+            # These write in place: double what is divided by.
+            node.args[-1] = ast.BinOp(node.args[-1], ast.Mult(), ast.Constant(2))
+            return node
+        return ast.BinOp(node, ast.Mult(), ast.Constant(2))
+
+
+def _find_function(module: types.ModuleType, path: str) -> types.FunctionType:
+    found = module
+    for name in path.split("."):
+        found = vars(found)[name]
+    while not isinstance(found, types.FunctionType):  # property, staticmethod, torch.no_grad's wrapper
+        found = getattr(found, "fget", None) or found.__func__
+    return getattr(found, "__wrapped__", found)
+
+
+def _find_code(code: types.CodeType, path: str) -> types.CodeType:
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            if constant.co_qualname == path:
+                return constant
+            if path.startswith(constant.co_qualname):
+                return _find_code(constant, path)
+    raise LookupError(f"no function {path}")

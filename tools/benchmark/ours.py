@@ -1,0 +1,71 @@
+"""Our side of the throughput comparison: the training step on the peer's model, batch and layout.
+
+    python tools/benchmark/ours.py
+    torchrun --standalone --nproc-per-node 8 tools/benchmark/ours.py --tensor 2 --pipeline 2 --data 2 --regather step
+
+ZeRO-3, float32, no clipping. Sequence parallelism is off by default, since the peer has none.
+"""
+
+import argparse
+
+import torch
+import torch.distributed as dist
+from workload import Workload, add_arguments, measure, print_result, set_threads, workload_of
+
+from megatron_lite.config import Config, config_from_tree, resolve
+from megatron_lite.mesh import MeshShape, build_mesh
+from megatron_lite.training.step import Trainer
+
+MODEL_FIELDS = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+)
+
+
+def config_of(w: Workload, regather: str, sequence: bool) -> Config:
+    parallel = {axis: getattr(w, axis) for axis in ("tensor", "pipeline", "data")}
+    return config_from_tree(
+        {
+            "model": {name: getattr(w, name) for name in MODEL_FIELDS},
+            "parallel": {**parallel, "sequence": sequence, "zero_stage": 3, "zero_regather": regather},
+            "optim": {"lr": 3e-4, "grad_clip": None},
+            "train": {
+                "steps": w.steps,
+                "global_batch_size": w.batch_size * w.data,
+                "micro_batch_size": w.micro_batch_size,
+                "sequence_length": w.sequence_length,
+                "dtype": "float32",
+                "run_dir": "unused",
+            },
+        }
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Throughput of our training step.")
+    add_arguments(parser)
+    parser.add_argument("--regather", choices=("microbatch", "step"), default="microbatch")
+    parser.add_argument("--sequence", action="store_true", help="sequence parallelism")
+    options = parser.parse_args()
+    w = workload_of(options)
+    set_threads(w)
+    if w.world > 1:
+        dist.init_process_group("gloo")
+    config = config_of(w, options.regather, options.sequence)
+    mesh = build_mesh(MeshShape(w.pipeline, w.data, 1, w.tensor), torch.device("cpu"))
+    trainer = Trainer(config, resolve(config, w.world), mesh)
+    seconds, losses = measure(
+        w, mesh.coordinate["data"], lambda tokens: trainer.train_step(tokens, learning_rate=3e-4).loss.item()
+    )
+    if mesh.rank == w.world - 1:
+        print_result(w, seconds, losses)
+    if w.world > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
