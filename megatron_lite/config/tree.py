@@ -119,24 +119,16 @@ class OptimConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_min_lr(cls, tree: Any) -> Any:
-        # A tenth of the peak, as in the reference run.
-        if (
-            isinstance(tree, dict)
-            and tree.get("min_lr") is None
-            and isinstance(tree.get("lr"), float | int)
-            and tree["lr"] > 0
-        ):
-            return tree | {"min_lr": tree["lr"] / 10}
-        return tree
+        if not isinstance(tree, dict) or tree.get("min_lr") is not None:
+            return tree
+        # A tenth of the peak, as in the reference run. A peak that is no good is complained about under its own name.
+        lr = tree.get("lr")
+        return tree | {"min_lr": lr / 10 if isinstance(lr, float | int) and lr > 0 else 0.0}
 
     @model_validator(mode="after")
-    def _check_schedule(self) -> Self:
+    def _check_min_lr(self) -> Self:
         if self.min_lr > self.lr:
             raise UsageError(f"optim.min_lr = {self.min_lr}: must not exceed optim.lr = {self.lr}")
-        if self.warmup_steps > self.decay_steps:
-            raise UsageError(
-                f"optim.warmup_steps = {self.warmup_steps}: must not exceed optim.decay_steps = {self.decay_steps}"
-            )
         return self
 
 

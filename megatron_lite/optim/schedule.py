@@ -10,7 +10,8 @@ def learning_rate(step: int, optim: OptimConfig) -> float:
 
     With w = warmup_steps and d = decay_steps: lr * step / w up to step w (which reaches the peak);
     min_lr + (lr - min_lr) * (1 + cos(pi * (step - w) / (d - w))) / 2 up to step d (which reaches min_lr;
-    Loshchilov and Hutter 2017, "SGDR", equation 5, one cycle); min_lr afterwards.
+    Loshchilov and Hutter 2017, "SGDR", equation 5, one cycle); min_lr afterwards. A warmup
+    longer than the decay runs to its end.
     """
     if step <= optim.warmup_steps:
         return optim.lr * step / optim.warmup_steps

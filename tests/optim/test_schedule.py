@@ -41,3 +41,8 @@ def test_the_reference_run_warms_up_over_10000_steps_to_2e_5_and_ends_at_2e_6() 
     assert learning_rate(834_465, optim) == pytest.approx(2e-6)
     rates = [learning_rate(step, optim) for step in range(10_000, 834_466, 5_000)]
     assert rates == sorted(rates, reverse=True)
+
+
+def test_a_warmup_longer_than_the_decay_runs_to_its_end() -> None:
+    optim = OptimConfig(lr=1.0, min_lr=0.5, warmup_steps=4, decay_steps=2)
+    assert [learning_rate(step, optim) for step in (1, 3, 4, 5)] == [0.25, 0.75, 1.0, 0.5]
