@@ -4,6 +4,8 @@ The output is the same from any number of workers: batches are cut by size alone
 """
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -107,7 +109,7 @@ def preprocess(
             for key in settings.json_keys
         ]
         # Spawned, not forked: a fork of a process with threads (tqdm has one) may hang.
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_parent)
         stack.callback(pool.shutdown, cancel_futures=True)
         progress = stack.enter_context(Progress("tokenize", total))
         batches = read_batches(inputs, BATCH_BYTES)
@@ -119,6 +121,16 @@ def preprocess(
             report.add(encoded)
             progress.advance(encoded.position, f"{report.documents} documents, {report.tokens} tokens")
     return report
+
+
+def end_with_parent() -> None:
+    """Make this worker exit when its parent is gone; killed by force, the parent could not tell it to."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def encode(settings: Settings, batch: Batch) -> Encoded:

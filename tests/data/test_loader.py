@@ -67,7 +67,8 @@ def test_another_place_than_the_prefetched_one_is_read_right(dataset, loader):
         assert np.array_equal(jumping.batch(consumed), loader(dataset).batch(consumed))
 
 
-def test_the_following_batch_is_read_by_another_thread(loader):
+@pytest.mark.parametrize("data_size", [1, 2])
+def test_the_following_batch_is_read_by_another_thread(loader, data_size):
     readers = {}
 
     class Recorder:
@@ -75,11 +76,11 @@ def test_the_following_batch_is_read_by_another_thread(loader):
             readers[index] = threading.current_thread()
             return np.zeros(2, np.int64)
 
-    recording = loader(Recorder(), global_batch_size=2)
+    recording = loader(Recorder(), data_size - 1, data_size, global_batch_size=4)
     recording.batch(0)
-    recording.batch(2)
-    assert readers[0] is threading.main_thread()
-    assert readers[2] is not threading.main_thread()
+    recording.batch(4)
+    assert readers[3] is threading.main_thread()
+    assert readers[7] is not threading.main_thread()
 
 
 def test_a_failure_in_the_thread_is_raised_where_its_batch_is_asked_for(loader):

@@ -133,6 +133,24 @@ def test_a_run_that_is_killed_leaves_nothing_that_opens(tmp_path, tokenizer, mon
     assert [path.name for path in tmp_path.iterdir()] == ["c.jsonl"]
 
 
+def test_workers_end_with_a_parent_that_is_killed():
+    # Workers inherit the standard output: it comes to its end when the last of them is gone.
+    script = (
+        "import multiprocessing, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from megatron_lite.data.preprocess import end_with_parent\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(2, multiprocessing.get_context('spawn'), initializer=end_with_parent)\n"
+        "    [future.result() for future in [pool.submit(abs, -1) for _ in range(2)]]\n"
+        "    print('started', flush=True)\n"
+        "    time.sleep(1000)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"started\n"
+    process.kill()
+    assert process.communicate(timeout=60) == (b"", None)
+
+
 def test_no_more_batches_are_held_than_asked_for():
     taken = []
 
