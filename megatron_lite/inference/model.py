@@ -1,0 +1,74 @@
+"""A trained model on one process, for generating: the training's own units, weights alone, gathered once for good."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_lite.checkpoint import Checkpoint, load_weights
+from megatron_lite.config import Config, config_from_tree, resolve
+from megatron_lite.errors import DataError, UsageError
+from megatron_lite.inference.cache import Cache, slice_of
+from megatron_lite.mesh import Mesh
+from megatron_lite.model.build import build_stage
+from megatron_lite.model.transformer import Stage
+from megatron_lite.parallel.tensor import vocabulary_embedding
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """Logits of the next token. Tokens outside, positions and caches are [B, ...]."""
+
+    config: Config
+    stage: Stage
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def longest(self) -> int:
+        """Positions that training saw; past them rotary angles are new to the model."""
+        return self.config.train.sequence_length
+
+    def new_cache(self, batch: int, capacity: int) -> Cache:
+        return Cache(self.config.model, batch, capacity, self.dtype, self.device)
+
+    @torch.no_grad()
+    def next_logits(self, tokens: Tensor, positions: Tensor, last: Tensor, end: int, cache: Cache) -> Tensor:
+        """New tokens int64 [B, T] at `positions` [B, T] -> logits [B, V] after the new token `last[b]` of each row.
+
+        `end` lies past all positions. What comes before the new tokens must be in the cache, which then holds them too.
+        """
+        embedding, *blocks, head = self.stage.units
+        new = slice_of(positions, end, self.config.model, self.dtype)
+        x = vocabulary_embedding(tokens.t().contiguous(), embedding.embed, embedding.region, anchor=None)
+        for number, block in enumerate(blocks):
+            x = block.transform(x, cache.attention(number, new))
+        x = x[last, torch.arange(len(last), device=x.device)]
+        return head.logits(x.unsqueeze(0)).squeeze(0)
+
+
+def load_model(checkpoint: Checkpoint, mesh: Mesh) -> LanguageModel:
+    """The checkpoint's model in the dtype it was trained in. `mesh` is one process. Raises DataError."""
+    config = single_process_config(checkpoint.index.config)
+    resolved = resolve(config, world_size=1)
+    stage = build_stage(config, resolved, mesh)
+    load_weights(checkpoint, config.model, stage, mesh)
+    for shards in stage.shards:
+        shards.gradient = shards.gradient.new_empty(0)
+        shards.wait_gather()
+        if shards.compute is not shards.master:
+            shards.master = shards.master.new_empty(0)
+    return LanguageModel(config, stage, getattr(torch, resolved.compute_dtype), mesh.device)
+
+
+def single_process_config(tree: Mapping[str, Any]) -> Config:
+    """A run's configuration, with its layout replaced by one process.
+
+    Selective recomputation makes a block run its attention outside autograd, where it may write into a cache.
+    """
+    try:
+        return config_from_tree({**tree, "parallel": {"recompute": "selective"}})
+    except UsageError as error:
+        raise DataError(f"the checkpoint's configuration cannot be used here: {error}") from None
