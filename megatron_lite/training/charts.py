@@ -128,7 +128,7 @@ def _axes(frame: Frame, y_ticks: Sequence[float], x_label: str) -> list[str]:
         parts.append(f'<text x="{frame.left - 9}" y="{y + 4:.1f}" text-anchor="end">{format_number(value)}</text>')
     parts.append(f'<path class="axis" d="M{frame.left} {base}H{right}"/>')
     low, high = frame.x_range
-    for value in ticks(low, high, count=max(2, frame.width // 110)):
+    for value in ticks(low, high, count=max(4, frame.width // 110)):
         if low <= value <= high:
             x = frame.x(value)
             parts.append(f'<path class="axis" d="M{x:.1f} {base}v5"/>')

@@ -61,6 +61,7 @@ def write_report(run_dir: str | Path) -> Path:
         datasets=dataset_rows(run.config),
         sample=run.sample,
         unigram=run.unigram is not None,
+        valid_batches=run.config.train.valid_batches,
         config=(run.directory / "config.yaml").read_text(encoding="utf-8"),
     )
     path = run.directory / "report.html"
