@@ -32,7 +32,7 @@ fi
 say "binarize: documents to token ids in Megatron's .bin and .idx"
 mkdir -p $run/data
 for part in train valid; do
-    if [ ! -f $run/data/${part}_text_document.json ]; then
+    if [ ! -f $run/data/${part}_text_document.idx ]; then
         $python tools/preprocess_data.py --input $run/corpus/$part.jsonl --output-prefix $run/data/$part \
             --tokenizer-model $run/tokenizer.model --workers 2 --append-eod
     fi

@@ -30,7 +30,7 @@ class _RMSNorm(Function):
         scale = torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(x, scale)
         ctx.weight = weight
-        return (exact * scale * weight.data).to(x.dtype)
+        return (exact * scale).mul_(weight.data).to(x.dtype)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -40,8 +40,8 @@ class _RMSNorm(Function):
         product = gradient * normal
         weight.add_gradient(product.flatten(0, -2).sum(0))
         # d/dx: scale * (g w - normal * mean(g w normal))
-        inner = (product * weight.data).mean(-1, keepdim=True)
-        result = torch.addcmul(gradient * weight.data, normal, inner, value=-1).mul_(scale)
+        inner = product.mul_(weight.data).mean(-1, keepdim=True)
+        result = normal.mul_(inner.neg_()).addcmul_(gradient, weight.data).mul_(scale)
         return result.to(x.dtype), None, None
 
 
@@ -62,35 +62,42 @@ def rotary(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -
     return Rotary(angle.cos().to(kept), angle.sin().to(kept))
 
 
-def rotate(x: Tensor, rope: Rotary) -> Tensor:
-    """Rotate the pairs (i, i + D/2) of the last dimension: Hugging Face's half rotation. x is [T, B, G, heads, D]."""
-    return _Rotate.apply(x, rope.cos, rope.sin)
-
-
-class _Rotate(Function):
-    @staticmethod
-    def forward(ctx, x, cos, sin):
-        ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        cos, sin = ctx.saved_tensors
-        return _turn(gradient, cos, -sin), None, None
-
-
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    a, b = x.chunk(2, -1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
-
-
 def split_heads(qkv: Tensor, head_dim: int, queries: int, rope: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-    """Packed [T, B, G (R + 2) D] -> rotated queries [B, G R, T, D], rotated keys and values [B, G, T, D]."""
-    length, batch = qkv.shape[:2]
-    packed = qkv.view(length, batch, -1, queries + 2, head_dim)
-    turned, v = packed.split([queries + 1, 1], dim=3)
-    q, k = rotate(turned, rope).split([queries, 1], dim=3)
-    return tuple(heads.reshape(length, batch, -1, head_dim).permute(1, 2, 0, 3) for heads in (q, k, v))
+    """Packed [T, B, G (R + 2) D] -> rotated queries [B, G R, T, D], rotated keys and values [B, G, T, D].
+
+    The pairs (i, i + D/2) of a head turn together: Hugging Face's half rotation.
+    """
+    q, k, v = _SplitHeads.apply(qkv, head_dim, queries, rope.cos, rope.sin)
+    return tuple(heads.flatten(2, 3).permute(1, 2, 0, 3) for heads in (q, k, v))
+
+
+class _SplitHeads(Function):
+    @staticmethod
+    def forward(ctx, qkv, head_dim, queries, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        ctx.queries, ctx.shape = queries, qkv.shape
+        packed = qkv.view(*qkv.shape[:2], -1, queries + 2, head_dim)
+        q, k, v = packed.split([queries, 1, 1], dim=3)
+        return _rotate(q, cos, sin, torch.empty_like(q)), _rotate(k, cos, sin, torch.empty_like(k)), v.contiguous()
+
+    @staticmethod
+    def backward(ctx, q_gradient, k_gradient, v_gradient):
+        cos, sin = ctx.saved_tensors
+        packed = v_gradient.new_empty(*v_gradient.shape[:3], ctx.queries + 2, v_gradient.shape[-1])
+        to_q, to_k, to_v = packed.split([ctx.queries, 1, 1], dim=3)
+        _rotate(q_gradient, cos, -sin, to_q)
+        _rotate(k_gradient, cos, -sin, to_k)
+        to_v.copy_(v_gradient)
+        return packed.view(ctx.shape), None, None, None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
+    """Write x [T, B, G, heads, D], turned by the angles, into `out`; one rounding."""
+    a, b = x.chunk(2, -1)
+    to_a, to_b = out.chunk(2, -1)
+    to_a.copy_((a * cos).sub_(b * sin))
+    to_b.copy_((b * cos).add_(a * sin))
+    return out
 
 
 def join_heads(output: Tensor) -> Tensor:
@@ -115,17 +122,14 @@ class _SwiGLU(Function):
     def forward(ctx, gate_up):
         ctx.save_for_backward(gate_up)
         gate, up = gate_up.chunk(2, -1)
-        return F.silu(gate) * up
+        return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx, gradient):
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, -1)
-        sigmoid = torch.sigmoid(gate)
-        silu = gate * sigmoid
         result = torch.empty_like(gate_up)
         to_gate, to_up = result.chunk(2, -1)
-        torch.mul(gradient, silu, out=to_up)
-        # silu' = sigmoid (1 + gate (1 - sigmoid)) = sigmoid + silu (1 - sigmoid)
-        torch.mul(gradient * up, torch.addcmul(sigmoid + silu, silu, sigmoid, value=-1), out=to_gate)
+        torch.mul(F.silu(gate), gradient, out=to_up)
+        to_gate.copy_(torch.ops.aten.silu_backward(gradient * up, gate))
         return result

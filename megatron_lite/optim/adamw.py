@@ -4,7 +4,8 @@
     p = p (1 - lr * decay) - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
 (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2; decay scaled by the learning rate as torch.optim.AdamW
-does.) Padding has gradient 0 and value 0, and stays 0.
+does.) torch's fused kernel reads and writes each element once, where one tensor operation after the other would take
+ten passes over memory. Padding has gradient 0 and value 0, and stays 0.
 """
 
 from collections.abc import Sequence
@@ -36,23 +37,30 @@ class AdamW:
         self.moments = [(torch.zeros_like(s.master), torch.zeros_like(s.master)) for s in self.shards]
 
     @torch.no_grad()
-    def step(self, learning_rate: float, clip: Tensor) -> None:
+    def step(self, learning_rate: float, clip: Tensor | None) -> None:
         """One update with gradients scaled by `clip`, a tensor, so that nothing is read back from the device."""
         self.updates += 1
-        (beta1, beta2), settings = self.settings.betas, self.settings
-        gradients = [s.gradient for s in self.shards]
-        masters = [s.master for s in self.shards]
-        first = [m for m, _ in self.moments]
-        second = [v for _, v in self.moments]
-        torch._foreach_mul_(gradients, clip.to(gradients[0].dtype))
-        torch._foreach_lerp_(first, gradients, 1 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
-        decayed = [s.master[: s.layout.decayed] for s in self.shards if s.layout.decayed]
-        torch._foreach_mul_(decayed, 1 - learning_rate * settings.weight_decay)
-        denominators = torch._foreach_sqrt(second)
-        torch._foreach_div_(denominators, (1 - beta2**self.updates) ** 0.5)
-        torch._foreach_add_(denominators, settings.eps)
-        torch._foreach_addcdiv_(masters, first, denominators, -learning_rate / (1 - beta1**self.updates))
+        if clip is not None:
+            torch._foreach_mul_([s.gradient for s in self.shards], clip.to(self.shards[0].gradient.dtype))
+        decay = self.settings.weight_decay
+        self._update([slice(0, s.layout.decayed) for s in self.shards], learning_rate, decay)
+        self._update([slice(s.layout.decayed, None) for s in self.shards], learning_rate, 0.0)
         for shards in self.shards:
             shards.refresh()
+
+    def _update(self, ranges: Sequence[slice], learning_rate: float, decay: float) -> None:
+        """Update one flat range of each shard, all with the same decay."""
+        states = [
+            (s.master[r], s.gradient[r], first[r], second[r])
+            for s, (first, second), r in zip(self.shards, self.moments, ranges, strict=True)
+            if s.master[r].numel()
+        ]
+        if not states:
+            return
+        masters, gradients, first, second = (list(tensors) for tensors in zip(*states, strict=True))
+        count = torch.tensor(float(self.updates), device=masters[0].device)
+        torch._fused_adamw_(
+            masters, gradients, first, second, [], [count] * len(masters),
+            lr=learning_rate, beta1=self.settings.betas[0], beta2=self.settings.betas[1], eps=self.settings.eps,
+            weight_decay=decay, amsgrad=False, maximize=False,
+        )  # fmt: skip

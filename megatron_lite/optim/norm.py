@@ -34,8 +34,6 @@ def local_square_sum(stage_shards: Sequence[Shards], mesh: Mesh) -> Tensor:
     return total
 
 
-def clip_coefficient(norm: Tensor, limit: float | None) -> Tensor:
-    """min(1, limit / norm); stays on the device. None means no clipping."""
-    if limit is None:
-        return torch.ones_like(norm)
-    return limit / norm.clamp(min=limit)
+def clip_coefficient(norm: Tensor, limit: float | None) -> Tensor | None:
+    """min(1, limit / norm), which stays on the device; None where nothing is clipped."""
+    return None if limit is None else limit / norm.clamp(min=limit)

@@ -214,22 +214,38 @@ class _VocabularyCrossEntropy(Function):
         local = logits[..., :real].to(exact)
         picked = torch.gather(logits, -1, target.unsqueeze(-1)).squeeze(-1).to(exact)
         picked = torch.where(mine, picked, torch.zeros_like(picked))
-        pair = torch.stack([torch.logsumexp(local, dim=-1), picked]).unsqueeze(0)
+        local_log_sum = _log_sum_exp(local)
+        pair = torch.stack([local_log_sum, picked]).unsqueeze(0)
         pairs = tensor.all_gather(pair, "cross_entropy.combine").wait()  # [tp, 2, T, B]
         log_sum = torch.logsumexp(pairs[:, 0], dim=0)
         counted = (labels >= 0) & (labels < vocab_size)
         loss = torch.where(counted, log_sum - pairs[:, 1].sum(0), torch.zeros_like(log_sum))
-        ctx.save_for_backward(logits, log_sum, target, mine, counted)
+        ctx.save_for_backward(logits, local_log_sum, log_sum, target, mine, counted)
         ctx.real = real
         return loss, log_sum
 
     @staticmethod
     def backward(ctx, loss_gradient, log_sum_gradient):
-        logits, log_sum, target, mine, counted = ctx.saved_tensors
+        logits, local_log_sum, log_sum, target, mine, counted = ctx.saved_tensors
         loss_gradient = torch.where(counted, loss_gradient, torch.zeros_like(loss_gradient))
-        gradient = (logits.to(log_sum.dtype) - log_sum.unsqueeze(-1)).exp_()
-        gradient[..., ctx.real :] = 0
-        gradient.mul_((loss_gradient + log_sum_gradient).unsqueeze(-1))
-        hit = torch.where(mine, loss_gradient, torch.zeros_like(loss_gradient))
-        gradient.scatter_add_(-1, target.unsqueeze(-1), -hit.unsqueeze(-1))
+        exact = logits[..., : ctx.real].to(log_sum.dtype)
+        # softmax over all columns = softmax over this rank's, times this rank's share of the sum
+        share = torch.exp(local_log_sum - log_sum) * (loss_gradient + log_sum_gradient)
+        gradient = torch.zeros_like(logits, dtype=log_sum.dtype) if ctx.real < logits.shape[-1] else None
+        columns = torch.softmax(exact, dim=-1).mul_(share.unsqueeze(-1))
+        if gradient is None:
+            gradient = columns
+        else:
+            gradient[..., : ctx.real] = columns
+        hit = torch.where(mine, loss_gradient, torch.zeros_like(loss_gradient)).flatten()
+        place = torch.arange(hit.numel(), device=hit.device) * logits.shape[-1] + target.flatten()
+        gradient.view(-1).index_add_(0, place, hit, alpha=-1)
         return gradient.to(logits.dtype), None, None, None
+
+
+def _log_sum_exp(columns: Tensor) -> Tensor:
+    """Over the last dimension; -inf where a rank holds padding alone. log_softmax is one fused pass, logsumexp is
+    five."""
+    if columns.shape[-1] == 0:
+        return columns.new_full(columns.shape[:-1], float("-inf"))
+    return columns[..., 0] - torch.log_softmax(columns, dim=-1)[..., 0]

@@ -137,7 +137,7 @@ class Run:
         )
 
     def _validate(self, step: int, whole: bool) -> float | None:
-        """Mean loss over the validation set, or over its first `valid_batches` before the last step; None when not due."""
+        """Mean loss over the validation set, before the last step over `valid_batches` of it; None when not due."""
         train = self.config.train
         if not whole and not (train.valid_every and step % train.valid_every == 0):
             return None
@@ -193,7 +193,8 @@ class Run:
     def _describe(self) -> str:
         resolved, parallel = self.resolved, self.config.parallel
         return (
-            f"tensor {resolved.tensor} x pipeline {resolved.pipeline} x data {resolved.data} on {self.mesh.device.type}, "
-            f"ZeRO-{parallel.zero_stage} regather each {parallel.zero_regather}, schedule {parallel.schedule}, "
-            f"{resolved.microbatches} microbatches, stage layers {list(resolved.stage_layers)}, {self.config.train.dtype}"
+            f"tensor {resolved.tensor} x pipeline {resolved.pipeline} x data {resolved.data} "
+            f"on {self.mesh.device.type}, {self.config.train.dtype}; ZeRO-{parallel.zero_stage}, regather each "
+            f"{parallel.zero_regather}; schedule {parallel.schedule}, {resolved.microbatches} microbatches, "
+            f"stage layers {list(resolved.stage_layers)}"
         )

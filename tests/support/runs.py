@@ -1,0 +1,87 @@
+"""Small pretraining runs on a data set of random tokens, in a pool's ranks or as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors import safe_open
+
+from megatron_lite.config import config_from_tree, resolve
+from megatron_lite.data.indexed import IndexedDatasetWriter
+from megatron_lite.training.loop import pretrain
+
+
+def write_tokens(prefix: Path, count: int, vocab_size: int = 61, seed: int = 0) -> None:
+    """One data set of documents of 50 tokens."""
+    tokens = np.random.default_rng(seed).integers(0, vocab_size, count)
+    with IndexedDatasetWriter(prefix, np.uint16) as writer:
+        for begin in range(0, count, 50):
+            writer.add_document([tokens[begin : begin + 50]])
+
+
+def tree_of(run_dir: Path, data_dir: Path, **changes: Any) -> dict[str, Any]:
+    """A configuration of the small model; `changes` are whole dotted keys with dots written as `__`."""
+    tree: dict[str, Any] = {
+        "model": {
+            "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": 61, "tie_word_embeddings": True,
+        },
+        "parallel": {},
+        "data": {"train": [{"prefix": str(data_dir / "train")}], "valid": [{"prefix": str(data_dir / "valid")}]},
+        "optim": {"lr": 0.01, "warmup_steps": 2, "decay_steps": 12},
+        "train": {
+            "steps": 12, "global_batch_size": 8, "micro_batch_size": 1, "sequence_length": 16, "dtype": "float64",
+            "valid_every": 4, "run_dir": str(run_dir), "initializer_range": 0.2, "timeout": 60,
+        },
+        "checkpoint": {"every": 4},
+    }  # fmt: skip
+    for key, value in changes.items():
+        section, name = key.split("__")
+        tree[section][name] = value
+    return tree
+
+
+def run_pretrain(tree: dict[str, Any], world: int) -> str:
+    """One rank's part of a run; called in a pool's process."""
+    config = config_from_tree(tree)
+    return pretrain(config, resolve(config, world), torch.device("cpu"))
+
+
+def start_pretrain(tree: dict[str, Any], world: int) -> subprocess.Popen:
+    """Start a run as a user does, in a process group of its own; several processes through torchrun."""
+    path = Path(tree["train"]["run_dir"]).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
+    command = [sys.executable, *launcher, "-m", "megatron_lite.pretrain", str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, start_new_session=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def numbers_of(run_dir: Path) -> list[tuple[Any, ...]]:
+    """What two equal runs have in common, for each step."""
+    return [
+        tuple(line.get(name) for name in ("step", "tokens", "loss", "grad_norm", "lr", "valid_loss"))
+        for line in metrics_of(run_dir)
+    ]
+
+
+def tensors_of(checkpoint: Path) -> dict[str, bytes]:
+    """Every stored tensor's bytes, by file and key."""
+    found = {}
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                found[f"{path.name}/{key}"] = file.get_tensor(key).numpy().tobytes()
+    return found
