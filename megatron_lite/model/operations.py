@@ -27,7 +27,8 @@ class _RMSNorm(Function):
     @staticmethod
     def forward(ctx, x, weight, eps):
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
+        mean_square = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_() / x.shape[-1]
+        scale = mean_square.add_(eps).rsqrt_()
         ctx.save_for_backward(x, scale)
         ctx.weight = weight
         return (exact * scale).mul_(weight.data).to(x.dtype)
@@ -35,13 +36,12 @@ class _RMSNorm(Function):
     @staticmethod
     def backward(ctx, gradient):
         x, scale = ctx.saved_tensors
-        weight = ctx.weight
-        normal = x * scale  # promotes to scale's dtype
-        product = gradient * normal
-        weight.add_gradient(product.flatten(0, -2).sum(0))
-        # d/dx: scale * (g w - normal * mean(g w normal))
-        inner = product.mul_(weight.data).mean(-1, keepdim=True)
-        result = normal.mul_(inner.neg_()).addcmul_(gradient, weight.data).mul_(scale)
+        exact, gain = gradient.to(scale.dtype), ctx.weight.data.to(scale.dtype)
+        product = exact * x
+        ctx.weight.add_gradient(product.flatten(0, -2).t() @ scale.flatten())
+        # d/dx: scale g w - x scale^3 mean(g w x); both sums over a dimension are matrix-vector products
+        inner = (product @ gain).unsqueeze(-1) / x.shape[-1]
+        result = (exact * gain).mul_(scale).addcmul_(x, inner.mul_(scale.pow(3)), value=-1)
         return result.to(x.dtype), None, None
 
 
@@ -95,8 +95,8 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
     """Write x [T, B, G, heads, D], turned by the angles, into `out`; one rounding."""
     a, b = x.chunk(2, -1)
     to_a, to_b = out.chunk(2, -1)
-    to_a.copy_((a * cos).sub_(b * sin))
-    to_b.copy_((b * cos).add_(a * sin))
+    torch.sub(a * cos, b * sin, out=to_a)
+    torch.add(b * cos, a * sin, out=to_b)
     return out
 
 

@@ -90,7 +90,9 @@ def linear_leave(
 
     `core` (attention, SwiGLU) has no weights. With `recompute` only x is kept for backward, and core runs again there.
     """
-    return _LinearLeave.apply(x, core, weight, region, site, recompute)
+    if recompute:
+        return _RecomputedLinearLeave.apply(x, core, weight, region, site)
+    return _LinearLeave.apply(core(x), weight, region, site)
 
 
 class _EnterLinear(Function):
@@ -99,14 +101,14 @@ class _EnterLinear(Function):
         full = region.enter(x, site).wait()
         ctx.save_for_backward(x)
         ctx.weight, ctx.region, ctx.site = weight, region, site
-        return full @ weight.data.t()
+        return _product(full, weight.data.t())
 
     @staticmethod
     def backward(ctx, gradient):
         (x,) = ctx.saved_tensors
         weight, region, site = ctx.weight, ctx.region, ctx.site
         gathered = region.enter(x, f"{site}.again") if weight.later is None else None
-        full_gradient = gradient @ weight.data
+        full_gradient = _product(gradient, weight.data)
         scattered = region.enter_backward(full_gradient, f"{site}.backward")
 
         def weight_gradient():
@@ -119,36 +121,49 @@ class _EnterLinear(Function):
 
 class _LinearLeave(Function):
     @staticmethod
-    def forward(ctx, x, core, weight, region, site, recompute):
-        ctx.core, ctx.weight, ctx.region, ctx.site = core, weight, region, site
+    def forward(ctx, x, weight, region, site):
+        ctx.weight, ctx.region, ctx.site = weight, region, site
         ctx.save_for_backward(x)
-        if recompute:
-            ctx.kept, output = None, core(x)
-        else:
-            ctx.kept = _run_core(core, x)
-            output = ctx.kept[1].detach()
-        return region.leave(output @ weight.data.t(), site).wait()
+        return region.leave(_product(x, weight.data.t()), site).wait()
 
     @staticmethod
     def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        weight = ctx.weight
+        full = ctx.region.leave_backward(gradient, f"{ctx.site}.backward").wait()
+        input_gradient = _product(full, weight.data)
+        weight.run_or_defer(lambda: weight.add_product(_rows(full), _rows(x)))
+        return input_gradient, None, None, None
+
+
+class _RecomputedLinearLeave(Function):
+    @staticmethod
+    def forward(ctx, x, core, weight, region, site):
+        ctx.core, ctx.weight, ctx.region, ctx.site = core, weight, region, site
+        ctx.save_for_backward(x)
+        return region.leave(_product(core(x), weight.data.t()), site).wait()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
         weight = ctx.weight
         arriving = ctx.region.leave_backward(gradient, f"{ctx.site}.backward")
         # Recomputing needs no gradient, so it runs while the gradient arrives.
-        inside, output = ctx.kept or _run_core(ctx.core, *ctx.saved_tensors)
-        ctx.kept = None
-        full_gradient = arriving.wait()
-        output_gradient = full_gradient @ weight.data
+        with torch.enable_grad():
+            inside = x.detach().requires_grad_()
+            output = ctx.core(inside)
+        full = arriving.wait()
+        (input_gradient,) = torch.autograd.grad(output, inside, _product(full, weight.data))
         kept = output.detach()
-        (input_gradient,) = torch.autograd.grad(output, inside, output_gradient)
-        weight.run_or_defer(lambda: weight.add_product(_rows(full_gradient), _rows(kept)))
-        return input_gradient, None, None, None, None, None
+        weight.run_or_defer(lambda: weight.add_product(_rows(full), _rows(kept)))
+        return input_gradient, None, None, None, None
 
 
-def _run_core(core: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """A leaf in place of x, and core of it with its graph."""
-    with torch.enable_grad():
-        inside = x.detach().requires_grad_()
-        return inside, core(inside)
+def _product(x: Tensor, matrix: Tensor) -> Tensor:
+    """x [T, B, K] times [K, N] as one matrix product; `@` would sometimes make a batch of it."""
+    result = x.new_empty((*x.shape[:-1], matrix.shape[1]))
+    torch.mm(_rows(x), matrix, out=result.view(-1, matrix.shape[1]))
+    return result
 
 
 def _rows(x: Tensor) -> Tensor:
