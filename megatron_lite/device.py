@@ -1,5 +1,6 @@
 """The few lines that depend on the kind of device."""
 
+import ctypes
 import os
 import resource
 
@@ -27,6 +28,19 @@ def to_device(array, device: torch.device) -> torch.Tensor:
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """On a CPU, let glibc keep what a step frees for the next one, instead of giving it back and faulting it in again.
+
+    Without this the page faults of a small model's step cost about a tenth of its time. Other C libraries have no such
+    setting and are left alone; accelerators have an allocator of their own.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if device.type == "cpu" else None
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 2**25)  # the largest that glibc takes
 
 
 def memory_bytes() -> tuple[int, str]:

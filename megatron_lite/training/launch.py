@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_lite.device import backend, local_device
+from megatron_lite.device import backend, keep_freed_memory, local_device
 from megatron_lite.errors import MegatronLiteError
 
 
@@ -36,6 +36,7 @@ def find_place() -> Place:
 def joined_world(place: Place, timeout_seconds: float) -> Iterator[torch.device]:
     """The default process group while the body runs, and this process's device. A world of one needs no group."""
     device = local_device()
+    keep_freed_memory(device)
     if place.world_size == 1:
         yield device
         return

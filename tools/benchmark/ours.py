@@ -13,6 +13,7 @@ import torch.distributed as dist
 from workload import Workload, add_arguments, measure, print_result, set_threads, workload_of
 
 from megatron_lite.config import Config, config_from_tree, resolve
+from megatron_lite.device import keep_freed_memory
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.training.step import Trainer
 
@@ -53,6 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     w = workload_of(options)
     set_threads(w)
+    keep_freed_memory(torch.device("cpu"))  # as the pretraining command does
     if w.world > 1:
         dist.init_process_group("gloo")
     config = config_of(w, options.regather, options.sequence)
