@@ -5,13 +5,12 @@ returns a `Handle`; `handle.wait()` gives the result. Overlap in the package com
 never from streams. A communicator of one rank answers at once and sends nothing.
 
 With a `Recorder` attached, each issue and each wait becomes an `Event`. Bytes follow one convention: the payload is the
-larger side of the operation: an all-gather's output, a reduce-scatter's input, the tensor of an all-reduce, broadcast
+larger side of the operation: an all-gather's output, a reduce-scatter's input, the tensor of an all-reduce
 or message.
 """
 
 from dataclasses import dataclass, field
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -28,7 +27,7 @@ class Event:
     handle: int  # joins a wait to its issue; unique within a rank
     axis: str
     group: tuple[int, ...]  # global ranks of the communicator
-    operation: str  # all_gather | reduce_scatter | all_reduce | broadcast | send | recv | barrier
+    operation: str  # all_gather | reduce_scatter | all_reduce | send | recv
     site: str
     bytes: int
     peer: int | None = None  # global rank at the other end of a message
@@ -110,13 +109,6 @@ class Communicator:
         work = dist.all_reduce(tensor, group=self.group, async_op=True)
         return self._record("all_reduce", site, work, tensor, tensor)
 
-    def broadcast(self, tensor: Tensor, source: int, site: str) -> Handle:
-        """In place, from the member with index `source`."""
-        if self.size == 1:
-            return ready(tensor)
-        work = dist.broadcast(tensor, group=self.group, group_src=source, async_op=True)
-        return self._record("broadcast", site, work, tensor, tensor)
-
     def send(self, tensor: Tensor, peer: int, site: str) -> Handle:
         """To the member with index `peer`; the tensor must not change until the handle was waited for."""
         work = dist.isend(tensor, group=self.group, group_dst=peer)
@@ -126,13 +118,6 @@ class Communicator:
         """From the member with index `peer`, into `buffer`."""
         work = dist.irecv(buffer, group=self.group, group_src=peer)
         return self._record("recv", site, work, buffer, buffer, None, peer)
-
-    def barrier(self, site: str) -> None:
-        """Return when every member has called it."""
-        self.all_reduce(torch.zeros(1, device=self._device()), site).wait()
-
-    def _device(self) -> torch.device:
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
 
     def _record(self, operation, site, work, result, payload, source=None, peer=None) -> Handle:
         if self.recorder is None:

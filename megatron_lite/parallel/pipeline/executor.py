@@ -46,7 +46,7 @@ class Executor:
 
     def run(self, batches: Sequence[Microbatch], like: Tensor) -> None:
         """`batches[m]` is microbatch m; `like` has the shape and dtype of what passes between stages."""
-        self.batches = batches
+        self.batches, self.like = batches, like
         self.walk = Walk(self.turns)
         self.mail = Mail(self.mesh, self.actions, like)
         self.saved: dict[int, list[tuple[Tensor, Tensor]]] = {}  # microbatch -> each unit's (input, output)
@@ -56,13 +56,13 @@ class Executor:
         for action in self.actions:
             if self.recorder is not None:
                 self.recorder.phase = str(action)
-            run[action.kind](action.microbatch, like)
+            run[action.kind](action.microbatch)
         self.walk.finish()
         self.mail.finish()
 
-    def _forward(self, microbatch: int, like: Tensor) -> None:
+    def _forward(self, microbatch: int) -> None:
         batch = self.batches[microbatch]
-        x = self.mail.activations_in.take() if not self.mesh.first_stage else like.new_zeros(())
+        x = self.mail.activations_in.take() if not self.mesh.first_stage else self.like.new_zeros(())
         saved = []
         for unit in self.stage.units:
             self.walk.enter()
@@ -77,15 +77,15 @@ class Executor:
         if not self.mesh.last_stage:
             self.mail.activations_out.put(x.detach())
 
-    def _backward(self, microbatch: int, like: Tensor) -> None:
+    def _backward(self, microbatch: int) -> None:
         self._walk_back(microbatch, queues=None)
 
-    def _input_backward(self, microbatch: int, like: Tensor) -> None:
+    def _input_backward(self, microbatch: int) -> None:
         self.queued[microbatch] = []
         self._walk_back(microbatch, self.queued[microbatch])
 
     @torch.no_grad()
-    def _weight_backward(self, microbatch: int, like: Tensor) -> None:
+    def _weight_backward(self, microbatch: int) -> None:
         for queue in self.queued.pop(microbatch):
             self.walk.enter()
             for compute in queue:
