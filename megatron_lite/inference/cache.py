@@ -20,7 +20,7 @@ from megatron_lite.model.operations import Rotary, join_heads, rotary, split_hea
 class Slice:
     """What all blocks share in one forward pass.
 
-    positions [B, T]; rope's angles [T, B, 1, 1, D/2]; `end` slots of the cache are in use; visible [B, 1, T, end].
+    positions [B, T]; rope's angles [T, B, 1, R + 2, D]; `end` slots of the cache are in use; visible [B, 1, T, end].
     """
 
     positions: Tensor
@@ -31,11 +31,8 @@ class Slice:
 
 def slice_of(positions: Tensor, end: int, model: ModelConfig, dtype: torch.dtype) -> Slice:
     """Of new tokens at `positions` int64 [B, T], all of them below `end`."""
-    batch, length = positions.shape
-    flat = rotary(positions.t().flatten(), model.head_dim, model.rope_theta, dtype)
-    rope = Rotary(*(angles.view(length, batch, 1, 1, -1) for angles in (flat.cos, flat.sin)))
     slots = torch.arange(end, device=positions.device)
-    return Slice(positions, rope, end, slots <= positions[:, None, :, None])
+    return Slice(positions, rotary(positions.t(), model, dtype), end, slots <= positions[:, None, :, None])
 
 
 class Cache:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from megatron_lite.config import ModelConfig
 from megatron_lite.parallel.zero import Weight
 
 
@@ -47,26 +48,30 @@ class _RMSNorm(Function):
 
 @dataclass(frozen=True)
 class Rotary:
-    """Cosines and sines of the positions of one microbatch, each [T, 1, 1, 1, D/2] (RoFormer, arXiv 2104.09864,
-    equation 34)."""
+    """A microbatch's angles, laid out as a key-value group's packed columns: R queries, a key, a value; [T, 1 or B, 1,
+    R + 2, D].
+
+    Head x turns into x cos + swap(x) sin, where swap exchanges the halves and sin carries their signs, (-, +): Hugging
+    Face's half rotation (RoFormer, arXiv 2104.09864, equation 34). A value's angle is 0.
+    """
 
     cos: Tensor
     sin: Tensor
 
 
-def rotary(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotary:
-    """Angles position * theta^(-2i/D), computed in float64, kept in float32 or wider."""
-    frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim)
-    angle = torch.outer(positions.to(torch.float64), frequency)[:, None, None, None]
-    kept = torch.promote_types(dtype, torch.float32)
-    return Rotary(angle.cos().to(kept), angle.sin().to(kept))
+def rotary(positions: Tensor, model: ModelConfig, dtype: torch.dtype) -> Rotary:
+    """Of positions [T] or [T, B]: angles position * theta^(-2i/D), computed in float64, kept in float32 or wider."""
+    half = torch.arange(0, model.head_dim, 2, dtype=torch.float64, device=positions.device)
+    angle = positions.to(torch.float64).unsqueeze(-1) * model.rope_theta ** (-half / model.head_dim)
+    angle = angle.view(positions.shape[0], -1, 1, 1, half.numel())
+    turning = model.num_attention_heads // model.num_key_value_heads + 1
+    angles = torch.cat([angle.expand(-1, -1, -1, turning, -1), torch.zeros_like(angle)], dim=3)
+    kept, sin = torch.promote_types(dtype, torch.float32), angles.sin()
+    return Rotary(torch.cat([angles.cos()] * 2, -1).to(kept), torch.cat([-sin, sin], -1).to(kept))
 
 
 def split_heads(qkv: Tensor, head_dim: int, queries: int, rope: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-    """Packed [T, B, G (R + 2) D] -> rotated queries [B, G R, T, D], rotated keys and values [B, G, T, D].
-
-    The pairs (i, i + D/2) of a head turn together: Hugging Face's half rotation.
-    """
+    """Packed [T, B, G (R + 2) D] -> rotated queries [B, G R, T, D], rotated keys and values [B, G, T, D]."""
     q, k, v = _SplitHeads.apply(qkv, head_dim, queries, rope.cos, rope.sin)
     return tuple(heads.flatten(2, 3).permute(1, 2, 0, 3) for heads in (q, k, v))
 
@@ -75,29 +80,22 @@ class _SplitHeads(Function):
     @staticmethod
     def forward(ctx, qkv, head_dim, queries, cos, sin):
         ctx.save_for_backward(cos, sin)
-        ctx.queries, ctx.shape = queries, qkv.shape
-        packed = qkv.view(*qkv.shape[:2], -1, queries + 2, head_dim)
-        q, k, v = packed.split([queries, 1, 1], dim=3)
-        return _rotate(q, cos, sin, torch.empty_like(q)), _rotate(k, cos, sin, torch.empty_like(k)), v.contiguous()
+        ctx.sizes, ctx.shape = [queries, 1, 1], qkv.shape
+        turned = _turn(qkv.view(*qkv.shape[:2], -1, queries + 2, head_dim), cos, sin, 1)
+        return tuple(heads.contiguous() for heads in turned.split(ctx.sizes, dim=3))
 
     @staticmethod
-    def backward(ctx, q_gradient, k_gradient, v_gradient):
+    def backward(ctx, *gradients):
         cos, sin = ctx.saved_tensors
-        packed = v_gradient.new_empty(*v_gradient.shape[:3], ctx.queries + 2, v_gradient.shape[-1])
-        to_q, to_k, to_v = packed.split([ctx.queries, 1, 1], dim=3)
-        _rotate(q_gradient, cos, -sin, to_q)
-        _rotate(k_gradient, cos, -sin, to_k)
-        to_v.copy_(v_gradient)
-        return packed.view(ctx.shape), None, None, None, None
+        return _turn(torch.cat(gradients, dim=3), cos, sin, -1).view(ctx.shape), None, None, None, None
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
-    """Write x [T, B, G, heads, D], turned by the angles, into `out`; one rounding."""
-    a, b = x.chunk(2, -1)
-    to_a, to_b = out.chunk(2, -1)
-    torch.sub(a * cos, b * sin, out=to_a)
-    torch.add(b * cos, a * sin, out=to_b)
-    return out
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    """x [T, B, G, R + 2, D] turned by the angles, or back with direction -1; one rounding."""
+    turned = x * cos
+    for to, other, signed in zip(turned.chunk(2, -1), reversed(x.chunk(2, -1)), sin.chunk(2, -1), strict=True):
+        to.addcmul_(other, signed, value=direction)
+    return turned.to(x.dtype)
 
 
 def join_heads(output: Tensor) -> Tensor:
@@ -130,6 +128,7 @@ class _SwiGLU(Function):
         gate, up = gate_up.chunk(2, -1)
         result = torch.empty_like(gate_up)
         to_gate, to_up = result.chunk(2, -1)
-        torch.mul(F.silu(gate), gradient, out=to_up)
-        to_gate.copy_(torch.ops.aten.silu_backward(gradient * up, gate))
+        torch.ops.aten.silu.out(gate, out=to_up).mul_(gradient)
+        torch.mul(gradient, up, out=to_gate)
+        torch.ops.aten.silu_backward.grad_input(to_gate, gate, grad_input=to_gate)
         return result

@@ -92,9 +92,8 @@ class Trainer:
         ]
 
     def _rope(self, length: int) -> Rotary:
-        model = self.config.model
         positions = torch.arange(length, device=self.mesh.device)
-        return rotary(positions, model.head_dim, model.rope_theta, getattr(torch, self.resolved.compute_dtype))
+        return rotary(positions, self.config.model, getattr(torch, self.resolved.compute_dtype))
 
     def _message(self) -> Tensor:
         """An empty tensor like what passes between stages: [T or T/tp, B, H]."""
