@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
@@ -226,41 +227,38 @@ class _VocabularyCrossEntropy(Function):
         target = labels - first
         mine = (target >= 0) & (target < real)
         target = torch.where(mine, target, 0)
-        local = logits[..., :real].to(exact)
         picked = torch.gather(logits, -1, target.unsqueeze(-1)).squeeze(-1).to(exact)
         picked = torch.where(mine, picked, torch.zeros_like(picked))
-        local_log_sum = _log_sum_exp(local)
+        softmax, local_log_sum = _softmax(logits[..., :real].to(exact))
         pair = torch.stack([local_log_sum, picked]).unsqueeze(0)
         pairs = tensor.all_gather(pair, "cross_entropy.combine").wait()  # [tp, 2, T, B]
         log_sum = torch.logsumexp(pairs[:, 0], dim=0)
         counted = (labels >= 0) & (labels < vocab_size)
         loss = torch.where(counted, log_sum - pairs[:, 1].sum(0), torch.zeros_like(log_sum))
-        ctx.save_for_backward(logits, local_log_sum, log_sum, target, mine, counted)
-        ctx.real = real
+        # What is kept is as large as the logits, which nobody needs any more.
+        ctx.save_for_backward(softmax.to(logits.dtype), local_log_sum, log_sum, target, mine, counted)
+        ctx.padding = logits.shape[-1] - real
         return loss, log_sum
 
     @staticmethod
     def backward(ctx, loss_gradient, log_sum_gradient):
-        logits, local_log_sum, log_sum, target, mine, counted = ctx.saved_tensors
+        softmax, local_log_sum, log_sum, target, mine, counted = ctx.saved_tensors
         loss_gradient = torch.where(counted, loss_gradient, torch.zeros_like(loss_gradient))
-        exact = logits[..., : ctx.real].to(log_sum.dtype)
         # softmax over all columns = softmax over this rank's, times this rank's share of the sum
         share = torch.exp(local_log_sum - log_sum) * (loss_gradient + log_sum_gradient)
-        gradient = torch.zeros_like(logits, dtype=log_sum.dtype) if ctx.real < logits.shape[-1] else None
-        columns = torch.softmax(exact, dim=-1).mul_(share.unsqueeze(-1))
-        if gradient is None:
-            gradient = columns
-        else:
-            gradient[..., : ctx.real] = columns
+        gradient = softmax.to(log_sum.dtype).mul_(share.unsqueeze(-1))  # in place where the dtypes agree
+        if ctx.padding:
+            gradient = F.pad(gradient, (0, ctx.padding))
         hit = torch.where(mine, loss_gradient, torch.zeros_like(loss_gradient)).flatten()
-        place = torch.arange(hit.numel(), device=hit.device) * logits.shape[-1] + target.flatten()
+        place = torch.arange(hit.numel(), device=hit.device) * gradient.shape[-1] + target.flatten()
         gradient.view(-1).index_add_(0, place, hit, alpha=-1)
-        return gradient.to(logits.dtype), None, None, None
+        return gradient.to(softmax.dtype), None, None, None
 
 
-def _log_sum_exp(columns: Tensor) -> Tensor:
-    """Over the last dimension; -inf where a rank holds padding alone. log_softmax is one fused pass, logsumexp is
-    five."""
+def _softmax(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax and log-sum-exp over the last dimension; empty and -inf where a rank holds padding alone."""
     if columns.shape[-1] == 0:
-        return columns.new_full(columns.shape[:-1], float("-inf"))
-    return columns[..., 0] - torch.log_softmax(columns, dim=-1)[..., 0]
+        return columns, columns.new_full(columns.shape[:-1], float("-inf"))
+    softmax = torch.softmax(columns, dim=-1)
+    # The largest entry is exp(largest - log_sum) and at least 1 / columns: its logarithm is safe.
+    return softmax, columns.amax(-1) - softmax.amax(-1).log()
