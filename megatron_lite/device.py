@@ -1,18 +1,19 @@
 """The few lines that depend on the kind of device."""
 
 import ctypes
-import os
 import resource
 
 import torch
 
+from megatron_lite.place import find_place
+
 
 def local_device() -> torch.device:
-    """This process's accelerator (by torchrun's LOCAL_RANK), or the CPU."""
+    """This process's accelerator (by its rank on the node), or the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is None:
         return torch.device("cpu")
-    device = torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device(accelerator.type, find_place().local_rank)
     torch.accelerator.set_device_index(device.index)
     return device
 

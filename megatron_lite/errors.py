@@ -1,7 +1,12 @@
 """The errors that users meet, their exit codes, and the one place that turns them into a line on stderr."""
 
 import sys
+import time
 from collections.abc import Callable
+
+from megatron_lite.place import find_place
+
+PATIENCE = 10.0  # seconds that a rank leaves to its node's first one to say what is wrong with both
 
 
 class MegatronLiteError(Exception):
@@ -25,10 +30,13 @@ class DataError(MegatronLiteError):
 def run_face(main: Callable[[], None]) -> None:
     """Run a command's main function: a MegatronLiteError becomes one line on stderr and its exit code.
 
-    Any other exception goes on unchanged, so Python prints its traceback and exits with 1.
+    In a job of several ranks each node's first one speaks; another waits, for torchrun to end it when that one is gone,
+    and speaks when it was not. Any other exception goes on unchanged, so Python prints its traceback and exits with 1.
     """
     try:
         main()
     except MegatronLiteError as error:
+        if not find_place().first_on_node:
+            time.sleep(PATIENCE)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

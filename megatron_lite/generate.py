@@ -10,7 +10,7 @@ from megatron_lite.inference.model import load_model
 from megatron_lite.inference.sampling import Sampling
 from megatron_lite.inference.text import complete, find_tokenizer
 from megatron_lite.mesh import MeshShape, build_mesh
-from megatron_lite.training.launch import find_place
+from megatron_lite.place import find_place
 
 
 def parse() -> argparse.Namespace:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from megatron_lite.config import parse_arguments, resolve
 from megatron_lite.errors import run_face
-from megatron_lite.training.launch import find_place, joined_world, run_job
+from megatron_lite.place import find_place
+from megatron_lite.training.launch import Ending, joined_world, run_job
 from megatron_lite.training.loop import pretrain
 
 
@@ -14,10 +15,10 @@ def main() -> None:
     place = find_place()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    def job() -> str:
-        resolved = resolve(config, place.world_size)
+    def job(ending: Ending) -> str:
         with joined_world(place, config.train.timeout) as device:
-            return pretrain(config, resolved, device)
+            ending.ranks_have_met()
+            return pretrain(config, resolve(config, place.world_size), device)
 
     run_job(Path(config.train.run_dir), place, job)
 

@@ -1,7 +1,6 @@
 """From a YAML file and `key=value` overrides to a checked `Config`, and back to YAML."""
 
 import argparse
-import os
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from megatron_lite.config.presets import PRESETS
 from megatron_lite.config.tree import Config
 from megatron_lite.config.yaml_reader import parse_yaml
 from megatron_lite.errors import UsageError
+from megatron_lite.place import find_place
 
 
 def config_from_tree(tree: Mapping[str, Any]) -> Config:
@@ -65,7 +65,7 @@ def parse_arguments(description: str, argv: Sequence[str] | None = None) -> Conf
     arguments = parser.parse_args(argv)
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
-        if os.environ.get("RANK", "0") == "0":
+        if find_place().first:
             sys.stdout.write(dump(config))
         sys.exit(0)
     return config

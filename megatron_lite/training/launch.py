@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,22 +13,7 @@ import torch.distributed as dist
 
 from megatron_lite.device import backend, keep_freed_memory, local_device
 from megatron_lite.errors import MegatronLiteError
-
-
-@dataclass(frozen=True)
-class Place:
-    """This process among those that were started together; torchrun tells by RANK and WORLD_SIZE."""
-
-    rank: int
-    world_size: int
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-
-def find_place() -> Place:
-    return Place(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+from megatron_lite.place import Place
 
 
 @contextmanager
@@ -46,42 +30,73 @@ def joined_world(place: Place, timeout_seconds: float) -> Iterator[torch.device]
     dist.destroy_process_group()
 
 
-def run_job(run_dir: Path, place: Place, job: Callable[[], str]) -> None:
-    """Run a job of all ranks. `run_dir/exit.json` gets the code, the rank and the reason of its end.
+class Ending:
+    """`run_dir/exit.json`: the code, the rank and the reason of a job's end, written by whichever rank ends first.
 
-    `job` returns the reason of a good end. The first rank that fails writes the file and prints the line, the others
-    exit with the same code in silence; other exceptions print their traceback and exit with 1. A file of an earlier run
-    is removed before the ranks meet.
+    A file that was there when this process started is taken for an earlier job's and gives way.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    path = run_dir / "exit.json"
-    if place.first:
-        path.unlink(missing_ok=True)
+
+    def __init__(self, run_dir: Path, place: Place):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.path, self.place = run_dir / "exit.json", place
+        self.earlier = _identity(self.path)
+
+    def ranks_have_met(self) -> None:
+        """Remove an earlier job's file. It was not this job's: a rank that had failed would have met nobody."""
+        if self.place.first:
+            self._remove_earlier()
+
+    def write(self, code: int, reason: str) -> bool:
+        """Whether this rank was the first of its job to write."""
+        self._remove_earlier()
+        temporary = self.path.with_name(f"exit.{self.place.rank}.tmp")
+        content = {"code": code, "rank": self.place.rank, "reason": reason}
+        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        try:
+            os.link(temporary, self.path)  # fails where the file exists, and is never seen half written
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        return True
+
+    def _remove_earlier(self) -> None:
+        if self.earlier is not None and _identity(self.path) == self.earlier:
+            self.path.unlink(missing_ok=True)
+
+
+def run_job(run_dir: Path, place: Place, job: Callable[[Ending], str]) -> None:
+    """Run a job of all ranks; its end goes into `run_dir/exit.json`.
+
+    `job` calls `ranks_have_met` when they have, and returns the reason of a good end. The first rank that fails writes
+    the file and prints: one line for an error of ours, with its exit code, a traceback and 1 for any other exception.
+    Ranks that find the same error end in silence with the same code, ranks that miss a neighbour with a line and 1.
+    """
+    ending = Ending(run_dir, place)
     try:
-        reason = job()
+        reason = job(ending)
     except MegatronLiteError as error:
-        if _write_exit(path, error.exit_code, place, str(error)):
+        if ending.write(error.exit_code, str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
         _leave(error.exit_code)
     except Exception as error:
-        _write_exit(path, 1, place, f"{type(error).__name__}: {error}")
-        sys.excepthook(*sys.exc_info())
+        what = f"{type(error).__name__}: {error}"
+        if ending.write(1, what):
+            sys.excepthook(*sys.exc_info())
+        else:
+            print(f"rank {place.rank} ends after another failed: {what.splitlines()[0]}", file=sys.stderr, flush=True)
         _leave(1)
     if place.first:
-        _write_exit(path, 0, place, reason)
+        ending.write(0, reason)
 
 
-def _write_exit(path: Path, code: int, place: Place, reason: str) -> bool:
-    """Whether this rank was the first to write it."""
-    temporary = path.with_name(f"exit.{place.rank}.tmp")
-    temporary.write_text(json.dumps({"code": code, "rank": place.rank, "reason": reason}) + "\n", encoding="utf-8")
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells one file of this name from the next; None where there is none."""
     try:
-        os.link(temporary, path)  # fails where the file exists, and is never seen half written
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink()
-    return True
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _leave(code: int) -> None:
