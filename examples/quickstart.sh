@@ -18,7 +18,7 @@ say() { printf '\n== %s\n' "$1"; }
 setting() { $python -c "from megatron_lite.config import load_config; print(load_config('$config').$1)"; }
 
 say "install into .venv"
-bash tools/install.sh
+bash tools/install.sh data
 
 say "corpus: documentation by package, the standard library's code; exact duplicates dropped"
 $python tools/fetch_corpus.py --output-dir $run/corpus

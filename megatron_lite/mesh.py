@@ -1,7 +1,7 @@
 """The process mesh: which rank stands where, and the communicator of each axis.
 
-Global ranks fill the grid [pipeline, data, context, tensor] in order, tensor fastest, so that the ranks that talk
-most are neighbours on one node:
+Global ranks fill the grid [pipeline, data, context, tensor] in order, tensor fastest, so that the ranks that talk most
+are neighbours on one node:
 
     tensor 2 x pipeline 2 x data 2            data 0        data 1
                                pipeline 0     0   1         2   3
@@ -49,8 +49,8 @@ class Mesh:
     """One process's place and its communicators.
 
     zero       data x context: the ranks that hold the same stage and tensor slice; they see different tokens
-    forward_*  one two-rank communicator per pipeline edge and direction, so that no message waits behind an opposing
-    one
+    forward_*, backward_*  one two-rank communicator per pipeline edge and direction: no message waits behind an
+               opposing one
     embedding  first and last stage of one pipeline, where the embedding is tied
     """
 
@@ -135,8 +135,7 @@ def _pair(axis: str, ranks: tuple[int, int], rank: int, recorder) -> Communicato
     """A communicator of two ranks that only its members create.
 
     torch names such a group after its ranks and the number of groups made before, so every rank must make equally many:
-    one
-    that has no part in a round makes a group of itself.
+    one that has no part in a round makes a group of itself.
     """
     mine = ranks if rank in ranks and ranks[0] != ranks[1] else (rank,)
     group = dist.new_group(list(mine), use_local_synchronization=True)

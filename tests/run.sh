@@ -2,6 +2,6 @@
 # Installs what the tests need into .venv (once) and runs them; arguments go on to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash tools/install.sh dev
+bash tools/install.sh dev,data
 export OMP_NUM_THREADS=1 # many ranks share the cores
 exec .venv/bin/python -m pytest "$@"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Makes .venv and installs this clone into it (editable, versions from constraints.txt).
-#   bash tools/install.sh [EXTRA]      EXTRA: an optional-dependency group of pyproject.toml, e.g. dev
+#   bash tools/install.sh [EXTRAS]     EXTRAS: optional-dependency groups of pyproject.toml, e.g. dev,data
 # Does nothing if that is already done for these very files.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-extra="${1:-}"
+extras="${1:-}"
 
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
@@ -23,7 +23,7 @@ make_venv() {
 [ -x .venv/bin/python ] || make_venv
 new_enough .venv/bin/python || { echo "install: .venv has $(.venv/bin/python --version), 3.11 or newer is needed; remove .venv and run again" >&2; exit 1; }
 
-stamp=".venv/installed${extra:+-$extra}"
+stamp=".venv/installed${extras:+-$extras}"
 key="$(cat constraints.txt pyproject.toml setup.py tools/install.sh megatron_lite/data/csrc/* | .venv/bin/python -c \
     'import hashlib, os, sys; print(hashlib.sha256(sys.stdin.buffer.read() + os.getcwd().encode() + sys.version.encode()).hexdigest())')"
 # The compiled module is looked for too: `git clean` takes it away and leaves .venv standing.
@@ -35,5 +35,5 @@ command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "install: no C+
 pip_install() { .venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt "$@"; }
 pip_install torch==2.13.0                 # first and by itself, so that a CPU build on disk is taken where there is one
 pip_install setuptools wheel pybind11     # the build uses these pinned ones, not an isolated set of the day's newest
-pip_install --no-build-isolation --editable ".${extra:+[$extra]}"
+pip_install --no-build-isolation --editable ".${extras:+[$extras]}"
 echo "$key" >"$stamp"

@@ -29,8 +29,8 @@ def config_from_tree(tree: Mapping[str, Any]) -> Config:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file with `section.key=value` overrides, later ones winning.
 
-    A `model.preset` among the overrides replaces the file's whole model, so that the file's fields do not
-    undo it. Raises UsageError.
+    A `model.preset` among the overrides replaces the file's whole model, so that the file's fields do not undo it.
+    Raises UsageError.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -135,8 +135,8 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """The run. `timeout` is in seconds, `peak_flops` per device and second (null: from the table of devices).
 
-    `valid_batches` bounds a validation to that many global batches (null: the whole set); the last step's
-    validation always reads the whole set.
+    `valid_batches` bounds a validation to that many global batches (null: the whole set); the last step's validation
+    always reads the whole set.
     """
 
     steps: Positive

@@ -94,8 +94,8 @@ def preprocess(
     """Write {output_prefix}_{key}_document.{bin,idx,json} for every key.
 
     A text is one document of one sequence, `append_eod` puts the tokenizer's end-of-document id behind it; an empty
-    text is a document without sequences. Raises DataError at the first malformed line unless `skip_malformed`; then
-    the report counts them. Whatever is raised, no output is left half written.
+    text is a document without sequences. Raises DataError at the first malformed line unless `skip_malformed`; then the
+    report counts them. Whatever is raised, no output is left half written.
     """
     tokenizer = Tokenizer(settings.tokenizer_model)
     report, total = Report(), total_bytes(inputs)

@@ -14,8 +14,8 @@ class Tokenizer:
     """Text to ids and back.
 
     A model that tools/train_tokenizer.py trained gives every valid UTF-8 text back as it was, with one exception:
-    SentencePiece writes a space as U+2581 inside, so a U+2581 of the text comes back as a space.
-    Text never becomes a control token: "</s>" in a document is four characters, not the end of it.
+    SentencePiece writes a space as U+2581 inside, so a U+2581 of the text comes back as a space. Text never becomes a
+    control token: "</s>" in a document is four characters, not the end of it.
     """
 
     def __init__(self, path: str | Path):

@@ -60,9 +60,9 @@ class Sampling:
 def train_tokenizer(inputs: Sequence[str], model_prefix: str, vocab_size: int, sampling: Sampling) -> Trained:
     """Write {model_prefix}.model, whole or not at all. The same input and seed give the same bytes.
 
-    Ids: <unk> 0, <s> 1, </s> 2 (which ends a document), CHAT_TOKENS, the 256 bytes, then the learned pieces.
-    Raises UsageError for a vocabulary too small for these, DataError for a malformed line (unless they are skipped),
-    for text too short for the vocabulary, and for a model that does not give its sample back.
+    Ids: <unk> 0, <s> 1, </s> 2 (which ends a document), CHAT_TOKENS, the 256 bytes, then the learned pieces. Raises
+    UsageError for a vocabulary too small for these, DataError for a malformed line (unless they are skipped), for text
+    too short for the vocabulary, and for a model that does not give its sample back.
     """
     if vocab_size <= SPECIAL_PIECES:
         raise UsageError(f"--vocab-size {vocab_size} is too small: {SPECIAL_PIECES} pieces are special ones and bytes")

@@ -16,8 +16,7 @@ from megatron_lite.parallel.zero import Weight
 
 
 def rms_norm(x: Tensor, weight: Weight, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467, equation
-    4).
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4).
 
     Statistics in float32 (float64 for float64).
     """
@@ -48,8 +47,7 @@ class _RMSNorm(Function):
 
 @dataclass(frozen=True)
 class Rotary:
-    """A microbatch's angles, laid out as a key-value group's packed columns: R queries, a key, a value; [T, 1 or B, 1,
-    R + 2, D].
+    """A microbatch's angles as a key-value group's packed columns, R queries, a key, a value: [T, 1 or B, 1, R + 2, D].
 
     Head x turns into x cos + swap(x) sin, where swap exchanges the halves and sin carries their signs, (-, +): Hugging
     Face's half rotation (RoFormer, arXiv 2104.09864, equation 34). A value's angle is 0.
@@ -104,8 +102,7 @@ def join_heads(output: Tensor) -> Tensor:
 
 
 def causal_attention(qkv: Tensor, head_dim: int, queries: int, rope: Rotary) -> Tensor:
-    """Packed [T, B, G (R + 2) D] -> [T, B, G R D]: softmax(q k^T / sqrt(D)) v, each position seeing itself and what
-    came before."""
+    """Packed [T, B, G (R + 2) D] -> [T, B, G R D]: softmax(q k^T / sqrt(D)) v over a position and those before it."""
     q, k, v = split_heads(qkv, head_dim, queries, rope)
     return join_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
 

@@ -33,8 +33,7 @@ class Specification:
         return [self._vocabulary("embed", self._embed_tokens)]
 
     def head(self, first_stage: bool) -> list[Local]:
-        """The head's own weights. A tied head uses the embedding's on the first stage; on another it keeps a copy it
-        does not own."""
+        """The head's own weights. A tied head uses the embedding's on its stage, elsewhere a copy it does not own."""
         norm = self._norm("norm", "model.norm.weight")
         if not self.model.tie_word_embeddings:
             size = (self.model.vocab_size, self.model.hidden_size)

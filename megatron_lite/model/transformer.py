@@ -32,8 +32,7 @@ class Microbatch:
     """What every unit of a stage may read: tokens and labels [T, B], rotary angles, and the loss's divisor.
 
     Labels outside the vocabulary are not counted. `count` is the step's global number of counted tokens, so that
-    gradients
-    of all microbatches and ranks add up to the mean's. The head leaves its sums in `loss` and `z_loss`.
+    gradients of all microbatches and ranks add up to the mean's. The head leaves its sums in `loss` and `z_loss`.
     """
 
     tokens: Tensor
@@ -82,8 +81,7 @@ class Block:
 
 
 class Head:
-    """Final norm, output projection and cross-entropy. A tied head on the embedding's stage uses the embedding's
-    weight."""
+    """Final norm, output projection, cross-entropy. On the embedding's stage a tied head uses its weight."""
 
     def __init__(self, model: ModelConfig, shards: Shards, region: Region, tied: Shards | None, z_loss: float):
         self.model, self.region, self.z_loss = model, region, z_loss

@@ -5,8 +5,7 @@ returns a `Handle`; `handle.wait()` gives the result. Overlap in the package com
 never from streams. A communicator of one rank answers at once and sends nothing.
 
 With a `Recorder` attached, each issue and each wait becomes an `Event`. Bytes follow one convention: the payload is the
-larger side of the operation: an all-gather's output, a reduce-scatter's input, the tensor of an all-reduce
-or message.
+larger side of the operation: an all-gather's output, a reduce-scatter's input, the tensor of an all-reduce or message.
 """
 
 from dataclasses import dataclass, field

@@ -6,8 +6,7 @@ Three views of a weight:
     local     what one tensor rank multiplies by; may pack several logical parameters (QKV, gate and up)
     shard     rows [r * n, (r + 1) * n) of the local weight, on rank r of the sharding group
 
-Initialization, ZeRO, the gradient norm, checkpoints and exchange are all written against the `Box`es that tie the
-views.
+Initialization, ZeRO, the gradient norm, checkpoints and exchange are written against the `Box`es that tie the views.
 """
 
 from dataclasses import dataclass

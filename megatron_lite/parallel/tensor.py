@@ -30,8 +30,7 @@ from megatron_lite.parallel.zero import Weight
 
 @dataclass(frozen=True)
 class SequenceRegion:
-    """Between regions each tensor rank holds a part of the sequence; norms outside see it alone, so their gradients are
-    partial."""
+    """Between regions a tensor rank holds a part of the sequence; norms see that alone: their gradients are partial."""
 
     tensor: Communicator
     partial_outside: bool = True
@@ -211,9 +210,8 @@ def vocabulary_cross_entropy(
     """Per-token loss and log-sum-exp, each [T, B] in float32 (float64 for float64), from local logits [T, B, V/tp].
 
     Labels outside [0, vocab_size) have loss 0: they are not counted. Columns past `vocab_size` are padding: outside the
-    softmax, gradient 0.
-    One all-gather carries two numbers a token, the local log-sum-exp and the local target logit, combined in rank
-    order.
+    softmax, gradient 0. One all-gather carries two numbers a token, the local log-sum-exp and the local target logit,
+    combined in rank order.
     """
     return _VocabularyCrossEntropy.apply(logits, labels, vocab_size, tensor)
 

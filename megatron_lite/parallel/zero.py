@@ -1,8 +1,6 @@
-"""ZeRO: a unit's weights live as first-dimension shards; full weights and full gradients exist only while they are
-used.
+"""ZeRO: a unit's weights live as first-dimension shards; full weights and gradients exist only while they are used.
 
-One mechanism serves every stage (Rajbhandari et al. 2020, arXiv 1910.02054, section 5); a stage is how long it holds
-on:
+One mechanism serves every stage (Rajbhandari et al. 2020, arXiv 1910.02054, section 5). A stage is how long it holds:
 
     zero_stage  zero_regather  master, moments   full weights live for   full gradients live for
     0           -              replicated        the step                the step, then all-reduced
@@ -83,8 +81,7 @@ class Weight:
             self.later.append(compute)
 
     def add_product(self, output_gradient: Tensor, x: Tensor) -> None:
-        """gradient += output_gradient^T x, [N, rows]^T [N, columns]; one rounding of the product, sums in the master
-        dtype."""
+        """gradient += output_gradient^T x, [N, rows]^T [N, columns]; one rounding of the product, the sum in master."""
         if self.gradient is None:
             self.gradient = (output_gradient.t() @ x).to(self.master_dtype)
         elif self.gradient.dtype == x.dtype:
@@ -116,13 +113,8 @@ class Shards:
 
     def __init__(self, name: str, layout: ShardLayout, sharding: Communicator, replicas: Communicator,
                  precision: Precision, device: torch.device):  # fmt: skip
-        self.name, self.layout, self.sharding, self.replicas, self.precision = (
-            name,
-            layout,
-            sharding,
-            replicas,
-            precision,
-        )
+        self.name, self.layout, self.precision = name, layout, precision
+        self.sharding, self.replicas = sharding, replicas
         self.master = torch.zeros(layout.size, dtype=precision.master, device=device)
         self.gradient = torch.zeros_like(self.master)
         self.compute = self.master if precision.compute == precision.master else self.master.to(precision.compute)

@@ -79,8 +79,7 @@ class Trainer:
         return self._totals(torch.zeros((), dtype=torch.float64, device=self.mesh.device), batches, stop=False)
 
     def _microbatches(self, samples: Tensor) -> list[Microbatch]:
-        """Cut [local batch, S + 1] into microbatches of tokens and labels [S, B], with the step's global token
-        count."""
+        """Cut [local batch, S + 1] into tokens and labels [S, B] of microbatches, with the step's token count."""
         self._phase("count")
         labels = samples[:, 1:]
         count = ((labels >= 0) & (labels < self.config.model.vocab_size)).sum(dtype=torch.float64)
@@ -102,8 +101,7 @@ class Trainer:
         return torch.empty(size, dtype=getattr(torch, self.resolved.compute_dtype), device=self.mesh.device)
 
     def _finish_gradients(self) -> None:
-        """What is left once every microbatch is done: replicas of shards, of norms over tensor ranks, of tied
-        embeddings."""
+        """What is left after the last microbatch: replicas of shards, norms over tensor ranks, tied embeddings."""
         handles = [shards.start_replicate() for shards in self.stage.shards]
         for handle in handles:
             handle.wait()

@@ -1,8 +1,8 @@
 """Our training step against PyTorch's own parallelism: the same model, layout, threads, float32, no clipping.
 
 Both run in turn, as many rounds as asked, so that a machine that slows down slows both. For each layout a row gives
-both medians in tokens/s and the median of the rounds' ratios (ours / peer; above 1 we are faster). With a pipeline
-both of our zero_regather policies are measured; the peer's is `step`.
+both medians in tokens/s and the median of the rounds' ratios (ours / peer; above 1 we are faster). With a pipeline both
+of our zero_regather policies are measured; the peer's is `step`.
 
     python tools/benchmark/compare_throughput.py --layouts 1 d2 p2 t2 t2p2d2 --rounds 3
 """

@@ -130,8 +130,8 @@ def _tick_step(at_least: float) -> float:
 def timeline_text(timeline: Timeline, columns: int = 160) -> str:
     """The timeline in characters: a line for each stage, each action as its name, then dashes for as long as it takes.
 
-    The scale is the smallest at which every name fits; if the whole would be wider than `columns`, it is cut there
-    and the line ends in "...".
+    The scale is the smallest at which every name fits; if the whole would be wider than `columns`, it is cut there and
+    the line ends in "...".
     """
     lengths = [(span.end - span.start, len(str(span.action))) for row in timeline.spans for span in row]
     scale = max((letters + 1) / length for length, letters in lengths if length > 0)

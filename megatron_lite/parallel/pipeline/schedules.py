@@ -42,8 +42,8 @@ def gpipe(stages: int, chunks: int, microbatches: int) -> Schedule:
                  time ->
 
     Each stage idles (stages - 1)(F + B), a share (stages - 1) / microbatches of its work, if all stages take the same
-    time and messages take none. Peak of live activations: microbatches, on every stage.
-    Raises ValueError if chunks is not 1 or another argument is below 1.
+    time and messages take none. Peak of live activations: microbatches, on every stage. Raises ValueError if chunks is
+    not 1 or another argument is below 1.
     """
     _check_arguments("gpipe", stages, chunks, microbatches)
     forwards = tuple(Action("F", m) for m in range(microbatches))
@@ -61,10 +61,10 @@ def one_f_one_b(stages: int, chunks: int, microbatches: int) -> Schedule:
         stage 2  . . 0 a 1 b 2 c 3 d . .
                  time ->
 
-    A stage runs just enough forwards to keep the stages after it busy, then backward and forward in turn.
-    Each stage idles (stages - 1)(F + B), a share (stages - 1) / microbatches of its work, as with GPipe and under the
-    same conditions. Peak of live activations on stage s: min(stages - s, microbatches), always.
-    Raises ValueError if chunks is not 1 or another argument is below 1.
+    A stage runs just enough forwards to keep the stages after it busy, then backward and forward in turn. Each stage
+    idles (stages - 1)(F + B), a share (stages - 1) / microbatches of its work, as with GPipe and under the same
+    conditions. Peak of live activations on stage s: min(stages - s, microbatches), always. Raises ValueError if chunks
+    is not 1 or another argument is below 1.
     """
     _check_arguments("1f1b", stages, chunks, microbatches)
     schedule = []
