@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from megatron_lite.parallel.collectives import Communicator, Recorder, alone
+from megatron_lite.parallel.pipeline.messages import Edges
 
 AXES = ("pipeline", "data", "context", "tensor")
 
@@ -49,8 +50,7 @@ class Mesh:
     """One process's place and its communicators.
 
     zero       data x context: the ranks that hold the same stage and tensor slice; they see different tokens
-    forward_*, backward_*  one two-rank communicator per pipeline edge and direction: no message waits behind an
-               opposing one
+    edges      to the neighbouring stages, one communicator for each direction: no message waits behind an opposing one
     embedding  first and last stage of one pipeline, where the embedding is tied
     """
 
@@ -61,10 +61,7 @@ class Mesh:
     world: Communicator
     tensor: Communicator
     zero: Communicator
-    forward_previous: Communicator | None  # activations in
-    forward_next: Communicator | None  # activations out
-    backward_previous: Communicator | None  # gradients out
-    backward_next: Communicator | None  # gradients in
+    edges: Edges
     embedding: Communicator
 
     @property
@@ -90,7 +87,7 @@ def build_mesh(shape: MeshShape, device: torch.device, recorder: Recorder | None
         raise ValueError(f"a mesh of {shape.sizes} needs {shape.world} processes, the world has {world_size}")
     if world_size == 1:
         me = alone(0)
-        return Mesh(shape, 0, shape.coordinate(0), device, me, me, me, None, None, None, None, me)
+        return Mesh(shape, 0, shape.coordinate(0), device, me, me, me, Edges(), me)
 
     rank = dist.get_rank()
     coordinate = shape.coordinate(rank)
@@ -106,12 +103,12 @@ def build_mesh(shape: MeshShape, device: torch.device, recorder: Recorder | None
     return Mesh(
         shape, rank, coordinate, device,
         communicator("world", dist.group.WORLD), communicator("tensor", axes.get_group("tensor")),
-        communicator("zero", zero_group), *edges, _pair("embedding", (line[0], line[-1]), rank, recorder),
+        communicator("zero", zero_group), edges, _pair("embedding", (line[0], line[-1]), rank, recorder),
     )  # fmt: skip
 
 
-def _pipeline_edges(line: list[int], rank: int, recorder) -> tuple[Communicator | None, ...]:
-    """The four communicators of a stage, in Mesh's order.
+def _pipeline_edges(line: list[int], rank: int, recorder) -> Edges:
+    """The four communicators of a stage, in the order of Edges.
 
     Created in four rounds, even edges and odd edges, forward and backward, so that a rank has at most one edge in each.
     """
@@ -124,7 +121,7 @@ def _pipeline_edges(line: list[int], rank: int, recorder) -> tuple[Communicator 
             ranks = (line[edge], line[edge + 1]) if inside else (rank, rank)
             edges[direction, edge] = _pair(f"pipeline.{direction}", ranks, rank, recorder)
     found = [edges.get(key) for key in _edge_order(stage)]
-    return tuple(c if c is not None and c.size == 2 else None for c in found)
+    return Edges(*(c if c is not None and c.size == 2 else None for c in found))
 
 
 def _edge_order(stage: int) -> list[tuple[str, int]]:

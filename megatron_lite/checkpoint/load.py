@@ -18,8 +18,8 @@ from megatron_lite.checkpoint.state import Flats, Trainable, all_boxes, training
 from megatron_lite.config import ModelConfig
 from megatron_lite.errors import DataError
 from megatron_lite.mesh import Mesh
-from megatron_lite.model.transformer import Stage
 from megatron_lite.parallel.layout import Box
+from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.parallel.zero import Shards
 
 

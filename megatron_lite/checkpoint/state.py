@@ -8,10 +8,10 @@ from torch import Tensor
 from megatron_lite.checkpoint.index import KINDS
 from megatron_lite.config import Config
 from megatron_lite.mesh import Mesh
-from megatron_lite.model.transformer import Stage
 from megatron_lite.optim.adamw import AdamW
 from megatron_lite.optim.norm import counts_here
 from megatron_lite.parallel.layout import Box
+from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.parallel.zero import Shards
 
 Flats = Mapping[str, Tensor]  # kind -> flat shard

@@ -13,7 +13,7 @@ from megatron_lite.errors import DataError, UsageError
 from megatron_lite.inference.cache import Cache, slice_of
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.build import build_stage
-from megatron_lite.model.transformer import Stage
+from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.parallel.tensor import vocabulary_embedding
 
 

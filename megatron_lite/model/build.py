@@ -8,7 +8,8 @@ from megatron_lite.config import Config, Resolved
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.initialization import fill_box
 from megatron_lite.model.parameters import Specification
-from megatron_lite.model.transformer import Block, Embedding, Head, Stage, Unit
+from megatron_lite.model.transformer import Block, Embedding, Head
+from megatron_lite.parallel.pipeline.stage import Stage, Unit
 from megatron_lite.parallel.tensor import Region, ReplicatedRegion, SequenceRegion
 from megatron_lite.parallel.zero import Precision, Shards, build_shards, policy
 

@@ -8,13 +8,13 @@ stand in its four products: enter, leave, enter, leave (parallel/tensor.py).
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from megatron_lite.config import ModelConfig
 from megatron_lite.model.operations import Rotary, causal_attention, rms_norm, swiglu
+from megatron_lite.parallel.pipeline.stage import Recompute
 from megatron_lite.parallel.tensor import (
     Region,
     enter_linear,
@@ -23,8 +23,6 @@ from megatron_lite.parallel.tensor import (
     vocabulary_embedding,
 )
 from megatron_lite.parallel.zero import Shards, Weight
-
-Recompute = Literal["none", "selective", "full"]
 
 
 @dataclass
@@ -104,14 +102,3 @@ class Head:
         z_loss = self.z_loss * torch.where(counted, log_sum, torch.zeros_like(log_sum)).square()
         batch.loss, batch.z_loss = loss.detach().sum(), z_loss.detach().sum()
         return (loss.sum() + z_loss.sum()) / batch.count
-
-
-Unit = Embedding | Block | Head
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A pipeline rank's share of the model: units in order, and the distinct shards behind them."""
-
-    units: tuple[Unit, ...]
-    shards: tuple[Shards, ...]

@@ -11,12 +11,13 @@ from megatron_lite.device import memory_bytes
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.build import build_stage, initialize, region_of
 from megatron_lite.model.operations import Rotary, rotary
-from megatron_lite.model.transformer import Microbatch, Stage
+from megatron_lite.model.transformer import Microbatch
 from megatron_lite.optim.adamw import AdamW, AdamWSettings
 from megatron_lite.optim.norm import clip_coefficient, local_square_sum
 from megatron_lite.parallel.collectives import Recorder
 from megatron_lite.parallel.pipeline.executor import Executor
 from megatron_lite.parallel.pipeline.schedules import SCHEDULES, Action, Schedule
+from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.parallel.zero import Shards, policy
 
 
@@ -45,9 +46,9 @@ class Trainer:
         self.rule = policy(config.parallel.zero_stage, config.parallel.zero_regather)
         build = SCHEDULES[config.parallel.schedule]
         schedule = schedule or build(resolved.pipeline, 1, resolved.microbatches)
-        self.executor = Executor(self.stage, schedule[mesh.stage], self.rule, mesh, recorder)
+        self.executor = Executor(self.stage, schedule[mesh.stage], self.rule, mesh.edges, recorder)
         forwards = tuple(Action("F", m) for m in range(resolved.microbatches))
-        self.evaluator = Executor(self.stage, forwards, self.rule, mesh, recorder)
+        self.evaluator = Executor(self.stage, forwards, self.rule, mesh.edges, recorder)
         self.region = region_of(config, mesh)
 
     def train_step(self, samples: Tensor, learning_rate: float, stop: bool = False) -> StepResult:

@@ -7,14 +7,15 @@ not triggered. A split backward runs autograd in I, where products queue their w
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from megatron_lite.model.transformer import Microbatch, Stage, Unit
 from megatron_lite.parallel.collectives import Recorder
-from megatron_lite.parallel.pipeline.messages import Mail
+from megatron_lite.parallel.pipeline.messages import Edges, Mail
 from megatron_lite.parallel.pipeline.schedules import Action
+from megatron_lite.parallel.pipeline.stage import Stage, Unit
 from megatron_lite.parallel.zero import Policy, Use, Walk, plan_turns
 
 Queue = list[Callable[[], None]]
@@ -40,15 +41,16 @@ def uses_of(stage: Stage, actions: Sequence[Action]) -> list[Use]:
 class Executor:
     """One stage's step: run every action, leave every gradient summed over the zero axis in its shard."""
 
-    def __init__(self, stage: Stage, actions: Sequence[Action], rule: Policy, mesh, recorder: Recorder | None = None):
-        self.stage, self.actions, self.mesh, self.recorder = stage, tuple(actions), mesh, recorder
+    def __init__(self, stage: Stage, actions: Sequence[Action], rule: Policy, edges: Edges,
+                 recorder: Recorder | None = None):  # fmt: skip
+        self.stage, self.actions, self.edges, self.recorder = stage, tuple(actions), edges, recorder
         self.turns = plan_turns(uses_of(stage, self.actions), rule)
 
-    def run(self, batches: Sequence[Microbatch], like: Tensor) -> None:
+    def run(self, batches: Sequence[Any], like: Tensor) -> None:
         """`batches[m]` is microbatch m; `like` has the shape and dtype of what passes between stages."""
         self.batches, self.like = batches, like
         self.walk = Walk(self.turns)
-        self.mail = Mail(self.mesh, self.actions, like)
+        self.mail = Mail(self.edges, self.actions, like)
         self.saved: dict[int, list[tuple[Tensor, Tensor]]] = {}  # microbatch -> each unit's (input, output)
         self.queued: dict[int, list[Queue]] = {}  # microbatch -> each unit's weight gradients, last unit first
         self.keeps = any(action.kind != "F" for action in self.actions)
@@ -62,7 +64,7 @@ class Executor:
 
     def _forward(self, microbatch: int) -> None:
         batch = self.batches[microbatch]
-        x = self.mail.activations_in.take() if not self.mesh.first_stage else self.like.new_zeros(())
+        x = self.mail.activations_in.take() if not self.edges.first else self.like.new_zeros(())
         saved = []
         for unit in self.stage.units:
             self.walk.enter()
@@ -74,7 +76,7 @@ class Executor:
             self.walk.leave()
         if self.keeps:
             self.saved[microbatch] = saved
-        if not self.mesh.last_stage:
+        if not self.edges.last:
             self.mail.activations_out.put(x.detach())
 
     def _backward(self, microbatch: int) -> None:
@@ -94,7 +96,7 @@ class Executor:
 
     def _walk_back(self, microbatch: int, queues: list[Queue] | None) -> None:
         saved = self.saved.pop(microbatch)
-        gradient = None if self.mesh.last_stage else self.mail.gradients_in.take()
+        gradient = None if self.edges.last else self.mail.gradients_in.take()
         for unit in reversed(self.stage.units):
             self.walk.enter()
             x, y = saved.pop()
@@ -103,12 +105,12 @@ class Executor:
             if queues is not None:
                 queues.append(queue)
             self.walk.leave()
-        if not self.mesh.first_stage:
+        if not self.edges.first:
             self.mail.gradients_out.put(gradient)
 
 
 def _unit_backward(
-    unit: Unit, x: Tensor, y: Tensor, gradient: Tensor | None, batch: Microbatch, queue: Queue | None
+    unit: Unit, x: Tensor, y: Tensor, gradient: Tensor | None, batch: Any, queue: Queue | None
 ) -> Tensor | None:
     """Autograd inside one unit: the gradient of its input. Weight gradients go into the weights, or into `queue`."""
     weights = [weight for shards in unit.shards for weight in shards.weights]

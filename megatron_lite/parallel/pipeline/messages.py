@@ -6,13 +6,31 @@ way.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from megatron_lite.mesh import Mesh
 from megatron_lite.parallel.collectives import Communicator, Handle
 from megatron_lite.parallel.pipeline.schedules import Action
+
+
+@dataclass(frozen=True)
+class Edges:
+    """A stage's communicators to its neighbours, of two ranks each; None where the pipeline ends."""
+
+    forward_previous: Communicator | None = None  # activations in
+    forward_next: Communicator | None = None  # activations out
+    backward_previous: Communicator | None = None  # gradients out
+    backward_next: Communicator | None = None  # gradients in
+
+    @property
+    def first(self) -> bool:
+        return self.forward_previous is None
+
+    @property
+    def last(self) -> bool:
+        return self.forward_next is None
 
 
 class Inbox:
@@ -58,13 +76,13 @@ class Outbox:
 class Mail:
     """A stage's four channels for one step, from the actions it will run. `like` has a message's shape and dtype."""
 
-    def __init__(self, mesh: Mesh, actions: Sequence[Action], like: Tensor):
+    def __init__(self, edges: Edges, actions: Sequence[Action], like: Tensor):
         forwards = sum(action.kind == "F" for action in actions)
         backwards = sum(action.kind in "BI" for action in actions)
-        self.activations_in = Inbox(mesh.forward_previous, forwards, like, "pipeline.activation")
-        self.gradients_in = Inbox(mesh.backward_next, backwards, like, "pipeline.gradient")
-        self.activations_out = Outbox(mesh.forward_next, "pipeline.activation")
-        self.gradients_out = Outbox(mesh.backward_previous, "pipeline.gradient")
+        self.activations_in = Inbox(edges.forward_previous, forwards, like, "pipeline.activation")
+        self.gradients_in = Inbox(edges.backward_next, backwards, like, "pipeline.gradient")
+        self.activations_out = Outbox(edges.forward_next, "pipeline.activation")
+        self.gradients_out = Outbox(edges.backward_previous, "pipeline.gradient")
 
     def finish(self) -> None:
         self.activations_out.flush()

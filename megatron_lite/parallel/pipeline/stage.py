@@ -1,0 +1,31 @@
+"""What a pipeline rank runs: its share of the model as units in order."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from megatron_lite.parallel.zero import Shards
+
+Recompute = Literal["none", "selective", "full"]
+
+
+class Unit(Protocol):
+    """What ZeRO gathers, recomputes and walks over at once; the model says what they are.
+
+    A unit calls for its weights' tensors while it runs, forward and backward, and adds their gradients itself.
+    """
+
+    shards: tuple[Shards, ...]
+    recompute: Recompute
+
+    def forward(self, x: Tensor, batch: Any) -> Tensor:
+        """`batch` is the microbatch as the model knows it; the executor hands it on."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pipeline rank's share of the model: units in order, and the distinct shards behind them."""
+
+    units: tuple[Unit, ...]
+    shards: tuple[Shards, ...]
