@@ -167,5 +167,5 @@ def _legend(title: str, series: Sequence[Series], frame: Frame) -> list[str]:
         if one.dots:
             parts.append(f'<circle class="dot-{one.style}" cx="{x + 10}" cy="12" r="3.5"/>')
         parts.append(f'<text class="key" x="{x + 27}" y="16">{escape(one.name)}</text>')
-        x += 50 + round(6.6 * len(one.name))
+        x += 54 + 8 * len(one.name)  # as wide as the widest of the usual fonts
     return parts

@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 from megatron_lite.config import Resolved
 
+# Of the stages in turn: with dark text on them they read on a light and on a dark page.
+FILL = ("#8ab6f0", "#f2b179", "#9bd3a0", "#c9a9e6", "#e8cf6b", "#8fd0d3")
+INK = "#1b1f24"
+GREY = "#7d7d7d"  # as far from white as from black: names stand on the page's own background
 # More replicas than this say nothing new.
 MAX_PANELS = 4
 
@@ -26,7 +30,7 @@ def rank_at(layout: Resolved, pipeline: int, data: int, context: int, tensor: in
 
 
 def mesh_svg(layout: Resolved) -> str:
-    """An SVG of at most MAX_PANELS replicas; its colours are the page's `.stage-0` to `.stage-5`, in turn."""
+    """A self-contained SVG of at most MAX_PANELS replicas; safe inside an HTML page (no style sheet, no script)."""
     sizes = Sizes()
     columns = layout.context * layout.tensor
     panels = min(layout.data, MAX_PANELS)
@@ -34,15 +38,15 @@ def mesh_svg(layout: Resolved) -> str:
     width = sizes.left + panels * (panel_width + sizes.panel_gap) - sizes.panel_gap + 4
     height = sizes.top + layout.pipeline * (sizes.cell_height + sizes.gap)
     parts = [
-        f'<svg class="mesh" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'font-family="system-ui, sans-serif" font-size="13" fill="{GREY}" role="img">',
         f"<title>{layout.world_size} ranks: {describe(layout)}</title>",
         *_stage_names(layout, sizes),
     ]
     for data in range(panels):
         left = sizes.left + data * (panel_width + sizes.panel_gap)
         parts.append(
-            f'<text class="mesh-head" x="{left + panel_width / 2}" y="16" text-anchor="middle">data {data}</text>'
+            f'<text x="{left + panel_width / 2}" y="16" text-anchor="middle" font-size="14">data {data}</text>'
         )
         parts += _panel(layout, sizes, data, left)
     return "\n".join([*parts, "</svg>"])
@@ -60,7 +64,7 @@ def _stage_names(layout: Resolved, sizes: Sizes) -> list[str]:
         y = sizes.top + stage * (sizes.cell_height + sizes.gap) + sizes.cell_height / 2
         ends = ["embedding"] * (stage == 0) + ["head"] * (stage == layout.pipeline - 1)
         blocks = f"block {first}" if layers == 1 else f"blocks {first}–{first + layers - 1}"
-        parts.append(f'<text class="mesh-head" x="0" y="{y - 3}">stage {stage}</text>')
+        parts.append(f'<text x="0" y="{y - 3}" font-size="14">stage {stage}</text>')
         parts.append(f'<text x="0" y="{y + 13}">{", ".join([blocks, *ends])}</text>')
         first += layers
     return parts
@@ -78,8 +82,8 @@ def _panel(layout: Resolved, sizes: Sizes, data: int, left: float) -> list[str]:
             y = sizes.top + stage * (sizes.cell_height + sizes.gap)
             rank, base = rank_at(layout, stage, data, context, tensor), y + sizes.cell_height / 2 + 5
             parts.append(
-                f'<rect class="stage-{stage % 6}" x="{x}" y="{y}" width="{sizes.cell_width}" '
-                f'height="{sizes.cell_height}" rx="5"/>'
-                f'<text class="rank" x="{middle}" y="{base}" text-anchor="middle">{rank}</text>'
+                f'<rect x="{x}" y="{y}" width="{sizes.cell_width}" height="{sizes.cell_height}" rx="5" '
+                f'fill="{FILL[stage % len(FILL)]}"/>'
+                f'<text x="{middle}" y="{base}" text-anchor="middle" font-size="15" fill="{INK}">{rank}</text>'
             )
     return parts
