@@ -26,8 +26,8 @@ from pathlib import Path
 from resiliparse.extract.html2text import extract_plain_text
 from tqdm import tqdm
 
-from megatron_lite.data.files import partial_path, publish
 from megatron_lite.errors import DataError, UsageError, run_face
+from megatron_lite.files import partial_path, publish
 
 
 @dataclass(frozen=True)

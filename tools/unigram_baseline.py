@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from megatron_lite.config import load_config
 from megatron_lite.data.build import build_datasets
-from megatron_lite.data.files import partial_path, publish
 from megatron_lite.errors import DataError, run_face
+from megatron_lite.files import partial_path, publish
 
 
 def count_targets(samples: Iterable[np.ndarray], vocab_size: int) -> np.ndarray:

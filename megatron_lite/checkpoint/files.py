@@ -1,7 +1,6 @@
 """Every change that a checkpoint makes to the file system, so that a test can stop the program at each of them."""
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 import xxhash
 from safetensors.torch import save_file
 from torch import Tensor
+
+from megatron_lite.files import sync
 
 _PIECE = 1 << 22  # bytes hashed at a time
 
@@ -51,15 +52,6 @@ def rename(path: Path, target: Path) -> None:
 
 def remove_tree(path: Path) -> None:
     shutil.rmtree(path)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's bytes, or a directory's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def checksum(path: Path) -> str:

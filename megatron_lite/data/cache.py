@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_lite.data.files import publish
 from megatron_lite.data.indexed import IndexedDataset, bin_path, idx_path
+from megatron_lite.files import publish
 
 VERSION = 1  # raised when a cached array's meaning changes
 

@@ -26,9 +26,9 @@ import numpy as np
 import xxhash
 
 from megatron_lite.data import _helpers
-from megatron_lite.data.files import partial_path, publish
 from megatron_lite.data.sidecar import Sidecar, TokenizerIdentity
 from megatron_lite.errors import DataError
+from megatron_lite.files import partial_path, publish
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1

@@ -5,8 +5,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_lite.data.files import partial_path, publish
 from megatron_lite.errors import DataError
+from megatron_lite.files import partial_path, publish
 
 
 def sidecar_path(prefix: str | Path) -> Path:

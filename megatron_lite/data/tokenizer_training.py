@@ -14,11 +14,11 @@ from pathlib import Path
 import sentencepiece
 import xxhash
 
-from megatron_lite.data.files import partial_path, publish
 from megatron_lite.data.jsonl import MalformedLine, parse_texts, read_batches, total_bytes
 from megatron_lite.data.progress import Progress
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.errors import DataError, UsageError
+from megatron_lite.files import partial_path, publish
 
 CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", *(f"<|reserved_{i}|>" for i in range(12)))
 SPECIAL_PIECES = 3 + len(CHAT_TOKENS) + 256  # <unk>, <s> and </s>; every byte

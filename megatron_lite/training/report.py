@@ -17,9 +17,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from megatron_lite.config import Config, ModelConfig, Resolved, load_config
-from megatron_lite.data.files import partial_path, publish
 from megatron_lite.data.sidecar import Sidecar
 from megatron_lite.errors import DataError
+from megatron_lite.files import partial_path, publish
 from megatron_lite.parallel.pipeline.drawing import timeline_svg
 from megatron_lite.parallel.pipeline.schedules import SCHEDULES
 from megatron_lite.parallel.pipeline.simulator import Costs, simulate

@@ -12,12 +12,13 @@ def partial_path(path: str | Path) -> Path:
 def publish(path: str | Path, partial: Path | None = None) -> None:
     """Rename `partial` (default: PATH.partial) to PATH once its bytes are on the disk."""
     path, partial = Path(path), partial or partial_path(path)
-    _sync(partial)
+    sync(partial)
     partial.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a directory's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
