@@ -10,6 +10,7 @@ are neighbours on one node:
 The mesh is built once, in a face, and handed down. Nothing in the package asks a global where it is.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,18 +19,25 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from megatron_lite.parallel.collectives import Communicator, Recorder, alone
 from megatron_lite.parallel.pipeline.messages import Edges
+from megatron_lite.parallel.pipeline.routes import Channel, channels_of
+from megatron_lite.parallel.pipeline.schedules import Placement
 
 AXES = ("pipeline", "data", "context", "tensor")
 
 
 @dataclass(frozen=True)
 class MeshShape:
-    """Sizes of the axes; their product is the world size."""
+    """Sizes of the axes; their product is the world size.
+
+    `zero_group` is how many neighbours on data x context share one set of shards (None: all of them); the groups hold
+    replicas of each other's shards.
+    """
 
     pipeline: int = 1
     data: int = 1
     context: int = 1
     tensor: int = 1
+    zero_group: int | None = None
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -50,8 +58,9 @@ class Mesh:
     """One process's place and its communicators.
 
     zero       data x context: the ranks that hold the same stage and tensor slice; they see different tokens
-    edges      to the neighbouring stages, one communicator for each direction: no message waits behind an opposing one
-    embedding  first and last stage of one pipeline, where the embedding is tied
+    sharding   those of them that share one set of shards, replicas: those that hold the same shard
+    edges      to the stages around, one communicator a channel: no message waits behind an opposing one
+    embedding  the stages where the model begins and ends, between which a tied embedding is summed
     """
 
     shape: MeshShape
@@ -60,7 +69,10 @@ class Mesh:
     device: torch.device
     world: Communicator
     tensor: Communicator
+    context: Communicator
     zero: Communicator
+    sharding: Communicator
+    replicas: Communicator
     edges: Edges
     embedding: Communicator
 
@@ -69,25 +81,31 @@ class Mesh:
         return self.coordinate["pipeline"]
 
     @property
-    def first_stage(self) -> bool:
-        return self.stage == 0
+    def has_embedding(self) -> bool:
+        """Whether the model begins on this rank's stage."""
+        return self.stage == _ends(self.edges.placement)[0]
 
     @property
-    def last_stage(self) -> bool:
-        return self.stage == self.shape.pipeline - 1
+    def has_head(self) -> bool:
+        """Whether it ends here."""
+        return self.stage == _ends(self.edges.placement)[1]
 
 
-def build_mesh(shape: MeshShape, device: torch.device, recorder: Recorder | None = None) -> Mesh:
+def build_mesh(shape: MeshShape, device: torch.device, placement: Placement | None = None,
+               recorder: Recorder | None = None) -> Mesh:  # fmt: skip
     """Build the mesh over the default process group, or for one process without any.
 
+    `placement` says where the model's pieces lie on the stages, one on each where it is left out.
     Raises ValueError when the world has another size than the shape.
     """
+    placement = placement or Placement(shape.pipeline)
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     if shape.world != world_size:
         raise ValueError(f"a mesh of {shape.sizes} needs {shape.world} processes, the world has {world_size}")
     if world_size == 1:
         me = alone(0)
-        return Mesh(shape, 0, shape.coordinate(0), device, me, me, me, Edges(), me)
+        edges = Edges(placement, 0, {})
+        return Mesh(shape, 0, shape.coordinate(0), device, me, me, me, me, me, me, edges, me)
 
     rank = dist.get_rank()
     coordinate = shape.coordinate(rank)
@@ -97,43 +115,71 @@ def build_mesh(shape: MeshShape, device: torch.device, recorder: Recorder | None
         ranks = tuple(dist.get_process_group_ranks(group))
         return Communicator(axis, ranks, ranks.index(rank), group, recorder)
 
-    zero_group = axes["data", "context"]._flatten("zero").get_group() if shape.context > 1 else axes.get_group("data")
+    flat = axes["data", "context"]._flatten("zero").get_group() if shape.context > 1 else axes.get_group("data")
+    zero = communicator("zero", flat)
     line = dist.get_process_group_ranks(axes.get_group("pipeline"))
-    edges = _pipeline_edges(line, rank, recorder)
+    edges = _edges(placement, line, rank, recorder)
+    begins, ends = (line[stage] for stage in _ends(placement))
     return Mesh(
         shape, rank, coordinate, device,
         communicator("world", dist.group.WORLD), communicator("tensor", axes.get_group("tensor")),
-        communicator("zero", zero_group), edges, _pair("embedding", (line[0], line[-1]), rank, recorder),
+        communicator("context", axes.get_group("context")),
+        zero, *_zero_groups(zero, shape.zero_group, recorder), edges,
+        _group("embedding", (begins, ends), rank, recorder),
     )  # fmt: skip
 
 
-def _pipeline_edges(line: list[int], rank: int, recorder) -> Edges:
-    """The four communicators of a stage, in the order of Edges.
+def _zero_groups(zero: Communicator, group: int | None, recorder: Recorder | None) -> tuple[Communicator, Communicator]:
+    """(sharding, replicas): blocks of `group` neighbours on the zero axis, and the ranks at one place in each block."""
+    if group is None or group == zero.size:
+        return zero, alone(zero.ranks[zero.rank])
+    me = zero.ranks[zero.rank]
+    block, place = divmod(zero.rank, group)
+    sharding = _group("zero.sharding", zero.ranks[block * group : (block + 1) * group], me, recorder)
+    return sharding, _group("zero.replicas", zero.ranks[place::group], me, recorder)
 
-    Created in four rounds, even edges and odd edges, forward and backward, so that a rank has at most one edge in each.
+
+def _edges(placement: Placement, line: list[int], rank: int, recorder: Recorder | None) -> Edges:
+    """A communicator for each channel that begins or ends on this rank's stage.
+
+    Created in rounds of channels that share no stage, so that a rank makes one group in each.
     """
     stage = line.index(rank)
-    edges: dict[tuple[str, int], Communicator] = {}
-    for parity in (0, 1):
-        for direction in ("forward", "backward"):
-            edge = stage if stage % 2 == parity else stage - 1
-            inside = 0 <= edge < len(line) - 1
-            ranks = (line[edge], line[edge + 1]) if inside else (rank, rank)
-            edges[direction, edge] = _pair(f"pipeline.{direction}", ranks, rank, recorder)
-    found = [edges.get(key) for key in _edge_order(stage)]
-    return Edges(*(c if c is not None and c.size == 2 else None for c in found))
+    mine: dict[Channel, Communicator] = {}
+    for together in rounds(channels_of(placement)):
+        channel = next((c for c in together if stage in (c.sender, c.receiver)), None)
+        ranks = (rank, rank) if channel is None else (line[channel.sender], line[channel.receiver])
+        communicator = _group("pipeline" if channel is None else channel.name, ranks, rank, recorder)
+        if channel is not None:
+            mine[channel] = communicator
+    return Edges(placement, stage, mine)
 
 
-def _edge_order(stage: int) -> list[tuple[str, int]]:
-    return [(direction, edge) for direction in ("forward", "backward") for edge in (stage - 1, stage)]
+def rounds(channels: Sequence[Channel]) -> list[list[Channel]]:
+    """The channels in as few groups without a common stage as the order gives."""
+    found: list[list[Channel]] = []
+    for channel in channels:
+        stages = {channel.sender, channel.receiver}
+        free = (group for group in found if all(stages.isdisjoint((c.sender, c.receiver)) for c in group))
+        group = next(free, None)
+        if group is None:
+            found.append([channel])
+        else:
+            group.append(channel)
+    return found
 
 
-def _pair(axis: str, ranks: tuple[int, int], rank: int, recorder) -> Communicator:
-    """A communicator of two ranks that only its members create.
+def _ends(placement: Placement) -> tuple[int, int]:
+    """The stages where the model begins and ends."""
+    return placement.place(0)[0], placement.place(placement.stages * placement.chunks - 1)[0]
+
+
+def _group(axis: str, ranks: Sequence[int], rank: int, recorder: Recorder | None) -> Communicator:
+    """A communicator of some ranks that only its members create.
 
     torch names such a group after its ranks and the number of groups made before, so every rank must make equally many:
     one that has no part in a round makes a group of itself.
     """
-    mine = ranks if rank in ranks and ranks[0] != ranks[1] else (rank,)
+    mine = tuple(sorted(set(ranks))) if rank in ranks else (rank,)
     group = dist.new_group(list(mine), use_local_synchronization=True)
     return Communicator(axis, mine, mine.index(rank), group, recorder)

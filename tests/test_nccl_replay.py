@@ -7,7 +7,8 @@ import pytest
 from nccl_replay import ReplayError, replay
 
 from megatron_lite.parallel.collectives import Event
-from megatron_lite.parallel.pipeline.schedules import gpipe, one_f_one_b, split_backward
+from megatron_lite.parallel.pipeline.routes import received_on, sent_on
+from megatron_lite.parallel.pipeline.schedules import SCHEDULES, one_f_one_b, split_backward
 
 
 @dataclass
@@ -34,25 +35,23 @@ class Writer:
 def pipeline_program(schedule, shared=False):
     """The transcripts of a schedule with sends in flight until the end and receives where they are needed.
 
-    One two-rank communicator for each edge and direction or, if `shared`, one for each edge.
+    One two-rank communicator for each channel or, if `shared`, one for each pair of stages.
     """
-    last = len(schedule) - 1
     transcripts = []
-    for stage, actions in enumerate(schedule):
+    for stage, actions in enumerate(schedule.actions):
         writer, sends = Writer(stage), []
+
+        def issue(operation, channel, writer=writer, stage=stage):
+            pair = (min(channel.sender, channel.receiver), max(channel.sender, channel.receiver))
+            axis = "pipeline" if shared else f"{channel.direction} {channel.sender}-{channel.receiver}"
+            site = f"{channel.direction}.{operation}"
+            return writer.issue(operation, axis, pair, site, peer=sum(pair) - stage)
+
         for action in actions:
-            if action.kind == "W":
-                continue
-            direction, step = ("forward", 1) if action.kind == "F" else ("backward", -1)
-            axis = "pipeline" if shared else f"pipeline.{direction}"
-            for operation, peer in (("recv", stage - step), ("send", stage + step)):
-                if 0 <= peer <= last:
-                    group = (min(stage, peer), max(stage, peer))
-                    handle = writer.issue(operation, axis, group, f"{direction}.{operation}", peer=peer)
-                    if operation == "recv":
-                        writer.wait(handle)
-                    else:
-                        sends.append(handle)
+            if (channel := received_on(action, schedule.placement, stage)) is not None:
+                writer.wait(issue("recv", channel))
+            if (channel := sent_on(action, schedule.placement, stage)) is not None:
+                sends.append(issue("send", channel))
         for handle in sends:
             writer.wait(handle)
         transcripts.append(writer.events)
@@ -60,10 +59,12 @@ def pipeline_program(schedule, shared=False):
 
 
 @pytest.mark.parametrize("stages", [2, 3, 4, 8])
-@pytest.mark.parametrize("microbatches", [1, 2, 4, 9])
-@pytest.mark.parametrize("build", [gpipe, one_f_one_b, lambda *sizes: split_backward(one_f_one_b(*sizes), 3)])
-def test_pipelines_with_a_communicator_for_each_edge_and_direction_complete(build, stages, microbatches):
-    replay(pipeline_program(build(stages, 1, microbatches)))
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("name", ["gpipe", "1f1b", "split 1f1b", "interleaved_1f1b", "zb_h1", "zb_v"])
+def test_pipelines_with_a_communicator_for_each_channel_complete(name, stages, groups):
+    chunks = 2 if name in ("interleaved_1f1b", "zb_v") else 1
+    schedule = SCHEDULES[name.removeprefix("split ")](stages, chunks, groups * stages)
+    replay(pipeline_program(split_backward(schedule, 3) if name.startswith("split") else schedule))
 
 
 def test_1f1b_on_one_communicator_for_both_directions_deadlocks():
@@ -228,10 +229,10 @@ def test_a_message_of_another_size_than_its_receive_is_caught():
 
 
 def test_a_send_that_nobody_receives_is_caught():
-    transcripts = pipeline_program(gpipe(2, 1, 2))
+    transcripts = pipeline_program(SCHEDULES["gpipe"](2, 1, 2))
     lost = transcripts[1][0].handle
     transcripts[1] = [event for event in transcripts[1] if event.handle != lost]
-    with pytest.raises(ReplayError, match=r"2 sends but 1 receives on pipeline.forward"):
+    with pytest.raises(ReplayError, match=r"2 sends but 1 receives on forward 0-1"):
         replay(transcripts)
 
 

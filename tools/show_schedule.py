@@ -18,6 +18,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Show a pipeline schedule, its bubble and its peak of activations.")
     parser.add_argument("--schedule", choices=sorted(SCHEDULES), default="1f1b")
     parser.add_argument("--stages", type=int, default=4)
+    parser.add_argument("--chunks", type=int, default=1, help="of the model on a stage (default 1)")
     parser.add_argument("--microbatches", type=int, default=8)
     parser.add_argument("--split", type=int, metavar="DELAY", help="split each backward, weights DELAY actions later")
     parser.add_argument("--forward", type=float, default=1, help="time of a forward (default 1)")
@@ -33,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
 def build(options: argparse.Namespace) -> Schedule:
     """The schedule asked for; UsageError for sizes it cannot have."""
     try:
-        schedule = SCHEDULES[options.schedule](options.stages, 1, options.microbatches)
+        schedule = SCHEDULES[options.schedule](options.stages, options.chunks, options.microbatches)
         return schedule if options.split is None else split_backward(schedule, options.split)
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -42,7 +43,7 @@ def build(options: argparse.Namespace) -> Schedule:
 def main() -> None:
     options = parse_arguments()
     schedule = build(options)
-    proof = check(schedule, 1, options.microbatches)
+    proof = check(schedule, options.microbatches)
     costs = Costs(options.forward, options.backward_input, options.backward_weight, options.message)
     if min(costs.forward, costs.backward_input, costs.backward_weight, costs.message) < 0 or costs.forward == 0:
         raise UsageError(f"{costs} is no set of costs: none may be negative, forward must be above 0")

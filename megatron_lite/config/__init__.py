@@ -5,8 +5,10 @@ Every complaint is a UsageError of one line that names the key, its value, and t
 
 from megatron_lite.config.load import config_from_tree, dump, load_config, parse_arguments
 from megatron_lite.config.presets import PRESETS
+from megatron_lite.config.ramp import batch_size_after
 from megatron_lite.config.resolve import Resolved, resolve
 from megatron_lite.config.tree import (
+    BatchRamp,
     BlendEntry,
     CheckpointConfig,
     Config,
@@ -20,6 +22,7 @@ from megatron_lite.config.tree import (
 
 __all__ = [
     "PRESETS",
+    "BatchRamp",
     "BlendEntry",
     "CheckpointConfig",
     "Config",
@@ -30,6 +33,7 @@ __all__ = [
     "ParallelConfig",
     "Resolved",
     "TrainConfig",
+    "batch_size_after",
     "config_from_tree",
     "dump",
     "load_config",

@@ -13,6 +13,7 @@ class Resolved:
     world_size: int
     tensor: int
     pipeline: int
+    virtual_stages: int  # chunks of the model on a stage
     context: int
     data: int
     zero_size: int  # ranks that ZeRO shards a unit over: data x context
@@ -21,7 +22,7 @@ class Resolved:
     tokens_per_step: int  # over all ranks
     head_dim: int
     padded_vocab_size: int  # the vocabulary rounded up to a multiple of `tensor`
-    stage_layers: tuple[int, ...]  # blocks of each pipeline stage
+    stage_layers: tuple[int, ...]  # blocks of each piece: of each stage, or with virtual stages of each chunk, in order
     recompute: tuple[str, ...]  # for each block of the model: none, selective or full
     compute_dtype: str  # weights and activations
     master_dtype: str  # master weights, moments, gradient accumulation
@@ -32,6 +33,7 @@ def resolve(config: Config, world_size: int) -> Resolved:
     """The derived numbers of `config` on `world_size` processes. Raises UsageError for sizes that do not fit."""
     model, parallel, train = config.model, config.parallel, config.train
     _check_tensor_divides(config)
+    _check_context_divides(config)
     data = _data_size(parallel, world_size)
     samples = data * train.micro_batch_size
     if train.global_batch_size % samples:
@@ -39,15 +41,20 @@ def resolve(config: Config, world_size: int) -> Resolved:
             f"train.global_batch_size = {train.global_batch_size}: must be a multiple of {samples}, that is data size "
             f"{data} x train.micro_batch_size {train.micro_batch_size}"
         )
+    _check_zero_group(parallel, data * parallel.context)
+    microbatches = train.global_batch_size // samples
+    _check_schedule(parallel, microbatches)
+    _check_ramp(config, samples)
     float64 = train.dtype == "float64"
     return Resolved(
         world_size=world_size,
         tensor=parallel.tensor,
         pipeline=parallel.pipeline,
+        virtual_stages=parallel.virtual_stages,
         context=parallel.context,
         data=data,
         zero_size=data * parallel.context,
-        microbatches=train.global_batch_size // samples,
+        microbatches=microbatches,
         local_batch_size=train.global_batch_size // data,
         tokens_per_step=train.global_batch_size * train.sequence_length,
         head_dim=model.head_dim,
@@ -86,6 +93,32 @@ def _check_tensor_divides(config: Config) -> None:
             raise UsageError(f"parallel.tensor = {tensor}: must divide {name} = {size}")
 
 
+def _check_context_divides(config: Config) -> None:
+    parallel, length = config.parallel, config.train.sequence_length
+    context = parallel.context
+    if context == 1:
+        return
+    chunks = 2 * context if parallel.context_kind == "ring" else context
+    if length % chunks:
+        why = " (two chunks a rank)" if parallel.context_kind == "ring" else ""
+        raise UsageError(
+            f"train.sequence_length = {length}: must be a multiple of {chunks} with parallel.context = {context}{why}"
+        )
+    if parallel.sequence and (length // context) % parallel.tensor:
+        raise UsageError(
+            f"train.sequence_length = {length}: must be a multiple of {context * parallel.tensor}, that is "
+            f"parallel.context x parallel.tensor (with parallel.sequence)"
+        )
+    if parallel.context_kind == "ulysses":
+        queries = config.model.num_attention_heads // parallel.tensor
+        key_values = config.model.num_key_value_heads // parallel.tensor
+        if queries % context or (key_values % context and context % key_values):
+            raise UsageError(
+                f"parallel.context = {context}: under context_kind ulysses it must divide the {queries} query heads "
+                f"of a tensor rank, and divide or be a multiple of its {key_values} key-value heads"
+            )
+
+
 def _data_size(parallel: ParallelConfig, world_size: int) -> int:
     replica = parallel.tensor * parallel.pipeline * parallel.context
     sizes = f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x context {parallel.context}"
@@ -100,21 +133,70 @@ def _data_size(parallel: ParallelConfig, world_size: int) -> int:
 
 
 def _stage_layers(parallel: ParallelConfig, layers: int) -> tuple[int, ...]:
-    if parallel.pipeline > layers:
-        raise UsageError(f"parallel.pipeline = {parallel.pipeline}: must not exceed model.num_hidden_layers = {layers}")
+    pieces = parallel.pipeline * parallel.virtual_stages
+    named = f"parallel.pipeline = {parallel.pipeline}"
+    if parallel.virtual_stages > 1:
+        named += f" x parallel.virtual_stages = {parallel.virtual_stages}"
+    if pieces > layers:
+        raise UsageError(f"{named}: must not exceed model.num_hidden_layers = {layers}")
     if parallel.stage_layers is None:
-        return split_layers(layers, parallel.pipeline)
+        return split_layers(layers, pieces)
     given = list(parallel.stage_layers)
-    if len(given) != parallel.pipeline:
-        raise UsageError(
-            f"parallel.stage_layers = {given}: must have one entry for each of parallel.pipeline = {parallel.pipeline} "
-            "stages"
-        )
+    if len(given) != pieces:
+        raise UsageError(f"parallel.stage_layers = {given}: must have one entry for each of {named} stages")
     if sum(given) != layers:
         raise UsageError(
             f"parallel.stage_layers = {given}: must sum to model.num_hidden_layers = {layers}, not {sum(given)}"
         )
     return tuple(given)
+
+
+# Chunks a stage of each schedule: exactly, or at least.
+_EXACT_CHUNKS = {"gpipe": 1, "zb_h1": 1, "zb_v": 2}
+_LEAST_CHUNKS = {"1f1b": 1, "interleaved_1f1b": 2}
+
+
+def _check_schedule(parallel: ParallelConfig, microbatches: int) -> None:
+    name, chunks = parallel.schedule, parallel.virtual_stages
+    exact, least = _EXACT_CHUNKS.get(name), _LEAST_CHUNKS.get(name)
+    if exact is not None and chunks != exact:
+        raise UsageError(f"parallel.virtual_stages = {chunks}: must be {exact} with parallel.schedule = {name}")
+    if least is not None and chunks < least:
+        raise UsageError(f"parallel.virtual_stages = {chunks}: must be {least} or more with parallel.schedule = {name}")
+    if chunks > 1 and name in _LEAST_CHUNKS and microbatches % parallel.pipeline:
+        raise UsageError(
+            f"microbatches a step = {microbatches}: must be a multiple of parallel.pipeline = {parallel.pipeline} "
+            f"with parallel.virtual_stages = {chunks}"
+        )
+
+
+def _check_ramp(config: Config, samples: int) -> None:
+    """`samples` is what a microbatch on every data rank makes."""
+    train, ramp = config.train, config.train.batch_ramp
+    if ramp is None:
+        return
+    if ramp.start > train.global_batch_size or (train.global_batch_size - ramp.start) % ramp.increment:
+        raise UsageError(
+            f"train.batch_ramp.start = {ramp.start}: must reach train.global_batch_size = {train.global_batch_size} in "
+            f"steps of train.batch_ramp.increment = {ramp.increment}"
+        )
+    interleaved = config.parallel.virtual_stages > 1 and config.parallel.schedule in _LEAST_CHUNKS
+    groups = config.parallel.pipeline if interleaved else 1
+    for name, value in (("start", ramp.start), ("increment", ramp.increment)):
+        if value % (samples * groups):
+            raise UsageError(
+                f"train.batch_ramp.{name} = {value}: must be a multiple of {samples * groups}, as the global batch"
+            )
+
+
+def _check_zero_group(parallel: ParallelConfig, zero_size: int) -> None:
+    group = parallel.zero_group
+    if group is None:
+        return
+    if parallel.zero_stage == 0:
+        raise UsageError(f"parallel.zero_group = {group}: nothing is sharded at parallel.zero_stage = 0; leave it null")
+    if zero_size % group:
+        raise UsageError(f"parallel.zero_group = {group}: must divide data x context = {zero_size}")
 
 
 def _recompute(policy: str, layers: int) -> tuple[str, ...]:

@@ -92,7 +92,10 @@ class BlendEntry(Section):
 
 
 class DataConfig(Section):
-    """Data sets; `split` (such as "98,2") cuts those of `train` into training and validation, instead of `valid`."""
+    """Data sets; `split` (such as "98,2") cuts those of `train` into training and validation, instead of `valid`.
+
+    With `document_mask` a position attends to its own document alone.
+    """
 
     train: Blend = ()
     valid: Blend = ()
@@ -132,16 +135,25 @@ class OptimConfig(Section):
         return self
 
 
+class BatchRamp(Section):
+    """The global batch grows from `start` sequences by `increment`, evenly over the first `samples` of the run."""
+
+    start: Positive
+    increment: Positive
+    samples: Positive
+
+
 class TrainConfig(Section):
     """The run. `timeout` is in seconds, `peak_flops` per device and second (null: from the table of devices).
 
     `valid_batches` bounds a validation to that many global batches (null: the whole set); the last step's validation
-    always reads the whole set.
+    always reads the whole set. `check_transcripts` compares every rank's communication, call by call, for finding a
+    hang.
     """
 
     steps: Positive
     global_batch_size: Positive
-    batch_ramp: Any = None
+    batch_ramp: BatchRamp | None = None
     micro_batch_size: Positive = 1
     sequence_length: Positive
     dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
@@ -151,6 +163,7 @@ class TrainConfig(Section):
     valid_every: Positive | None = 1000
     valid_batches: Positive | None = None
     timeout: PositiveFloat = 600.0
+    check_transcripts: bool = False
     run_dir: str
     peak_flops: PositiveFloat | None = None
 
@@ -200,17 +213,12 @@ class Config(Section):
 
 # What the program can do of what the keys promise. A value joins its row with the code that makes it true.
 ACCEPTED_TODAY: Mapping[str, tuple[Any, ...]] = {
-    "parallel.schedule": ("gpipe", "1f1b"),
-    "parallel.context": (1,),
-    "parallel.context_kind": ("ring",),
-    "parallel.virtual_stages": (1,),
-    "parallel.zero_group": (None,),
+    "parallel.schedule": ("gpipe", "1f1b", "interleaved_1f1b", "zb_h1", "zb_v"),
+    "parallel.context_kind": ("ring", "ulysses"),
     "kernels.backend": ("auto", "torch"),
     "kernels.attention": ("auto", "sdpa"),
-    "data.document_mask": (False,),
     "data.order": ("stable",),
     "optim.backend": ("auto", "torch"),
-    "train.batch_ramp": (None,),
 }
 
 

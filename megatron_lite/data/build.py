@@ -37,6 +37,7 @@ class Datasets:
     train: Samples
     valid: Samples | None
     tokenizer: Tokenizer | None
+    eod_id: int | None  # the token that ends a document; None where no tokenizer is known
 
 
 def build_datasets(data: DataConfig, *, sequence_length: int, vocab_size: int, cache_dir: Path | None) -> Datasets:
@@ -66,7 +67,7 @@ def build_datasets(data: DataConfig, *, sequence_length: int, vocab_size: int, c
         if entry.prefix not in sources:
             sources[entry.prefix] = open_indexed(entry.prefix)
             _check_tokens(sources[entry.prefix], vocab_size, cache_dir)
-    _check_tokenizers(list(sources.values()), tokenizer)
+    eod_id = _check_tokenizers(list(sources.values()), tokenizer)
 
     shares = None if data.split is None else split_shares(data.split)
 
@@ -85,7 +86,7 @@ def build_datasets(data: DataConfig, *, sequence_length: int, vocab_size: int, c
         valid = blend(data.valid, None, [file_order] * len(data.valid))
     elif shares is not None and shares[1] > 0:
         valid = blend(data.train, 1, [file_order] * len(data.train))
-    return Datasets(train, valid, tokenizer)
+    return Datasets(train, valid, tokenizer, eod_id)
 
 
 def split_shares(split: str) -> tuple[float, float, float]:
@@ -121,8 +122,8 @@ def _check_tokens(source: IndexedDataset, vocab_size: int, cache_dir: Path | Non
         raise DataError(f"{source.prefix}.bin holds token id {wrong}; the model's vocab_size is {vocab_size}")
 
 
-def _check_tokenizers(sources: Sequence[IndexedDataset], tokenizer: Tokenizer | None) -> None:
-    """Every data set whose tokenizer is known was written by `tokenizer` or, without one, by the same."""
+def _check_tokenizers(sources: Sequence[IndexedDataset], tokenizer: Tokenizer | None) -> int | None:
+    """Every data set whose tokenizer is known was written by `tokenizer` or, without one, the same; its end token."""
     known = {
         source.prefix: source.sidecar.tokenizer for source in sources if source.sidecar and source.sidecar.tokenizer
     }
@@ -135,3 +136,6 @@ def _check_tokenizers(sources: Sequence[IndexedDataset], tokenizer: Tokenizer | 
                 f"{prefix} was written by the tokenizer with sha256 {identity.sha256[:16]}..., "
                 f"not by {name} with {expected[:16]}..."
             )
+    if tokenizer is not None:
+        return tokenizer.eod_id
+    return next((identity.eod_id for identity in known.values()), None)

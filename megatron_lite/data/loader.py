@@ -1,5 +1,6 @@
 """Batches for one rank. The only state is how many samples the run has consumed."""
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -15,29 +16,28 @@ class Loader:
     them out. A thread reads the batch that follows while this one is worked on.
     """
 
-    def __init__(self, dataset: Samples, *, global_batch_size: int, data_rank: int, data_size: int):
-        """Raises UsageError where the batch does not divide over the ranks or the rank is not one of them."""
-        if global_batch_size < 1 or global_batch_size % data_size:
-            raise UsageError(
-                f"global_batch_size {global_batch_size} is no multiple of the data-parallel size {data_size}"
-            )
+    def __init__(self, dataset: Samples, *, batch_size: Callable[[int], int], data_rank: int, data_size: int):
+        """`batch_size` tells a global batch's size from the samples consumed before it.
+
+        Raises UsageError where the rank is not one of `data_size`.
+        """
         if not 0 <= data_rank < data_size:
             raise UsageError(f"data rank {data_rank} is not one of {data_size}")
-        self.dataset = dataset
-        self.global_batch_size = global_batch_size
-        self.rows = range(
-            data_rank * (global_batch_size // data_size), (data_rank + 1) * (global_batch_size // data_size)
-        )
+        self.dataset, self.batch_size = dataset, batch_size
+        self.data_rank, self.data_size = data_rank, data_size
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
         self._next: tuple[int, Future[np.ndarray]] | None = None
 
     def batch(self, consumed: int) -> np.ndarray:
-        """int64 [global_batch_size / data_size, sequence_length + 1], after `consumed` samples of the run."""
+        """int64 [global batch / data_size, sequence_length + 1], after `consumed` samples of the run.
+
+        Raises UsageError where the batch does not divide over the ranks.
+        """
         if self._next is not None and self._next[0] == consumed:
             batch = self._next[1].result()
         else:
             batch = self._read(consumed)
-        following = consumed + self.global_batch_size
+        following = consumed + self.batch_size(consumed)
         self._next = following, self._thread.submit(self._read, following)
         return batch
 
@@ -46,4 +46,9 @@ class Loader:
         self._thread.shutdown(cancel_futures=True)
 
     def _read(self, consumed: int) -> np.ndarray:
-        return np.stack([self.dataset[consumed + row] for row in self.rows])
+        size = self.batch_size(consumed)
+        if size < 1 or size % self.data_size:
+            raise UsageError(f"global batch size {size} is no multiple of the data-parallel size {self.data_size}")
+        rows = size // self.data_size
+        first = consumed + self.data_rank * rows
+        return np.stack([self.dataset[sample] for sample in range(first, first + rows)])

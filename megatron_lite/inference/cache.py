@@ -31,8 +31,14 @@ class Slice:
 
 def slice_of(positions: Tensor, end: int, model: ModelConfig, dtype: torch.dtype) -> Slice:
     """Of new tokens at `positions` int64 [B, T], all of them below `end`."""
+    queries = model.num_attention_heads // model.num_key_value_heads
     slots = torch.arange(end, device=positions.device)
-    return Slice(positions, rotary(positions.t(), model, dtype), end, slots <= positions[:, None, :, None])
+    return Slice(
+        positions,
+        rotary(positions.t(), model.head_dim, queries, model.rope_theta, dtype),
+        end,
+        slots <= positions[:, None, :, None],
+    )
 
 
 class Cache:

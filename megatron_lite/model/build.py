@@ -9,13 +9,18 @@ from megatron_lite.mesh import Mesh
 from megatron_lite.model.initialization import fill_box
 from megatron_lite.model.parameters import Specification
 from megatron_lite.model.transformer import Block, Embedding, Head
+from megatron_lite.parallel.context import ContextSplit
 from megatron_lite.parallel.pipeline.stage import Stage, Unit
 from megatron_lite.parallel.tensor import Region, ReplicatedRegion, SequenceRegion
-from megatron_lite.parallel.zero import Precision, Shards, build_shards, policy
+from megatron_lite.parallel.zero import Precision, ShardGroups, Shards, build_shards, policy
 
 
 def region_of(config: Config, mesh: Mesh) -> Region:
     return SequenceRegion(mesh.tensor) if config.parallel.sequence else ReplicatedRegion(mesh.tensor)
+
+
+def split_of(config: Config, mesh: Mesh) -> ContextSplit:
+    return ContextSplit(mesh.context, config.parallel.context_kind)
 
 
 def precision_of(resolved: Resolved) -> Precision:
@@ -32,23 +37,30 @@ def build_stage(config: Config, resolved: Resolved, mesh: Mesh) -> Stage:
     rule = policy(config.parallel.zero_stage, config.parallel.zero_regather)
     specification = Specification(model, config.train.initializer_range, mesh.tensor.size, mesh.tensor.rank)
 
-    def shard(name: str, locals_) -> Shards:
-        return build_shards(name, locals_, mesh.zero, rule, precision_of(resolved), mesh.device)
+    groups = ShardGroups(mesh.zero, mesh.sharding, mesh.replicas)
 
-    units: list[Unit] = []
+    def shard(name: str, locals_) -> Shards:
+        return build_shards(name, locals_, groups, rule, precision_of(resolved), mesh.device)
+
+    placement = mesh.edges.placement
+    pieces = [placement.piece(mesh.stage, chunk) for chunk in range(placement.chunks)]
+    chunks: list[list[Unit]] = [
+        [
+            Block(model, shard(f"block.{layer}", specification.block(layer)), region, resolved.recompute[layer])
+            for layer in _layers(resolved.stage_layers, piece)
+        ]
+        for piece in pieces
+    ]
     embedding: Shards | None = None
-    if mesh.first_stage:
+    if mesh.has_embedding:
         embedding = shard("embedding", specification.embedding())
-        units.append(Embedding(embedding, region))
-    for layer in _layers(resolved.stage_layers, mesh.stage):
-        shards = shard(f"block.{layer}", specification.block(layer))
-        units.append(Block(model, shards, region, resolved.recompute[layer]))
-    if mesh.last_stage:
+        chunks[0].insert(0, Embedding(embedding, region))
+    if mesh.has_head:
         tied = embedding if model.tie_word_embeddings else None
-        shards = shard("head", specification.head(first_stage=mesh.first_stage))
-        units.append(Head(model, shards, region, tied, config.train.z_loss))
-    distinct = {id(s): s for unit in units for s in unit.shards}
-    return Stage(tuple(units), tuple(distinct.values()))
+        shards = shard("head", specification.head(beside_embedding=mesh.has_embedding))
+        chunks[-1].append(Head(model, shards, region, tied, config.train.z_loss))
+    distinct = {id(s): s for chunk in chunks for unit in chunk for s in unit.shards}
+    return Stage(tuple(map(tuple, chunks)), tuple(distinct.values()))
 
 
 def initialize(stage: Stage, seed: int) -> None:
@@ -59,6 +71,6 @@ def initialize(stage: Stage, seed: int) -> None:
         shards.refresh()
 
 
-def _layers(stage_layers: tuple[int, ...], stage: int) -> range:
+def _layers(stage_layers: tuple[int, ...], piece: int) -> range:
     ends = list(accumulate(stage_layers))
-    return range(ends[stage] - stage_layers[stage], ends[stage])
+    return range(ends[piece] - stage_layers[piece], ends[piece])

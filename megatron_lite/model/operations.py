@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from megatron_lite.config import ModelConfig
+from megatron_lite.parallel.context import ContextSplit, Documents, attend, exchange_heads, return_heads
 from megatron_lite.parallel.zero import Weight
 
 
@@ -57,13 +57,15 @@ class Rotary:
     sin: Tensor
 
 
-def rotary(positions: Tensor, model: ModelConfig, dtype: torch.dtype) -> Rotary:
-    """Of positions [T] or [T, B]: angles position * theta^(-2i/D), computed in float64, kept in float32 or wider."""
-    half = torch.arange(0, model.head_dim, 2, dtype=torch.float64, device=positions.device)
-    angle = positions.to(torch.float64).unsqueeze(-1) * model.rope_theta ** (-half / model.head_dim)
+def rotary(positions: Tensor, head_dim: int, queries: int, theta: float, dtype: torch.dtype) -> Rotary:
+    """Of positions [T] or [T, B], for R = `queries`: angles position * theta^(-2i/D).
+
+    Computed in float64, kept in float32 or wider.
+    """
+    half = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device)
+    angle = positions.to(torch.float64).unsqueeze(-1) * theta ** (-half / head_dim)
     angle = angle.view(positions.shape[0], -1, 1, 1, half.numel())
-    turning = model.num_attention_heads // model.num_key_value_heads + 1
-    angles = torch.cat([angle.expand(-1, -1, -1, turning, -1), torch.zeros_like(angle)], dim=3)
+    angles = torch.cat([angle.expand(-1, -1, -1, queries + 1, -1), torch.zeros_like(angle)], dim=3)
     kept, sin = torch.promote_types(dtype, torch.float32), angles.sin()
     return Rotary(torch.cat([angles.cos()] * 2, -1).to(kept), torch.cat([-sin, sin], -1).to(kept))
 
@@ -101,10 +103,24 @@ def join_heads(output: Tensor) -> Tensor:
     return output.permute(2, 0, 1, 3).flatten(2)
 
 
-def causal_attention(qkv: Tensor, head_dim: int, queries: int, rope: Rotary) -> Tensor:
+@dataclass(frozen=True)
+class Sight:
+    """What attention needs to know of a microbatch's positions: angles, their split over ranks, document numbers."""
+
+    rope: Rotary
+    split: ContextSplit
+    documents: Documents | None = None
+
+
+def causal_attention(qkv: Tensor, head_dim: int, queries: int, sight: Sight) -> Tensor:
     """Packed [T, B, G (R + 2) D] -> [T, B, G R D]: softmax(q k^T / sqrt(D)) v over a position and those before it."""
-    q, k, v = split_heads(qkv, head_dim, queries, rope)
-    return join_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
+    split = sight.split
+    if not split.swaps_heads:
+        return join_heads(attend(*split_heads(qkv, head_dim, queries, sight.rope), split, sight.documents))
+    groups = qkv.shape[-1] // (head_dim * (queries + 2))
+    swapped = exchange_heads(qkv, head_dim, queries, split)
+    heads = split_heads(swapped, head_dim, split.heads(queries, groups), sight.rope)
+    return return_heads(join_heads(attend(*heads, split.whole, sight.documents)), split)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

@@ -32,13 +32,13 @@ class Specification:
     def embedding(self) -> list[Local]:
         return [self._vocabulary("embed", self._embed_tokens)]
 
-    def head(self, first_stage: bool) -> list[Local]:
+    def head(self, beside_embedding: bool) -> list[Local]:
         """The head's own weights. A tied head uses the embedding's on its stage, elsewhere a copy it does not own."""
         norm = self._norm("norm", "model.norm.weight")
         if not self.model.tie_word_embeddings:
             size = (self.model.vocab_size, self.model.hidden_size)
             return [self._vocabulary("lm_head", Logical("lm_head.weight", size, self.deviation, True)), norm]
-        if first_stage:
+        if beside_embedding:
             return [norm]
         return [self._vocabulary("embed", self._embed_tokens, owner=False), norm]
 

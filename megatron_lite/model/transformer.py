@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_lite.config import ModelConfig
-from megatron_lite.model.operations import Rotary, causal_attention, rms_norm, swiglu
+from megatron_lite.model.operations import Sight, causal_attention, rms_norm, swiglu
 from megatron_lite.parallel.pipeline.stage import Recompute
 from megatron_lite.parallel.tensor import (
     Region,
@@ -27,7 +27,7 @@ from megatron_lite.parallel.zero import Shards, Weight
 
 @dataclass
 class Microbatch:
-    """What every unit of a stage may read: tokens and labels [T, B], rotary angles, and the loss's divisor.
+    """What every unit of a stage may read: tokens and labels [T, B], what attention sees, and the loss's divisor.
 
     Labels outside the vocabulary are not counted. `count` is the step's global number of counted tokens, so that
     gradients of all microbatches and ranks add up to the mean's. The head leaves its sums in `loss` and `z_loss`.
@@ -35,7 +35,7 @@ class Microbatch:
 
     tokens: Tensor
     labels: Tensor
-    rope: Rotary
+    sight: Sight
     count: Tensor
     loss: Tensor | None = None
     z_loss: Tensor | None = None
@@ -61,7 +61,7 @@ class Block:
         self.qkv, self.o, self.gate_up, self.down, self.attention_norm, self.mlp_norm = shards.weights
 
     def forward(self, x: Tensor, batch: Microbatch) -> Tensor:
-        return self.transform(x, partial(self._attention, rope=batch.rope))
+        return self.transform(x, partial(self._attention, sight=batch.sight))
 
     def transform(self, x: Tensor, attention) -> Tensor:
         """The block around any attention [T, B, packed QKV] -> [T, B, heads D]; generation passes one with a cache."""
@@ -73,9 +73,9 @@ class Block:
         gate_up = enter_linear(h, self.gate_up, region, "mlp.enter")
         return linear_leave(gate_up, swiglu, self.down, region, "mlp.leave", again).add_(x)
 
-    def _attention(self, qkv: Tensor, rope: Rotary) -> Tensor:
+    def _attention(self, qkv: Tensor, sight: Sight) -> Tensor:
         queries = self.model.num_attention_heads // self.model.num_key_value_heads
-        return causal_attention(qkv, self.model.head_dim, queries, rope)
+        return causal_attention(qkv, self.model.head_dim, queries, sight)
 
 
 class Head:

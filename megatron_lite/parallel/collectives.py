@@ -5,11 +5,12 @@ returns a `Handle`; `handle.wait()` gives the result. Overlap in the package com
 never from streams. A communicator of one rank answers at once and sends nothing.
 
 With a `Recorder` attached, each issue and each wait becomes an `Event`. Bytes follow one convention: the payload is the
-larger side of the operation: an all-gather's output, a reduce-scatter's input, the tensor of an all-reduce or message.
+larger side of the operation: an all-gather's output, a reduce-scatter's input, else the tensor itself.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -26,7 +27,7 @@ class Event:
     handle: int  # joins a wait to its issue; unique within a rank
     axis: str
     group: tuple[int, ...]  # global ranks of the communicator
-    operation: str  # all_gather | reduce_scatter | all_reduce | send | recv
+    operation: str  # all_gather | reduce_scatter | all_reduce | all_to_all | send | recv
     site: str
     bytes: int
     peer: int | None = None  # global rank at the other end of a message
@@ -42,6 +43,15 @@ class Recorder:
     phase: str = ""
     issued: int = 0
 
+    def record(self, event: Event) -> None:
+        self.events.append(event)
+
+    def complete(self, work, issued: tuple[Event, ...]) -> None:
+        """Wait for an operation and write that down."""
+        work.wait()
+        for event in issued:
+            self.record(replace(event, kind="wait", phase=self.phase))
+
 
 class Handle:
     """An operation in flight; it keeps its buffers alive until it was waited for."""
@@ -52,22 +62,19 @@ class Handle:
         result: Tensor,
         source: Tensor | None = None,
         recorder: Recorder | None = None,
-        event: Event | None = None,
+        issued: tuple[Event, ...] = (),
     ):
         self.work, self.result, self.source = work, result, source
-        self.recorder, self.event = recorder, event
+        self.recorder, self.issued = recorder, issued
 
     def wait(self) -> Tensor:
         """Return the result; the caller's stream (on a GPU) or thread (on a CPU) waits for it."""
         if self.work is not None:
-            self.work.wait()
+            if self.recorder is None:
+                self.work.wait()
+            else:
+                self.recorder.complete(self.work, self.issued)
             self.work = self.source = None
-            if self.recorder is not None:
-                issued = self.event
-                self.recorder.events.append(
-                    Event("wait", issued.handle, issued.axis, issued.group, issued.operation, issued.site, issued.bytes,
-                          issued.peer, issued.batch, self.recorder.phase)
-                )  # fmt: skip
         return self.result
 
 
@@ -118,15 +125,61 @@ class Communicator:
         work = dist.irecv(buffer, group=self.group, group_src=peer)
         return self._record("recv", site, work, buffer, buffer, None, peer)
 
+    def all_to_all(self, parts: Tensor, site: str) -> Handle:
+        """[size, ...]: part i goes to member i -> [size, ...]: part i came from member i."""
+        if self.size == 1:
+            return ready(parts)
+        parts = parts.contiguous()
+        arrived = torch.empty_like(parts)
+        work = dist.all_to_all_single(arrived, parts, group=self.group, async_op=True)
+        return self._record("all_to_all", site, work, arrived, arrived, parts)
+
+    def exchange(self, tensor: Tensor, to: int, source: int, site: str) -> Handle:
+        """Send to member `to` while a tensor like it comes from member `source`.
+
+        One group call, as opposing messages on one communicator have to be.
+        """
+        tensor = tensor.contiguous()
+        buffer = torch.empty_like(tensor)
+        both = [
+            dist.P2POp(dist.isend, tensor, group=self.group, group_peer=to),
+            dist.P2POp(dist.irecv, buffer, group=self.group, group_peer=source),
+        ]
+        work = _Several(dist.batch_isend_irecv(both))
+        if self.recorder is None:
+            return Handle(work, buffer, tensor)
+        batch = self.recorder.issued + 1
+        issued = (self._issue("send", site, tensor, to, batch), self._issue("recv", site, buffer, source, batch))
+        return Handle(work, buffer, tensor, self.recorder, issued)
+
     def _record(self, operation, site, work, result, payload, source=None, peer=None) -> Handle:
         if self.recorder is None:
             return Handle(work, result, source)
+        return Handle(work, result, source, self.recorder, (self._issue(operation, site, payload, peer),))
+
+    def _issue(self, operation: str, site: str, payload: Tensor, peer: int | None, batch: int | None = None) -> Event:
         self.recorder.issued += 1
         event = Event("issue", self.recorder.issued, self.axis, self.ranks, operation, site,
                       payload.numel() * payload.element_size(), None if peer is None else self.ranks[peer],
-                      None, self.recorder.phase)  # fmt: skip
-        self.recorder.events.append(event)
-        return Handle(work, result, source, self.recorder, event)
+                      batch, self.recorder.phase)  # fmt: skip
+        self.recorder.record(event)
+        return event
+
+
+@dataclass(frozen=True)
+class _Several:
+    """The works of one group call."""
+
+    works: list
+
+    def wait(self, *timeout) -> None:
+        for work in self.works:
+            work.wait(*timeout)
+
+
+def default_store() -> dist.Store:
+    """The key-value store through which the ranks met."""
+    return dist.distributed_c10d._get_default_store()
 
 
 def alone(rank: int) -> Communicator:

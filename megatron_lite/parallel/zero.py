@@ -196,11 +196,25 @@ class Shards:
         return packed
 
 
-def build_shards(name: str, locals_: Sequence[Local], zero: Communicator, rule: Policy, precision: Precision,
+@dataclass(frozen=True)
+class ShardGroups:
+    """The zero axis as a whole, and cut into groups that each hold all shards (`sharding`), replicas of each other.
+
+    Hierarchical sharding (`zero_group`): gathers stay within a group, as a node's ranks, and what crosses groups is one
+    all-reduce of each shard's gradient a step (as in Zhao et al. 2023, arXiv 2304.11277, section 3.2.2).
+    """
+
+    zero: Communicator
+    sharding: Communicator
+    replicas: Communicator
+
+
+def build_shards(name: str, locals_: Sequence[Local], groups: ShardGroups, rule: Policy, precision: Precision,
                  device: torch.device) -> Shards:  # fmt: skip
-    """Shard a unit's weights over the zero axis, or replicate them over it."""
-    me = alone(zero.ranks[zero.rank])
-    sharding, replicas = (zero, me) if rule.sharded else (me, zero)
+    """Shard a unit's weights over its sharding group, or replicate them over the whole zero axis."""
+    sharding, replicas = groups.sharding, groups.replicas
+    if not rule.sharded:
+        sharding, replicas = alone(groups.zero.ranks[groups.zero.rank]), groups.zero
     return Shards(name, ShardLayout(tuple(locals_), sharding.size), sharding, replicas, precision, device)
 
 

@@ -6,25 +6,29 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from megatron_lite import checkpoint
-from megatron_lite.config import Config, Resolved
+from megatron_lite.config import Config, Resolved, batch_size_after
 from megatron_lite.data.build import Datasets, build_datasets
 from megatron_lite.data.loader import Loader
 from megatron_lite.data.samples import Samples
 from megatron_lite.device import device_name, to_device
-from megatron_lite.errors import MegatronLiteError
+from megatron_lite.errors import DataError, MegatronLiteError
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.optim.schedule import learning_rate
+from megatron_lite.parallel.collectives import default_store
+from megatron_lite.parallel.transcript import TranscriptChecker
 from megatron_lite.training.flops import flops_per_token, model_flops_utilization, peak_flops
 from megatron_lite.training.metrics import MetricsWriter, StepMetrics
 from megatron_lite.training.report import write_report
 from megatron_lite.training.run_files import write_run_files
-from megatron_lite.training.step import StepResult, Trainer
+from megatron_lite.training.step import StepResult, Trainer, schedule_of
 
 log = logging.getLogger("megatron_lite")
 
@@ -50,8 +54,9 @@ class StopRequest:
 
 def pretrain(config: Config, resolved: Resolved, device: torch.device) -> str:
     """Train to `train.steps` or until a signal; returns why it ended."""
-    shape = MeshShape(resolved.pipeline, resolved.data, resolved.context, resolved.tensor)
-    mesh = build_mesh(shape, device)
+    shape = MeshShape(resolved.pipeline, resolved.data, resolved.context, resolved.tensor, config.parallel.zero_group)
+    recorder = checker_of(config, resolved) if config.train.check_transcripts else None
+    mesh = build_mesh(shape, device, schedule_of(config, resolved, resolved.microbatches).placement, recorder)
     run_dir = Path(config.train.run_dir)
     datasets = build_datasets(
         config.data,
@@ -59,9 +64,23 @@ def pretrain(config: Config, resolved: Resolved, device: torch.device) -> str:
         vocab_size=config.model.vocab_size,
         cache_dir=run_dir / "cache",
     )
+    if config.data.document_mask and datasets.eod_id is None:
+        raise DataError(
+            "data.document_mask = true needs to know the token that ends a document: set data.tokenizer, or binarize "
+            "with tools/preprocess_data.py, which writes it beside the data"
+        )
+    end_of_document = datasets.eod_id if config.data.document_mask else None
     with StopRequest().listening() as stop:
-        run = Run(config, resolved, Trainer(config, resolved, mesh), datasets, stop)
-        return run.train()
+        trainer = Trainer(config, resolved, mesh, recorder=recorder, end_of_document=end_of_document)
+        return Run(config, resolved, trainer, datasets, stop).train()
+
+
+def checker_of(config: Config, resolved: Resolved) -> TranscriptChecker | None:
+    """None for a single process, which talks to nobody."""
+    if resolved.world_size == 1:
+        return None
+    patience = config.train.timeout / 2
+    return TranscriptChecker(default_store(), dist.get_rank(), resolved.world_size, patience)
 
 
 class Run:
@@ -108,22 +127,24 @@ class Run:
         seconds = time.perf_counter() - begin
         self._check_finite(step, result)
         self.done = step
-        self.samples += train.global_batch_size
+        batch = batch_size_after(self.samples, train)
+        self.samples += batch
         stopped = bool(result.stop.item() > 0)
         last = step == train.steps
         valid_loss = self._validate(step, whole=last) if not stopped and self.valid is not None else None
         if self.writes:
-            writer.write(self._metrics(step, rate, seconds, loss, result, valid_loss))
+            writer.write(self._metrics(batch, rate, seconds, loss, result, valid_loss))
         if last or stopped or (self.config.checkpoint.every and step % self.config.checkpoint.every == 0):
             self._save()
         return stopped
 
-    def _metrics(self, step, rate, seconds, loss, result: StepResult, valid_loss) -> StepMetrics:
-        tokens, train = self.resolved.tokens_per_step, self.config.train
+    def _metrics(self, batch, rate, seconds, loss, result: StepResult, valid_loss) -> StepMetrics:
+        train = self.config.train
+        tokens = batch * train.sequence_length
         flops = flops_per_token(self.config.model, train.sequence_length) * tokens / seconds
         return StepMetrics(
-            step=step,
-            tokens=step * tokens,
+            step=self.done,
+            tokens=self.samples * train.sequence_length,
             loss=loss,
             grad_norm=result.grad_norm.item(),
             lr=rate,
@@ -182,7 +203,7 @@ class Run:
     def _loader(self, dataset: Samples) -> Loader:
         return Loader(
             dataset,
-            global_batch_size=self.config.train.global_batch_size,
+            batch_size=partial(batch_size_after, train=self.config.train),
             data_rank=self.mesh.coordinate["data"],
             data_size=self.resolved.data,
         )

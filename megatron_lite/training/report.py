@@ -162,7 +162,7 @@ def pipeline_timeline(config: Config, layout: Resolved) -> dict[str, Any] | None
     if layout.pipeline == 1:
         return None
     drawn = min(layout.microbatches, 4 * layout.pipeline)
-    schedule = SCHEDULES[config.parallel.schedule](layout.pipeline, 1, drawn)
+    schedule = SCHEDULES[config.parallel.schedule](layout.pipeline, layout.virtual_stages, drawn)
     svg = timeline_svg(simulate(schedule, Costs()), "times of a forward")
     return {
         "svg": Markup(svg),

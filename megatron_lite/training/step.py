@@ -1,7 +1,8 @@
 """One training step, the same on every layout: count, run the schedule, finish the gradients, clip, update."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,14 +10,15 @@ from torch import Tensor
 from megatron_lite.config import Config, Resolved
 from megatron_lite.device import memory_bytes
 from megatron_lite.mesh import Mesh
-from megatron_lite.model.build import build_stage, initialize, region_of
-from megatron_lite.model.operations import Rotary, rotary
+from megatron_lite.model.build import build_stage, initialize, region_of, split_of
+from megatron_lite.model.operations import Rotary, Sight, rotary
 from megatron_lite.model.transformer import Microbatch
 from megatron_lite.optim.adamw import AdamW, AdamWSettings
 from megatron_lite.optim.norm import clip_coefficient, local_square_sum
 from megatron_lite.parallel.collectives import Recorder
+from megatron_lite.parallel.context import Documents
 from megatron_lite.parallel.pipeline.executor import Executor
-from megatron_lite.parallel.pipeline.schedules import SCHEDULES, Action, Schedule
+from megatron_lite.parallel.pipeline.schedules import SCHEDULES, Schedule
 from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.parallel.zero import Shards, policy
 
@@ -33,23 +35,37 @@ class StepResult:
     stop: Tensor  # how many ranks were asked to stop
 
 
-class Trainer:
-    """A stage, its optimizer and its executor. Memory of a step's microbatches is freed as their backward ends."""
+def schedule_of(config: Config, resolved: Resolved, microbatches: int) -> Schedule:
+    """The pipeline schedule of a step of so many microbatches."""
+    return SCHEDULES[config.parallel.schedule](resolved.pipeline, resolved.virtual_stages, microbatches)
 
-    def __init__(self, config: Config, resolved: Resolved, mesh: Mesh, schedule: Schedule | None = None,
-                 recorder: Recorder | None = None):  # fmt: skip
+
+class Trainer:
+    """A stage, its optimizer and its executors. `schedule` makes one for a number of microbatches (None: the
+    configuration's); `end_of_document` is the token that ends one, where attention minds it.
+
+    Memory of a step's microbatches is freed as their backward ends.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        resolved: Resolved,
+        mesh: Mesh,
+        schedule: Callable[[int], Schedule] | None = None,
+        recorder: Recorder | None = None,
+        end_of_document: int | None = None,
+    ):
         self.config, self.resolved, self.mesh, self.recorder = config, resolved, mesh, recorder
         self.stage: Stage = build_stage(config, resolved, mesh)
         initialize(self.stage, config.train.seed)
         optim = config.optim
         self.optimizer = AdamW(self.stage.shards, AdamWSettings(optim.betas, optim.eps, optim.weight_decay))
         self.rule = policy(config.parallel.zero_stage, config.parallel.zero_regather)
-        build = SCHEDULES[config.parallel.schedule]
-        schedule = schedule or build(resolved.pipeline, 1, resolved.microbatches)
-        self.executor = Executor(self.stage, schedule[mesh.stage], self.rule, mesh.edges, recorder)
-        forwards = tuple(Action("F", m) for m in range(resolved.microbatches))
-        self.evaluator = Executor(self.stage, forwards, self.rule, mesh.edges, recorder)
-        self.region = region_of(config, mesh)
+        self.schedule = schedule or partial(schedule_of, config, resolved)
+        self.executors: dict[tuple[int, bool], Executor] = {}
+        self.region, self.split = region_of(config, mesh), split_of(config, mesh)
+        self.end_of_document = end_of_document
 
     def train_step(self, samples: Tensor, learning_rate: float, stop: bool = False) -> StepResult:
         """One update from this data rank's samples, int64 [local batch, sequence + 1].
@@ -65,7 +81,7 @@ class Trainer:
         batches = self._microbatches(samples)
         for shards in self.stage.shards:
             shards.open_gradients()
-        self.executor.run(batches, self._message())
+        self._executor(len(batches)).run(batches, self._message())
         self._phase("finish")
         self._finish_gradients()
         return self._totals(local_square_sum(self.stage.shards, self.mesh), batches, stop)
@@ -76,29 +92,55 @@ class Trainer:
     def evaluate(self, samples: Tensor) -> StepResult:
         """Mean loss of as many samples as a training step takes; weights and gradients stay as they are."""
         batches = self._microbatches(samples)
-        self.evaluator.run(batches, self._message())
+        self._executor(len(batches), evaluates=True).run(batches, self._message())
         return self._totals(torch.zeros((), dtype=torch.float64, device=self.mesh.device), batches, stop=False)
 
+    def _executor(self, microbatches: int, evaluates: bool = False) -> Executor:
+        """Planned once for each number of microbatches; evaluation runs the schedule's forwards alone."""
+        if (microbatches, evaluates) not in self.executors:
+            actions = self.schedule(microbatches).actions[self.mesh.stage]
+            if evaluates:
+                actions = tuple(action for action in actions if action.kind == "F")
+            executor = Executor(self.stage, actions, self.rule, self.mesh.edges, self.recorder)
+            self.executors[microbatches, evaluates] = executor
+        return self.executors[microbatches, evaluates]
+
     def _microbatches(self, samples: Tensor) -> list[Microbatch]:
-        """Cut [local batch, S + 1] into tokens and labels [S, B] of microbatches, with the step's token count."""
+        """Cut [local batch, S + 1] into this rank's positions of each microbatch, with the step's token count."""
         self._phase("count")
-        labels = samples[:, 1:]
+        length = samples.shape[1] - 1
+        positions = self.split.positions(length).to(samples.device)
+        tokens, labels = samples[:, :-1][:, positions], samples[:, 1:][:, positions]
         count = ((labels >= 0) & (labels < self.config.model.vocab_size)).sum(dtype=torch.float64)
         count = self.mesh.zero.all_reduce(count, "loss.count").wait()
-        rope = self._rope(samples.shape[1] - 1)
+        rope = self._rope(length)
+        size = self.config.train.micro_batch_size
         return [
-            Microbatch(part[:, :-1].t().contiguous(), part[:, 1:].t().contiguous(), rope, count)
-            for part in samples.split(self.config.train.micro_batch_size)
+            Microbatch(part.t().contiguous(), label.t().contiguous(), Sight(rope, self.split, documents), count)
+            for part, label, documents in zip(
+                tokens.split(size), labels.split(size), self._documents(samples[:, :-1], size), strict=True
+            )
         ]
 
+    def _documents(self, tokens: Tensor, size: int) -> list[Documents | None]:
+        """For each microbatch which document each of all S positions belongs to, where attention minds it."""
+        if self.end_of_document is None:
+            return [None] * (len(tokens) // size)
+        ends = (tokens == self.end_of_document).long()
+        return [Documents(part) for part in (ends.cumsum(1) - ends).split(size)]  # an end belongs to what it ends
+
     def _rope(self, length: int) -> Rotary:
-        positions = torch.arange(length, device=self.mesh.device)
-        return rotary(positions, self.config.model, getattr(torch, self.resolved.compute_dtype))
+        model = self.config.model
+        key_values = model.num_key_value_heads // self.mesh.tensor.size
+        queries = self.split.heads(model.num_attention_heads // model.num_key_value_heads, key_values)
+        positions = self.split.rotated_positions(length).to(self.mesh.device)
+        return rotary(positions, model.head_dim, queries, model.rope_theta, getattr(torch, self.resolved.compute_dtype))
 
     def _message(self) -> Tensor:
         """An empty tensor like what passes between stages: [T or T/tp, B, H]."""
         train = self.config.train
-        size = (self.region.length(train.sequence_length), train.micro_batch_size, self.config.model.hidden_size)
+        length = self.region.length(train.sequence_length // self.mesh.context.size)
+        size = (length, train.micro_batch_size, self.config.model.hidden_size)
         return torch.empty(size, dtype=getattr(torch, self.resolved.compute_dtype), device=self.mesh.device)
 
     def _finish_gradients(self) -> None:
@@ -108,7 +150,7 @@ class Trainer:
             handle.wait()
         if self.region.partial_outside:
             _sum_ranges(self.stage.shards, lambda local: local.replicated, self.mesh.tensor, "norm_gradient.sum")
-        if self.config.model.tie_word_embeddings and (self.mesh.first_stage or self.mesh.last_stage):
+        if self.config.model.tie_word_embeddings and (self.mesh.has_embedding or self.mesh.has_head):
             _sum_ranges(
                 self.stage.shards, lambda local: local.name == "embed", self.mesh.embedding, "tied_gradient.sum"
             )
@@ -117,7 +159,7 @@ class Trainer:
         """What every rank adds to the step's result: one all-gather of five numbers, combined in rank order."""
         count = batches[0].count
         loss = z_loss = torch.zeros_like(square_sum)
-        if self.mesh.last_stage and self.mesh.tensor.rank == 0:
+        if self.mesh.has_head and self.mesh.tensor.rank == 0:
             loss = torch.stack([batch.loss for batch in batches]).sum(dtype=torch.float64) / count
             z_loss = torch.stack([batch.z_loss for batch in batches]).sum(dtype=torch.float64) / count
         memory, asked = torch.tensor([memory_bytes()[0], stop], dtype=torch.float64).to(self.mesh.device)

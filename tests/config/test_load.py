@@ -129,11 +129,7 @@ def test_a_mistake_ends_in_one_line_that_names_key_value_and_what_is_right(
 @pytest.mark.parametrize(
     ("override", "accepted"),
     [
-        ("parallel.context=2", "accepted today: 1"),
-        ("parallel.virtual_stages=2", "accepted today: 1"),
-        ("parallel.zero_group=2", "accepted today: null"),
-        ("train.batch_ramp=[1, 2]", "accepted today: null"),
-        ("data.document_mask=true", "accepted today: false"),
+        ("parallel.context_kind=rings", "did you mean ring"),
         ("data.order=megatron", "accepted today: stable"),
         ("kernels.backend=triton", "accepted today: auto or torch"),
         ("kernels.attention=flash", "accepted today: auto or sdpa"),

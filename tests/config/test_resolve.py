@@ -100,6 +100,25 @@ def test_every_third_block_is_recomputed_in_full() -> None:
         ({}, 3, ["train.global_batch_size = 8", "multiple of 3"]),
         ({"parallel": {"pipeline": 2, "stage_layers": [2, 1]}}, 2, ["parallel.stage_layers = [2, 1]", "sum to"]),
         ({"parallel": {"pipeline": 2, "stage_layers": [4]}}, 2, ["parallel.stage_layers = [4]", "one entry"]),
+        (
+            {"parallel": {"pipeline": 2, "virtual_stages": 3}},
+            2,
+            ["= 2 x parallel.virtual_stages = 3", "layers = 4"],
+        ),
+        ({"parallel": {"zero_group": 3}}, 4, ["zero_group = 3", "must divide data x context = 4"]),
+        ({"parallel": {"zero_group": 2, "zero_stage": 0}}, 4, ["zero_group = 2", "zero_stage = 0"]),
+        ({"parallel": {"pipeline": 2, "schedule": "zb_v"}}, 2, ["virtual_stages = 1", "must be 2", "zb_v"]),
+        (
+            {"parallel": {"pipeline": 2, "schedule": "gpipe", "virtual_stages": 2}},
+            2,
+            ["virtual_stages = 2", "must be 1"],
+        ),
+        ({"parallel": {"pipeline": 2, "schedule": "interleaved_1f1b"}}, 2, ["virtual_stages = 1", "2 or more"]),
+        (
+            {"parallel": {"pipeline": 2, "virtual_stages": 2}, "train": {"global_batch_size": 7}},
+            2,
+            ["microbatches a step = 7", "multiple of parallel.pipeline = 2"],
+        ),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_in_one_line(

@@ -24,7 +24,9 @@ def loader():
     made = []
 
     def make(dataset, data_rank=0, data_size=1, global_batch_size=GLOBAL):
-        made.append(Loader(dataset, global_batch_size=global_batch_size, data_rank=data_rank, data_size=data_size))
+        made.append(
+            Loader(dataset, batch_size=lambda consumed: global_batch_size, data_rank=data_rank, data_size=data_size)
+        )
         return made[-1]
 
     yield make
@@ -99,4 +101,4 @@ def test_a_failure_in_the_thread_is_raised_where_its_batch_is_asked_for(loader):
 @pytest.mark.parametrize(("data_rank", "data_size"), [(0, 5), (3, 3), (-1, 3)])
 def test_ranks_that_the_batch_does_not_divide_over_are_refused(dataset, loader, data_rank, data_size):
     with pytest.raises(UsageError, match=r"multiple of|is not one of"):
-        loader(dataset, data_rank, data_size)
+        loader(dataset, data_rank, data_size).batch(0)

@@ -11,8 +11,8 @@ from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.optim.norm import counts_here
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.collectives import Event, Recorder
-from megatron_lite.parallel.pipeline.schedules import SCHEDULES, split_backward
-from megatron_lite.training.step import Trainer
+from megatron_lite.parallel.pipeline.schedules import Schedule, split_backward
+from megatron_lite.training.step import Trainer, schedule_of
 
 STEPS = 5
 Tensors = dict[str, np.ndarray]
@@ -25,12 +25,17 @@ class Layout:
     tensor: int = 1
     pipeline: int = 1
     data: int = 1
+    context: int = 1
+    context_kind: str = "ring"
     sequence: bool = True
     schedule: str = "1f1b"
+    virtual_stages: int = 1
     zero_stage: int = 3
     zero_regather: str = "microbatch"
+    zero_group: int | None = None
     recompute: str = "none"
     tied: bool = False
+    documents: bool = False
     layers: int = 4
     stage_layers: tuple[int, ...] | None = None
     split: int | None = None
@@ -39,7 +44,7 @@ class Layout:
 
     @property
     def world(self) -> int:
-        return self.tensor * self.pipeline * self.data
+        return self.tensor * self.pipeline * self.data * self.context
 
     def __str__(self) -> str:
         words = [
@@ -47,7 +52,11 @@ class Layout:
             f"zero{self.zero_stage}-{self.zero_regather}",
             self.schedule,
         ]
+        words += [f"v{self.virtual_stages}"] if self.virtual_stages > 1 else []
         words += [] if self.sequence else ["no-sequence"]
+        words += [f"group{self.zero_group}"] if self.zero_group else []
+        words += [f"{self.context_kind}{self.context}"] if self.context > 1 else []
+        words += ["documents"] if self.documents else []
         words += ["tied"] if self.tied else []
         words += [f"recompute-{self.recompute}"] if self.recompute != "none" else []
         words += [f"split{self.split}"] if self.split is not None else []
@@ -66,8 +75,10 @@ class Layout:
                 },
                 "parallel": {
                     "tensor": self.tensor, "pipeline": self.pipeline, "data": self.data, "sequence": self.sequence,
-                    "schedule": self.schedule, "zero_stage": self.zero_stage, "zero_regather": self.zero_regather,
-                    "recompute": self.recompute, "stage_layers": self.stage_layers,
+                    "context": self.context, "context_kind": self.context_kind,
+                    "schedule": self.schedule, "virtual_stages": self.virtual_stages,
+                    "zero_stage": self.zero_stage, "zero_regather": self.zero_regather,
+                    "zero_group": self.zero_group, "recompute": self.recompute, "stage_layers": self.stage_layers,
                 },
                 "optim": {"lr": 0.01, "min_lr": 0.001, "warmup_steps": 2, "grad_clip": 0.5},
                 "train": {
@@ -80,7 +91,7 @@ class Layout:
 
     def single(self) -> "Layout":
         """The same model on one process, nothing sharded, split or recomputed."""
-        return Layout(tied=self.tied, layers=self.layers, dtype=self.dtype, steps=self.steps)
+        return Layout(tied=self.tied, documents=self.documents, layers=self.layers, dtype=self.dtype, steps=self.steps)
 
 
 @dataclass
@@ -109,12 +120,14 @@ def global_batch(step: int, config: Config) -> torch.Tensor:
 def build_trainer(layout: Layout, recorder: Recorder | None = None, config: Config | None = None) -> Trainer:
     config = config or layout.config()
     resolved = resolve(config, layout.world)
-    shape = MeshShape(layout.pipeline, layout.data, 1, layout.tensor)
-    mesh = build_mesh(shape, torch.device("cpu"), recorder)
-    schedule = SCHEDULES[layout.schedule](layout.pipeline, 1, resolved.microbatches)
-    if layout.split is not None:
-        schedule = split_backward(schedule, layout.split)
-    return Trainer(config, resolved, mesh, schedule, recorder)
+    shape = MeshShape(layout.pipeline, layout.data, layout.context, layout.tensor, layout.zero_group)
+
+    def schedule(microbatches: int) -> Schedule:
+        whole = schedule_of(config, resolved, microbatches)
+        return whole if layout.split is None else split_backward(whole, layout.split)
+
+    mesh = build_mesh(shape, torch.device("cpu"), schedule(resolved.microbatches).placement, recorder)
+    return Trainer(config, resolved, mesh, schedule, recorder, end_of_document=3 if layout.documents else None)
 
 
 def my_samples(trainer: Trainer, step: int) -> torch.Tensor:

@@ -13,12 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import megatron_lite.kernels
+
 import megatron_lite
 from megatron_lite.parallel.collectives import Communicator, Handle
 
 PACKAGE = Path(megatron_lite.__file__).parent
+KERNELS = Path(megatron_lite.kernels.__file__).parent  # setup.py maps them into the package
 # The code that makes the numbers of a step.
 NUMERIC = (
+    "kernels.attention",
     "model.operations",
     "model.parameters",
     "model.transformer",
@@ -30,6 +34,7 @@ NUMERIC = (
     "parallel.tensor",
     "parallel.zero",
     "parallel.collectives",
+    "parallel.context",
     "parallel.pipeline.executor",
     "parallel.pipeline.messages",
     "training.step",
@@ -52,13 +57,21 @@ class Message:
 
         def record(communicator, operation, site, work, result, payload, source=None, peer=None):
             handle = whole(communicator, operation, site, work, result, payload, source, peer)
-            return _Spoiled(handle, communicator) if (site, operation) == (self.site, self.operation) else handle
+            spoiled = (site, operation) == (self.site, self.operation)
+            return _Spoiled(handle, communicator, operation) if spoiled else handle
 
         unsent = Communicator.send
 
         def send(communicator, tensor, peer, site):
             wrong = tensor * 0.5 if (site, "send") == (self.site, self.operation) else tensor
             return unsent(communicator, wrong, peer, site)
+
+        unexchanged = Communicator.exchange
+
+        def exchange(communicator, tensor, to, source, site):
+            sends, receives = ((site, operation) == (self.site, self.operation) for operation in ("send", "recv"))
+            handle = unexchanged(communicator, tensor * 0.5 if sends else tensor, to, source, site)
+            return _Spoiled(handle, communicator, "recv") if receives else handle
 
         unsummed = Communicator.all_reduce
 
@@ -68,27 +81,33 @@ class Message:
             handle.mine = mine
             return handle
 
-        Communicator._record, Communicator.send, Communicator.all_reduce = record, send, all_reduce
+        names = ("_record", "send", "exchange", "all_reduce")
+        before = [getattr(Communicator, name) for name in names]
+        for name, mutated in zip(names, (record, send, exchange, all_reduce), strict=True):
+            setattr(Communicator, name, mutated)
         try:
             yield
         finally:
-            Communicator._record, Communicator.send, Communicator.all_reduce = whole, unsent, unsummed
+            for name, original in zip(names, before, strict=True):
+                setattr(Communicator, name, original)
 
 
 class _Spoiled:
     """A handle whose operation took place, and whose result is this rank's own contribution alone."""
 
-    def __init__(self, handle: Handle, communicator: Communicator):
-        self.handle, self.communicator, self.source = handle, communicator, handle.source
+    def __init__(self, handle: Handle, communicator: Communicator, operation: str):
+        self.handle, self.communicator, self.operation, self.source = handle, communicator, operation, handle.source
         self.mine = None
 
     def wait(self):
-        operation, rank, size = self.handle.event.operation, self.communicator.rank, self.communicator.size
+        operation, rank, size = self.operation, self.communicator.rank, self.communicator.size
         result = self.handle.wait()
         if operation == "all_gather":
             result.copy_(self.source.repeat(size, *[1] * (result.dim() - 1)))
         elif operation == "reduce_scatter":
             result.copy_(self.source.chunk(size)[rank])
+        elif operation == "all_to_all":
+            result.copy_(self.source[rank].expand_as(result))
         elif operation == "all_reduce":
             result.copy_(self.mine)
         elif operation == "recv":
@@ -133,7 +152,9 @@ def divisions() -> list[Division]:
 
 
 def _parse(module: str) -> ast.Module:
-    return ast.parse((PACKAGE / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8"))
+    room, _, rest = module.partition(".")
+    folder = KERNELS if room == "kernels" else PACKAGE / room
+    return ast.parse((folder / (rest.replace(".", "/") + ".py")).read_text(encoding="utf-8"))
 
 
 def _is_normalization(node: ast.AST) -> bool:

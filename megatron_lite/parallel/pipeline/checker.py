@@ -1,7 +1,6 @@
 """Proof that a schedule is complete, ordered and free of deadlock, and its peak of live activations.
 
-Messages: F sends its output to the piece of the model after it, B or I its input gradient to the piece before. A
-channel is one direction between two neighbouring stages; what travels on it arrives in the order it was sent.
+What travels on a channel (routes.py) arrives in the order it was sent.
 """
 
 from collections import Counter, deque
@@ -9,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megatron_lite.errors import MegatronLiteError
-from megatron_lite.parallel.pipeline.schedules import Action, Schedule, downstream, upstream
+from megatron_lite.parallel.pipeline.routes import Channel, Key, needed_by, received_on, result_of, sent_on
+from megatron_lite.parallel.pipeline.schedules import Action, Schedule
 
 
 class ScheduleError(MegatronLiteError):
@@ -28,7 +28,7 @@ class Check:
     messages: int
 
 
-def check(schedule: Schedule, chunks: int, microbatches: int) -> Check:
+def check(schedule: Schedule, microbatches: int) -> Check:
     """Prove that every stage can run its actions to the end, whatever the speed of stages and messages.
 
     Shown are: each microbatch has F once and B, or I and W, once per stage and chunk; F comes before B or I, I before
@@ -37,117 +37,72 @@ def check(schedule: Schedule, chunks: int, microbatches: int) -> Check:
     a channel holds one message at a time (NCCL's rule, and the least memory for messages).
     Raises ScheduleError with one line that names the first thing wrong.
     """
-    for stage, actions in enumerate(schedule):
-        _check_complete(stage, actions, chunks, microbatches)
+    for stage, actions in enumerate(schedule.actions):
+        _check_complete(stage, actions, schedule.placement.chunks, microbatches)
         _check_ordered(stage, actions)
-    deque(execution_order(schedule, chunks), maxlen=0)
-    channels = _channels(schedule, chunks)
+    deque(execution_order(schedule), maxlen=0)
+    channels = _channels(schedule)
     for channel, (sends, receives) in channels.items():
         _check_fifo(channel, sends, receives)
-    deque(execution_order(schedule, chunks, unreceived_sends=1), maxlen=0)
+    deque(execution_order(schedule, unreceived_sends=1), maxlen=0)
     return Check(
-        peak_live=tuple(_peak_live(actions) for actions in schedule),
+        peak_live=tuple(_peak_live(actions) for actions in schedule.actions),
         messages=sum(len(sends) for sends, _ in channels.values()),
     )
-
-
-@dataclass(frozen=True)
-class Channel:
-    """One direction between two stages: "forward" carries activations, "backward" gradients."""
-
-    direction: str
-    sender: int
-    receiver: int
-
-
-def receives_from(action: Action, stages: int, chunks: int, stage: int) -> tuple[Channel | None, tuple | None]:
-    """The channel that brings the action's input, and the key of the result it needs.
-
-    The channel is None if the input is at hand on the same stage or the action needs none from elsewhere; the key
-    (pass, stage, chunk, microbatch) is None if the action depends on no other piece of the model.
-    """
-    if action.kind == "W":
-        return None, None
-    forward = action.kind == "F"
-    source = upstream(stages, stage, action.chunk) if forward else downstream(stages, chunks, stage, action.chunk)
-    if source is None:
-        return None, None
-    direction = "forward" if forward else "backward"
-    channel = Channel(direction, source[0], stage) if source[0] != stage else None
-    return channel, (direction, *source, action.microbatch)
-
-
-def sends_to(action: Action, stages: int, chunks: int, stage: int) -> Channel | None:
-    """The channel that takes the action's result to another stage, None if it stays on this one."""
-    if action.kind == "W":
-        return None
-    forward = action.kind == "F"
-    target = downstream(stages, chunks, stage, action.chunk) if forward else upstream(stages, stage, action.chunk)
-    if target is None or target[0] == stage:
-        return None
-    return Channel("forward" if forward else "backward", stage, target[0])
-
-
-def result_key(action: Action, stage: int) -> tuple:
-    """The key under which other pieces of the model wait for the action's result."""
-    return ("forward" if action.kind == "F" else "backward", stage, action.chunk, action.microbatch)
 
 
 class _Run:
     """One run of a schedule in the checker's head: where every stage stands and what has been sent."""
 
-    def __init__(self, schedule: Schedule, chunks: int, unreceived_sends: int | None):
-        self.schedule, self.chunks, self.limit = schedule, chunks, unreceived_sends
-        self.cursor = [0] * len(schedule)
-        self.computed = [False] * len(schedule)  # the action at the cursor has run; only its send is left
-        self.results: set[tuple] = set()
+    def __init__(self, schedule: Schedule, unreceived_sends: int | None):
+        self.actions, self.placement, self.limit = schedule.actions, schedule.placement, unreceived_sends
+        self.cursor = [0] * len(schedule.actions)
+        self.computed = [False] * len(schedule.actions)  # the action at the cursor has run; only its send is left
+        self.results: set[Key] = set()
         self.in_flight: Counter[Channel] = Counter()
 
     def current(self, stage: int) -> Action | None:
-        actions = self.schedule[stage]
+        actions = self.actions[stage]
         return actions[self.cursor[stage]] if self.cursor[stage] < len(actions) else None
 
     def compute(self, stage: int, action: Action) -> bool:
         """Take the action's input and run it; False while the input has not come."""
-        channel, needed = receives_from(action, len(self.schedule), self.chunks, stage)
+        needed = needed_by(action, self.placement, stage)
         if needed is not None and needed not in self.results:
             return False
-        if channel is not None:
+        if (channel := received_on(action, self.placement, stage)) is not None:
             self.in_flight[channel] -= 1
         return True
 
     def send(self, stage: int, action: Action) -> bool:
         """Hand the action's result on; False while the channel is full."""
-        channel = sends_to(action, len(self.schedule), self.chunks, stage)
+        channel = sent_on(action, self.placement, stage)
         if channel is not None:
             if self.limit is not None and self.in_flight[channel] >= self.limit:
                 return False
             self.in_flight[channel] += 1
         if action.kind != "W":
-            self.results.add(result_key(action, stage))
+            self.results.add(result_of(action, stage))
         return True
 
     def describe(self, stage: int, action: Action) -> str:
         """What the stage waits for at its current action."""
-        stages = len(self.schedule)
         if self.computed[stage]:
-            channel = sends_to(action, stages, self.chunks, stage)
+            channel = sent_on(action, self.placement, stage)
             return f"stage {stage} at {action} waits for stage {channel.receiver} to receive what it sent before"
-        _, (direction, source, chunk, microbatch) = receives_from(action, stages, self.chunks, stage)
-        source_action = Action("F" if direction == "forward" else "B", microbatch, chunk)
-        return f"stage {stage} at {action} waits for {source_action} of stage {source}"
+        needed = needed_by(action, self.placement, stage)
+        source = Action("F" if needed.direction == "forward" else "B", needed.microbatch, needed.chunk)
+        return f"stage {stage} at {action} waits for {source} of stage {needed.stage}"
 
 
-def execution_order(
-    schedule: Schedule, chunks: int, unreceived_sends: int | None = None
-) -> Iterator[tuple[int, Action]]:
+def execution_order(schedule: Schedule, unreceived_sends: int | None = None) -> Iterator[tuple[int, Action]]:
     """Yield (stage, action) in one order in which the stages can run, each stage in its own order.
 
     `unreceived_sends` is how many messages a channel holds that its receiver has not taken yet; a sender waits after
     that. None stands for sends that never wait. Raises ScheduleError when stages wait for each other for ever.
     """
-    run = _Run(schedule, chunks, unreceived_sends)
-    stages = len(schedule)
+    run = _Run(schedule, unreceived_sends)
+    stages = len(schedule.actions)
     wake = deque(range(stages))
     while wake:
         stage = wake.popleft()
@@ -204,26 +159,25 @@ def _check_ordered(stage: int, actions: tuple[Action, ...]) -> None:
             raise ScheduleError(f"stage {stage}: {action} comes before {before}")
 
 
-def _channels(schedule: Schedule, chunks: int) -> dict[Channel, tuple[list[tuple], list[tuple]]]:
-    """For each channel the keys of what is sent on it, in the sender's order and in the receiver's."""
-    channels: dict[Channel, tuple[list[tuple], list[tuple]]] = {}
-    for stage, actions in enumerate(schedule):
+def _channels(schedule: Schedule) -> dict[Channel, tuple[list[Key], list[Key]]]:
+    """For each channel what is sent on it, in the sender's order and in the receiver's."""
+    channels: dict[Channel, tuple[list[Key], list[Key]]] = {}
+    for stage, actions in enumerate(schedule.actions):
         for action in actions:
-            if (channel := sends_to(action, len(schedule), chunks, stage)) is not None:
-                channels.setdefault(channel, ([], []))[0].append(result_key(action, stage))
-            channel, needed = receives_from(action, len(schedule), chunks, stage)
-            if channel is not None:
-                channels.setdefault(channel, ([], []))[1].append(needed)
+            if (channel := sent_on(action, schedule.placement, stage)) is not None:
+                channels.setdefault(channel, ([], []))[0].append(result_of(action, stage))
+            if (channel := received_on(action, schedule.placement, stage)) is not None:
+                channels.setdefault(channel, ([], []))[1].append(needed_by(action, schedule.placement, stage))
     return channels
 
 
-def _check_fifo(channel: Channel, sends: list[tuple], receives: list[tuple]) -> None:
+def _check_fifo(channel: Channel, sends: list[Key], receives: list[Key]) -> None:
     for number, (sent, received) in enumerate(zip(sends, receives, strict=True)):
         if sent != received:
             raise ScheduleError(
                 f"{channel.direction} messages from stage {channel.sender} to stage {channel.receiver}: "
-                f"number {number} is sent for microbatch {sent[3]} (chunk {sent[2]}) but received for "
-                f"microbatch {received[3]} (chunk {received[2]}); sends and receives must come in one order"
+                f"number {number} is sent for microbatch {sent.microbatch} (chunk {sent.chunk}) but received for "
+                f"microbatch {received.microbatch} (chunk {received.chunk}); sends and receives must come in one order"
             )
 
 

@@ -11,19 +11,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from megatron_lite.parallel.collectives import Recorder
 from megatron_lite.parallel.pipeline.messages import Edges, Mail
+from megatron_lite.parallel.pipeline.routes import (
+    Direction,
+    Key,
+    needed_by,
+    received_on,
+    result_of,
+    sent_on,
+    stays,
+)
 from megatron_lite.parallel.pipeline.schedules import Action
 from megatron_lite.parallel.pipeline.stage import Stage, Unit
 from megatron_lite.parallel.zero import Policy, Use, Walk, plan_turns
 
 Queue = list[Callable[[], None]]
+Output = Tensor | GradientEdge | None
 
 
 def units_of(stage: Stage, action: Action) -> Iterator[Unit]:
     """The units that an action runs, in its order."""
-    return iter(stage.units) if action.kind == "F" else reversed(stage.units)
+    units = stage.chunks[action.chunk]
+    return iter(units) if action.kind == "F" else reversed(units)
 
 
 def uses_of(stage: Stage, actions: Sequence[Action]) -> list[Use]:
@@ -45,76 +57,104 @@ class Executor:
                  recorder: Recorder | None = None):  # fmt: skip
         self.stage, self.actions, self.edges, self.recorder = stage, tuple(actions), edges, recorder
         self.turns = plan_turns(uses_of(stage, self.actions), rule)
+        self.keeps = any(action.kind != "F" for action in self.actions)
 
     def run(self, batches: Sequence[Any], like: Tensor) -> None:
         """`batches[m]` is microbatch m; `like` has the shape and dtype of what passes between stages."""
         self.batches, self.like = batches, like
         self.walk = Walk(self.turns)
         self.mail = Mail(self.edges, self.actions, like)
-        self.saved: dict[int, list[tuple[Tensor, Tensor]]] = {}  # microbatch -> each unit's (input, output)
-        self.queued: dict[int, list[Queue]] = {}  # microbatch -> each unit's weight gradients, last unit first
-        self.keeps = any(action.kind != "F" for action in self.actions)
+        self.at_hand: dict[Key, Tensor] = {}  # results for another chunk of this stage
+        self.saved: dict[Key, list[tuple[Tensor, Output]]] = {}  # a forward -> each unit's (input, output)
+        self.queued: dict[Key, list[Queue]] = {}  # an input backward -> each unit's weight gradients, last unit first
         run = {"F": self._forward, "B": self._backward, "I": self._input_backward, "W": self._weight_backward}
         for action in self.actions:
             if self.recorder is not None:
                 self.recorder.phase = str(action)
-            run[action.kind](action.microbatch)
+            run[action.kind](action)
         self.walk.finish()
         self.mail.finish()
 
-    def _forward(self, microbatch: int) -> None:
-        batch = self.batches[microbatch]
-        x = self.mail.activations_in.take() if not self.edges.first else self.like.new_zeros(())
+    def _forward(self, action: Action) -> None:
+        batch = self.batches[action.microbatch]
+        x = self._take(action)
+        x = self.like.new_zeros(()) if x is None else x
         saved = []
-        for unit in self.stage.units:
+        for unit in units_of(self.stage, action):
             self.walk.enter()
             x = x.detach().requires_grad_(self.keeps)
             with torch.set_grad_enabled(self.keeps and unit.recompute != "full"):
                 y = unit.forward(x, batch)
-            saved.append((x, y))
+            saved.append((x, _output(y)))
             x = y
             self.walk.leave()
         if self.keeps:
-            self.saved[microbatch] = saved
-        if not self.edges.last:
-            self.mail.activations_out.put(x.detach())
+            self.saved[self._key("forward", action)] = saved
+        self._hand_on(action, x.detach())
 
-    def _backward(self, microbatch: int) -> None:
-        self._walk_back(microbatch, queues=None)
+    def _backward(self, action: Action) -> None:
+        self._walk_back(action, queues=None)
 
-    def _input_backward(self, microbatch: int) -> None:
-        self.queued[microbatch] = []
-        self._walk_back(microbatch, self.queued[microbatch])
+    def _input_backward(self, action: Action) -> None:
+        queues = self.queued[self._key("backward", action)] = []
+        self._walk_back(action, queues)
 
     @torch.no_grad()
-    def _weight_backward(self, microbatch: int) -> None:
-        for queue in self.queued.pop(microbatch):
+    def _weight_backward(self, action: Action) -> None:
+        for queue in self.queued.pop(self._key("backward", action)):
             self.walk.enter()
             for compute in queue:
                 compute()
             self.walk.leave()
 
-    def _walk_back(self, microbatch: int, queues: list[Queue] | None) -> None:
-        saved = self.saved.pop(microbatch)
-        gradient = None if self.edges.last else self.mail.gradients_in.take()
-        for unit in reversed(self.stage.units):
+    def _walk_back(self, action: Action, queues: list[Queue] | None) -> None:
+        saved = self.saved.pop(self._key("forward", action))
+        gradient = self._take(action)
+        for unit in units_of(self.stage, action):
             self.walk.enter()
             x, y = saved.pop()
             queue = None if queues is None else []
-            gradient = _unit_backward(unit, x, y, gradient, self.batches[microbatch], queue)
+            gradient = _unit_backward(unit, x, y, gradient, self.batches[action.microbatch], queue)
             if queues is not None:
                 queues.append(queue)
             self.walk.leave()
-        if not self.edges.first:
-            self.mail.gradients_out.put(gradient)
+        self._hand_on(action, gradient)
+
+    def _key(self, direction: Direction, action: Action) -> Key:
+        return Key(direction, self.edges.stage, action.chunk, action.microbatch)
+
+    def _take(self, action: Action) -> Tensor | None:
+        """The action's input, from another stage or another chunk of this one; None at the model's ends."""
+        needed = needed_by(action, self.edges.placement, self.edges.stage)
+        if needed is None:
+            return None
+        channel = received_on(action, self.edges.placement, self.edges.stage)
+        return self.at_hand.pop(needed) if channel is None else self.mail.take(channel)
+
+    def _hand_on(self, action: Action, result: Tensor) -> None:
+        """Give the action's result to whoever takes it; nobody does at the model's ends."""
+        place = (action, self.edges.placement, self.edges.stage)
+        if (channel := sent_on(*place)) is not None:
+            self.mail.put(channel, result)
+        elif stays(*place):
+            self.at_hand[result_of(action, self.edges.stage)] = result
+
+
+def _output(y: Tensor) -> Output:
+    """What backward needs of a unit's output: its place in the graph. Its numbers live on as the next unit's input, or
+    go with the message that carries them. None where the unit will be run again.
+    """
+    if not y.requires_grad:
+        return None
+    return y if y.dim() == 0 else get_gradient_edge(y)
 
 
 def _unit_backward(
-    unit: Unit, x: Tensor, y: Tensor, gradient: Tensor | None, batch: Any, queue: Queue | None
+    unit: Unit, x: Tensor, y: Output, gradient: Tensor | None, batch: Any, queue: Queue | None
 ) -> Tensor | None:
     """Autograd inside one unit: the gradient of its input. Weight gradients go into the weights, or into `queue`."""
     weights = [weight for shards in unit.shards for weight in shards.weights]
-    if unit.recompute == "full":
+    if y is None:
         with torch.enable_grad():
             y = unit.forward(x, batch)
     for weight in weights:

@@ -1,44 +1,38 @@
 """Activations and gradients between pipeline neighbours.
 
-Each edge has a two-rank communicator for each direction, so messages of one communicator all go one way and arrive in
-order. A receive is posted as soon as the one before it was taken; a send is waited for when the next goes out the same
-way.
+Each channel has a two-rank communicator of its own, so messages of one communicator all go one way and arrive in order.
+A receive is posted as soon as the one before it was taken; a send is waited for when the next goes out on its channel.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from megatron_lite.parallel.collectives import Communicator, Handle
-from megatron_lite.parallel.pipeline.schedules import Action
+from megatron_lite.parallel.pipeline.routes import Channel, received_on
+from megatron_lite.parallel.pipeline.schedules import Action, Placement
+
+SITE = {"forward": "pipeline.activation", "backward": "pipeline.gradient"}
 
 
 @dataclass(frozen=True)
 class Edges:
-    """A stage's communicators to its neighbours, of two ranks each; None where the pipeline ends."""
+    """A stage among its pipeline: where the model's pieces lie, and a communicator for each channel that ends here."""
 
-    forward_previous: Communicator | None = None  # activations in
-    forward_next: Communicator | None = None  # activations out
-    backward_previous: Communicator | None = None  # gradients out
-    backward_next: Communicator | None = None  # gradients in
-
-    @property
-    def first(self) -> bool:
-        return self.forward_previous is None
-
-    @property
-    def last(self) -> bool:
-        return self.forward_next is None
+    placement: Placement
+    stage: int
+    channels: Mapping[Channel, Communicator]
 
 
 class Inbox:
-    """Messages from one neighbour, one receive ahead. `expected` is how many come in the step."""
+    """Messages of one channel, one receive ahead. `expected` is how many come in the step."""
 
-    def __init__(self, communicator: Communicator | None, expected: int, like: Tensor, site: str):
+    def __init__(self, communicator: Communicator, expected: int, like: Tensor, site: str):
         self.communicator, self.site, self.like = communicator, site, like
-        self.left = expected if communicator is not None else 0
+        self.left = expected
         self.posted: Handle | None = None
         self._post()
 
@@ -57,9 +51,9 @@ class Inbox:
 
 
 class Outbox:
-    """Messages to one neighbour; one may be under way."""
+    """Messages of one channel; one may be under way."""
 
-    def __init__(self, communicator: Communicator | None, site: str):
+    def __init__(self, communicator: Communicator, site: str):
         self.communicator, self.site = communicator, site
         self.sent: Handle | None = None
 
@@ -74,16 +68,25 @@ class Outbox:
 
 
 class Mail:
-    """A stage's four channels for one step, from the actions it will run. `like` has a message's shape and dtype."""
+    """A stage's channels for one step, from the actions it will run. `like` has a message's shape and dtype."""
 
     def __init__(self, edges: Edges, actions: Sequence[Action], like: Tensor):
-        forwards = sum(action.kind == "F" for action in actions)
-        backwards = sum(action.kind in "BI" for action in actions)
-        self.activations_in = Inbox(edges.forward_previous, forwards, like, "pipeline.activation")
-        self.gradients_in = Inbox(edges.backward_next, backwards, like, "pipeline.gradient")
-        self.activations_out = Outbox(edges.forward_next, "pipeline.activation")
-        self.gradients_out = Outbox(edges.backward_previous, "pipeline.gradient")
+        coming = Counter(received_on(action, edges.placement, edges.stage) for action in actions)
+        self.inboxes: dict[Channel, Inbox] = {}
+        self.outboxes: dict[Channel, Outbox] = {}
+        for channel, communicator in edges.channels.items():
+            site = SITE[channel.direction]
+            if channel.receiver == edges.stage:
+                self.inboxes[channel] = Inbox(communicator, coming[channel], like, site)
+            else:
+                self.outboxes[channel] = Outbox(communicator, site)
+
+    def take(self, channel: Channel) -> Tensor:
+        return self.inboxes[channel].take()
+
+    def put(self, channel: Channel, message: Tensor) -> None:
+        self.outboxes[channel].put(message)
 
     def finish(self) -> None:
-        self.activations_out.flush()
-        self.gradients_out.flush()
+        for outbox in self.outboxes.values():
+            outbox.flush()

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from megatron_lite.parallel.pipeline.checker import execution_order, receives_from, result_key
+from megatron_lite.parallel.pipeline.checker import execution_order
+from megatron_lite.parallel.pipeline.routes import Key, needed_by, received_on, result_of
 from megatron_lite.parallel.pipeline.schedules import Action, Schedule
 
 
@@ -60,19 +61,17 @@ def simulate(schedule: Schedule, costs: Costs) -> Timeline:
 
     Exact for exact numbers: integer costs give integer times. Raises ScheduleError when the schedule deadlocks.
     """
-    stages = len(schedule)
-    chunks = 1 + max((action.chunk for actions in schedule for action in actions), default=0)
-    spans: list[list[Span]] = [[] for _ in schedule]
-    ended: dict[tuple, float] = {}
-    for stage, action in execution_order(schedule, chunks):
+    spans: list[list[Span]] = [[] for _ in schedule.actions]
+    ended: dict[Key, float] = {}
+    for stage, action in execution_order(schedule):
         start = spans[stage][-1].end if spans[stage] else 0
-        channel, needed = receives_from(action, stages, chunks, stage)
-        if needed is not None:
-            start = max(start, ended[needed] + (costs.message if channel is not None else 0))
+        if (needed := needed_by(action, schedule.placement, stage)) is not None:
+            travels = received_on(action, schedule.placement, stage) is not None
+            start = max(start, ended[needed] + (costs.message if travels else 0))
         span = Span(action, start, start + costs.of(action))
         spans[stage].append(span)
         if action.kind != "W":
-            ended[result_key(action, stage)] = span.end
+            ended[result_of(action, stage)] = span.end
     makespan = max((row[-1].end for row in spans if row), default=0)
     idle = tuple(makespan - sum(span.end - span.start for span in row) for row in spans)
     return Timeline(tuple(tuple(row) for row in spans), makespan, idle)

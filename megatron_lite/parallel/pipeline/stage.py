@@ -25,7 +25,12 @@ class Unit(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """A pipeline rank's share of the model: units in order, and the distinct shards behind them."""
+    """A pipeline rank's share of the model: the units of each chunk in order, and the distinct shards behind them."""
 
-    units: tuple[Unit, ...]
+    chunks: tuple[tuple[Unit, ...], ...]
     shards: tuple[Shards, ...]
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """Of all chunks."""
+        return tuple(unit for chunk in self.chunks for unit in chunk)

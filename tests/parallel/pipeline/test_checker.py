@@ -2,33 +2,45 @@
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 
-from megatron_lite.parallel.pipeline.checker import ScheduleError, check
-from megatron_lite.parallel.pipeline.schedules import Action, gpipe, one_f_one_b, split_backward
+from megatron_lite.parallel.pipeline.checker import ScheduleError, check, execution_order
+from megatron_lite.parallel.pipeline.schedules import (
+    SCHEDULES,
+    Action,
+    Placement,
+    Schedule,
+    gpipe,
+    interleaved_1f1b,
+    one_f_one_b,
+    split_backward,
+    zb_h1,
+    zb_v,
+)
 
 GRID = [(stages, microbatches) for stages in (1, 2, 3, 4, 8) for microbatches in (1, 2, 3, 4, 7, 8, 16)]
 
 
-def parse(*rows):
+def parse(*rows, chunks=1):
     """A schedule from text: "F0 B0" or, with chunks, "F0.1"."""
     schedule = []
     for row in rows:
         numbers = [(name[0], *map(int, name[1:].split("."))) for name in row.split()]
         schedule.append(tuple(Action(*number) for number in numbers))
-    return tuple(schedule)
+    return Schedule(tuple(schedule), Placement(len(rows), chunks))
 
 
 @pytest.mark.parametrize(("stages", "microbatches"), GRID)
 def test_gpipe_keeps_every_microbatch_alive(stages, microbatches):
-    assert check(gpipe(stages, 1, microbatches), 1, microbatches).peak_live == (microbatches,) * stages
+    assert check(gpipe(stages, 1, microbatches), microbatches).peak_live == (microbatches,) * stages
 
 
 @pytest.mark.parametrize(("stages", "microbatches"), GRID)
 def test_1f1b_keeps_alive_one_microbatch_a_stage_still_to_come(stages, microbatches):
     expected = tuple(min(stages - stage, microbatches) for stage in range(stages))
-    assert check(one_f_one_b(stages, 1, microbatches), 1, microbatches).peak_live == expected
+    assert check(one_f_one_b(stages, 1, microbatches), microbatches).peak_live == expected
 
 
 @pytest.mark.parametrize("delay", [0, 1, 2, 3, 6, 1000])
@@ -36,22 +48,22 @@ def test_1f1b_keeps_alive_one_microbatch_a_stage_still_to_come(stages, microbatc
 def test_split_1f1b_keeps_alive_half_the_delay_more(stages, microbatches, delay):
     schedule = split_backward(one_f_one_b(stages, 1, microbatches), delay)
     expected = tuple(min(stages - stage + math.ceil(delay / 2), microbatches) for stage in range(stages))
-    assert check(schedule, 1, microbatches).peak_live == expected
+    assert check(schedule, microbatches).peak_live == expected
 
 
 @pytest.mark.parametrize(("stages", "microbatches"), GRID)
 def test_every_microbatch_crosses_every_edge_once_each_way(stages, microbatches):
-    assert check(gpipe(stages, 1, microbatches), 1, microbatches).messages == 2 * (stages - 1) * microbatches
+    assert check(gpipe(stages, 1, microbatches), microbatches).messages == 2 * (stages - 1) * microbatches
 
 
 def test_chunks_go_round_the_stages():
-    schedule = parse("F0 F0.1 B0.1 B0", "F0 F0.1 B0.1 B0")
-    assert check(schedule, 2, 1).peak_live == (2, 2)
-    assert check(schedule, 2, 1).messages == 6  # three hops between four pieces, each way
+    schedule = parse("F0 F0.1 B0.1 B0", "F0 F0.1 B0.1 B0", chunks=2)
+    assert check(schedule, 1).peak_live == (2, 2)
+    assert check(schedule, 1).messages == 6  # three hops between four pieces, each way
 
 
 def test_chunks_on_one_stage_send_no_messages():
-    assert check(parse("F0 F0.1 B0.1 B0"), 2, 1).messages == 0
+    assert check(parse("F0 F0.1 B0.1 B0", chunks=2), 1).messages == 0
 
 
 BROKEN = {
@@ -89,20 +101,69 @@ def test_a_broken_schedule_is_refused_for_its_fault(name):
     rows, message = BROKEN[name]
     microbatches = 4 if "F3" in rows[0] else 2
     with pytest.raises(ScheduleError, match=message):
-        check(parse(*rows), 1, microbatches)
+        check(parse(*rows), microbatches)
 
 
-@pytest.mark.parametrize("build", [gpipe, one_f_one_b])
-def test_any_single_action_removed_is_refused(build):
-    whole = build(3, 1, 4)
-    for stage, row in enumerate(whole):
-        for index in range(len(row)):
-            broken = (*whole[:stage], row[:index] + row[index + 1 :], *whole[stage + 1 :])
-            with pytest.raises(ScheduleError, match=rf"stage {stage}: {row[index]} appears 0 times"):
-                check(broken, 1, 4)
+ALL = {"gpipe": 1, "1f1b": 1, "interleaved_1f1b": 2, "zb_h1": 1, "zb_v": 2}
 
 
-def test_64_stages_and_512_microbatches_are_checked_in_seconds():
+@pytest.mark.parametrize(("name", "chunks"), ALL.items())
+def test_any_single_action_removed_is_refused(name, chunks):
+    whole = SCHEDULES[name](3, chunks, 3)
+    for stage, row in enumerate(whole.actions):
+        for index, gone in enumerate(row):
+            broken = (*whole.actions[:stage], row[:index] + row[index + 1 :], *whole.actions[stage + 1 :])
+            with pytest.raises(ScheduleError, match=rf"stage {stage}: {gone} appears 0 times"):
+                check(replace(whole, actions=broken), 3)
+
+
+@pytest.mark.parametrize("stages", [2, 3, 4, 8, 16])
+@pytest.mark.parametrize("chunks", [2, 3, 4])
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_interleaved_keeps_alive_its_warmup_and_one_chunk_more(stages, chunks, groups):
+    microbatches = groups * stages
+    warmups = [(chunks - 1) * stages + 2 * (stages - stage - 1) for stage in range(stages)]
+    expected = tuple(min(warmup + 1, chunks * microbatches) for warmup in warmups)
+    assert check(interleaved_1f1b(stages, chunks, microbatches), microbatches).peak_live == expected
+
+
+@pytest.mark.parametrize(("stages", "microbatches"), GRID)
+def test_zb_h1_keeps_alive_what_1f1b_does_on_its_first_stage(stages, microbatches):
+    assert check(zb_h1(stages, 1, microbatches), microbatches).peak_live == (min(stages, microbatches),) * stages
+
+
+@pytest.mark.parametrize(("stages", "microbatches"), GRID)
+def test_zb_v_keeps_alive_at_most_two_chunks_a_stage_of_the_pipeline(stages, microbatches):
+    peak = check(zb_v(stages, 2, microbatches), microbatches).peak_live
+    assert max(peak) <= 2 * min(stages, microbatches)
+    if microbatches >= 2 * stages - 1:
+        assert peak == (2 * stages,) * stages
+
+
+def test_pieces_lie_round_the_stages_or_down_and_up_again():
+    for vee, expected in ((False, [[0, 1, 2], [3, 4, 5]]), (True, [[0, 1, 2], [5, 4, 3]])):
+        placement = Placement(3, 2, vee)
+        assert [[placement.piece(stage, chunk) for stage in range(3)] for chunk in range(2)] == expected
+
+
+@pytest.mark.parametrize("placement", [Placement(4), Placement(3, 3), Placement(4, 2, vee=True), Placement(1, 2)])
+def test_a_place_is_its_pieces_and_the_model_has_two_ends(placement):
+    for piece in range(placement.stages * placement.chunks):
+        assert placement.piece(*placement.place(piece)) == piece
+    assert placement.place(-1) is placement.place(placement.stages * placement.chunks) is None
+
+
+@pytest.mark.parametrize(("name", "chunks"), ALL.items())
+@pytest.mark.parametrize(("stages", "groups"), [(1, 4), (2, 3), (4, 2), (8, 1), (8, 4)])
+def test_forwards_alone_end_too_whatever_the_channels_hold(name, chunks, stages, groups):
+    whole = SCHEDULES[name](stages, chunks, groups * stages)
+    forwards = replace(whole, actions=tuple(tuple(a for a in row if a.kind == "F") for row in whole.actions))
+    for limit in (None, 1):
+        assert len(list(execution_order(forwards, limit))) == chunks * stages * groups * stages
+
+
+@pytest.mark.parametrize(("name", "chunks"), ALL.items())
+def test_64_stages_and_512_microbatches_are_checked_in_seconds(name, chunks):
     start = time.perf_counter()
-    check(split_backward(one_f_one_b(64, 1, 512), 8), 1, 512)
-    assert time.perf_counter() - start < 10
+    check(SCHEDULES[name](64, chunks, 512), 512)
+    assert time.perf_counter() - start < 20

@@ -4,7 +4,14 @@ from fractions import Fraction
 
 import pytest
 
-from megatron_lite.parallel.pipeline.schedules import gpipe, one_f_one_b, split_backward
+from megatron_lite.parallel.pipeline.schedules import (
+    gpipe,
+    interleaved_1f1b,
+    one_f_one_b,
+    split_backward,
+    zb_h1,
+    zb_v,
+)
 from megatron_lite.parallel.pipeline.simulator import Costs, simulate
 
 GRID = [(stages, microbatches) for stages in (1, 2, 3, 4, 8) for microbatches in (1, 2, 3, 4, 7, 8, 16)]
@@ -21,6 +28,34 @@ def test_bubble_is_stages_less_one_over_microbatches(build, stages, microbatches
     assert timeline.idle == ((stages - 1) * both,) * stages
     assert Fraction(sum(timeline.idle), stages * microbatches * both) == Fraction(stages - 1, microbatches)
     assert timeline.bubble == pytest.approx((stages - 1) / microbatches)
+
+
+@pytest.mark.parametrize("costs", COSTS, ids=str)
+@pytest.mark.parametrize("chunks", [2, 3, 4])
+@pytest.mark.parametrize(("stages", "groups"), [(1, 4), (2, 1), (2, 4), (3, 2), (4, 1), (4, 4), (8, 2)])
+def test_interleaving_divides_the_bubble_by_the_chunks(stages, groups, chunks, costs):
+    """The costs are a chunk's, so a whole stage's are `chunks` times as much."""
+    microbatches = groups * stages
+    timeline = simulate(interleaved_1f1b(stages, chunks, microbatches), costs)
+    whole_stage = chunks * (costs.forward + costs.backward_input + costs.backward_weight)
+    assert timeline.idle == (Fraction((stages - 1) * whole_stage, chunks),) * stages
+    assert timeline.bubble == pytest.approx((stages - 1) / (chunks * microbatches))
+
+
+H1_COSTS = [Costs(f, i, w) for f in (1, 2, 3, 5) for i in (1, 2, 3, 5) for w in (0, 1, 2, 3) if w <= min(f, i)]
+
+
+@pytest.mark.parametrize("costs", H1_COSTS, ids=str)
+@pytest.mark.parametrize(("stages", "microbatches"), [(s, m) for s, m in GRID if m >= s])
+def test_zb_h1_idles_for_forward_and_input_gradient_less_a_weight_gradient(stages, microbatches, costs):
+    timeline = simulate(zb_h1(stages, 1, microbatches), costs)
+    idle = (stages - 1) * (costs.forward + costs.backward_input - costs.backward_weight)
+    assert timeline.idle == (idle,) * stages
+
+
+@pytest.mark.parametrize(("stages", "microbatches"), [(s, m) for s, m in GRID if m >= 2 * s - 1] + [(16, 31), (16, 64)])
+def test_zb_v_idles_only_for_its_first_activations_if_all_passes_cost_the_same(stages, microbatches):
+    assert simulate(zb_v(stages, 2, microbatches), Costs(1, 1, 1)).idle == (stages - 1,) * stages
 
 
 @pytest.mark.parametrize("costs", COSTS, ids=str)

@@ -1,0 +1,234 @@
+"""Context parallelism: the ranks of the context axis hold different positions of the same sequences.
+
+Only attention sees other ranks' positions. Two ways, each with its own split of S positions over c ranks:
+
+    ring      2 c chunks, rank r holds chunks r and 2 c - 1 - r (zigzag), so that causal work is equal on all ranks;
+              keys and values go once round the ring (Liu et al. 2023, arXiv 2310.01889), partial results are merged by
+              their log-sum-exp; while one block is worked on, the next is on its way
+    ulysses   c chunks in order; an all-to-all gives each rank the whole sequence for a part of the heads, and another
+              brings the result back (Jacobs et al. 2023, arXiv 2309.14509, section 3.1); with fewer key-value heads
+              than ranks each is given to several, and their gradients add up
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from megatron_lite.kernels.attention import attention_backward, attention_forward
+from megatron_lite.parallel.collectives import Communicator, alone
+
+Kind = Literal["ring", "ulysses"]
+
+
+@dataclass(frozen=True)
+class ContextSplit:
+    """How positions lie on the context axis."""
+
+    communicator: Communicator
+    kind: Kind
+
+    @property
+    def whole(self) -> "ContextSplit":
+        """The split of a rank that has every position."""
+        return ContextSplit(alone(self.communicator.ranks[self.communicator.rank]), self.kind)
+
+    @property
+    def swaps_heads(self) -> bool:
+        """Whether attention exchanges positions for heads."""
+        return self.kind == "ulysses" and self.communicator.size > 1
+
+    def rotated_positions(self, length: int) -> Tensor:
+        """The positions of what attention gets after the exchange of heads, if there is one."""
+        return self.whole.positions(length) if self.swaps_heads else self.positions(length)
+
+    def heads(self, queries: int, key_values: int) -> int:
+        """Query heads a key-value head has after the exchange: fewer, where one of these goes to several ranks."""
+        return queries // max(1, self.communicator.size // key_values) if self.swaps_heads else queries
+
+    def positions(self, length: int, rank: int | None = None) -> Tensor:
+        """The positions int64 [length / c] that a rank holds (None: this one), in the order in which it holds them."""
+        rank, size = self.communicator.rank if rank is None else rank, self.communicator.size
+        if self.kind == "ulysses" or size == 1:
+            return torch.arange(length).view(size, -1)[rank]
+        chunks = torch.arange(length).view(2 * size, -1)
+        return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]])
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Which document each position belongs to, int64 [B, S] over the whole sequence; attention stays within one."""
+
+    numbers: Tensor
+
+    def allowed(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """bool [B, 1, T, S']: which of the positions `keys` each of the positions `queries` may see."""
+        same = self.numbers[:, queries].unsqueeze(-1) == self.numbers[:, keys].unsqueeze(-2)
+        return (same & (keys <= queries.unsqueeze(-1))).unsqueeze(1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, split: ContextSplit, documents: Documents | None) -> Tensor:
+    """Causal attention of this rank's queries [B, H, T, D] to keys and values [B, G, T, D] of the ring's ranks.
+
+    With one rank, or under ulysses (which calls it with whole sequences), there is nobody to ask.
+    """
+    return _RingAttention.apply(q, k, v, split, documents)
+
+
+class _RingAttention(Function):
+    @staticmethod
+    def forward(ctx, q, k, v, split, documents):
+        ring = _Ring(split, q.shape[2], documents)
+        exact = torch.promote_types(q.dtype, torch.float32)
+        output = log_sum = None
+        block = (k, v)
+        for step in range(ring.size):
+            arriving = ring.pass_on(block, "context.ring") if step < ring.size - 1 else None
+            queries, keys, causal, allowed = ring.part(step)
+            some, its_log_sum = attention_forward(q[:, :, queries], *(x[:, :, keys] for x in block), causal, allowed)
+            if output is None:
+                output, log_sum = some.to(exact), its_log_sum
+            else:
+                _merge(output[:, :, queries], log_sum[:, :, queries], some, its_log_sum)
+            block = arriving.take() if arriving is not None else block
+        output = output.to(q.dtype)
+        ctx.save_for_backward(q, k, v, output, log_sum)
+        ctx.ring = ring
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient):
+        q, k, v, output, log_sum = ctx.saved_tensors
+        ring, block = ctx.ring, (k, v)
+        exact = torch.promote_types(q.dtype, torch.float32)
+        travelling = None  # a block's gradients follow it one step later and gather what each rank adds
+        for step in range(ring.size):
+            arriving = ring.pass_on(block, "context.ring.again") if step < ring.size - 1 else None
+            queries, keys, causal, allowed = ring.part(step)
+            some = [x[:, :, queries] for x in (gradient, q)]
+            own = [x[:, :, queries] for x in (output, log_sum)]
+            parts = attention_backward(*some, *(x[:, :, keys] for x in block), *own, causal, allowed)
+            if step == 0:
+                q_gradient, *gradients = (part.to(exact) for part in parts)
+            else:
+                q_gradient[:, :, queries] += parts[0]
+                gradients = travelling.take()
+                for total, part in zip(gradients, parts[1:], strict=True):
+                    total[:, :, keys] += part
+            if ring.size > 1:
+                travelling = ring.pass_on(gradients, "context.ring.gradient")
+            block = arriving.take() if arriving is not None else block
+        k_gradient, v_gradient = gradients if travelling is None else travelling.take()
+        return q_gradient.to(q.dtype), k_gradient.to(k.dtype), v_gradient.to(v.dtype), None, None
+
+
+def _merge(output: Tensor, log_sum: Tensor, some: Tensor, its_log_sum: Tensor) -> None:
+    """Add what further keys give to queries' results, in place: outputs weighted by their share of the sum."""
+    merged = torch.logaddexp(log_sum, its_log_sum)
+    lowest = torch.finfo(merged.dtype).min
+    shares = [torch.exp(x - merged.clamp(min=lowest)).unsqueeze(-1) for x in (log_sum, its_log_sum)]
+    output.mul_(shares[0]).add_(some * shares[1])
+    log_sum.copy_(merged)
+
+
+class _Arriving:
+    """A block under way, its two tensors packed in one message."""
+
+    def __init__(self, handle, shape):
+        self.handle, self.shape = handle, shape
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        return tuple(self.handle.wait().view(2, *self.shape))
+
+
+class _Ring:
+    """What a rank works on at each step: at step i it holds the block of rank (r - i) mod c."""
+
+    def __init__(self, split: ContextSplit, length: int, documents: Documents | None):
+        self.split, self.communicator, self.documents = split, split.communicator, documents
+        self.size, self.rank, self.length = self.communicator.size, self.communicator.rank, length
+
+    def pass_on(self, block: Sequence[Tensor], site: str) -> _Arriving:
+        """Give the block to the next rank while the one of the rank before comes in."""
+        packed = torch.stack(tuple(block))
+        handle = self.communicator.exchange(packed, (self.rank + 1) % self.size, (self.rank - 1) % self.size, site)
+        return _Arriving(handle, block[0].shape)
+
+    def part(self, step: int) -> tuple[slice, slice, bool, Tensor | None]:
+        """(queries, keys, causal, allowed) of a step: of the rank's own block the lower triangle, of an earlier rank's
+        its first chunk for all queries, of a later rank's all of it for the second chunk of queries.
+        """
+        owner = (self.rank - step) % self.size
+        everything, half = slice(0, self.length), self.length // 2
+        if owner == self.rank:
+            queries, keys = everything, everything
+        elif owner < self.rank:
+            queries, keys = everything, slice(0, half)
+        else:
+            queries, keys = slice(half, self.length), everything
+        if self.documents is None:
+            return queries, keys, owner == self.rank, None
+        whole = self.length * self.size
+        mine, theirs = self.split.positions(whole), self.split.positions(whole, owner)
+        return queries, keys, False, self.documents.allowed(mine[queries], theirs[keys])
+
+
+def exchange_heads(qkv: Tensor, head_dim: int, queries: int, split: ContextSplit) -> Tensor:
+    """Packed [T, B, G (R + 2) D] of this rank's positions -> the same of all c T positions for its share of the groups.
+
+    With G below c each group goes to c / G ranks, with R G / c of its query heads each; their gradients are summed.
+    """
+    size, width = split.communicator.size, queries + 2
+    groups = qkv.shape[-1] // (width * head_dim)
+    if groups < size:
+        copies = size // groups
+        grouped = qkv.view(*qkv.shape[:2], groups, width, head_dim)
+        q, kv = grouped.split([queries, 2], dim=3)
+        q = q.unflatten(3, (copies, queries // copies))
+        kv = kv.unsqueeze(3).expand(-1, -1, -1, copies, -1, -1)
+        qkv = torch.cat([q, kv], dim=4).flatten(2)
+    return _ExchangeHeads.apply(qkv, split.communicator, "context.heads")
+
+
+def return_heads(output: Tensor, split: ContextSplit) -> Tensor:
+    """[c T, B, heads D] of this rank's heads -> [T, B, all heads D] of its positions."""
+    return _ReturnHeads.apply(output, split.communicator, "context.heads.return")
+
+
+class _ExchangeHeads(Function):
+    @staticmethod
+    def forward(ctx, packed, communicator, site):
+        ctx.communicator, ctx.site = communicator, site
+        return _scatter_groups(packed, communicator, site)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _gather_groups(gradient, ctx.communicator, f"{ctx.site}.backward"), None, None
+
+
+class _ReturnHeads(Function):
+    @staticmethod
+    def forward(ctx, output, communicator, site):
+        ctx.communicator, ctx.site = communicator, site
+        return _gather_groups(output, communicator, site)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _scatter_groups(gradient, ctx.communicator, f"{ctx.site}.backward"), None, None
+
+
+def _scatter_groups(x: Tensor, communicator: Communicator, site: str) -> Tensor:
+    """[T, B, c N] -> [c T, B, N]."""
+    length, batch, width = x.shape
+    parts = x.view(length, batch, communicator.size, -1).permute(2, 0, 1, 3)
+    return communicator.all_to_all(parts, site).wait().view(-1, batch, width // communicator.size)
+
+
+def _gather_groups(x: Tensor, communicator: Communicator, site: str) -> Tensor:
+    """[c T, B, N] -> [T, B, c N]."""
+    length, batch, width = x.shape
+    parts = communicator.all_to_all(x.view(communicator.size, -1, batch, width), site).wait()
+    return parts.permute(1, 2, 0, 3).reshape(length // communicator.size, batch, -1)

@@ -1,0 +1,220 @@
+"""Closed forms of what one rank sends in one training step, call by call: the bytes that its ledger must show.
+
+A payload is the larger side of an operation (parallel/collectives.py): for an all-gather or a reduce-scatter over n
+ranks that is n shards. Sources: tensor and sequence parallelism, Korthikanti et al. 2022, arXiv 2205.05198, section
+4.2.2; ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054, section 7; pipeline messages, Narayanan et al. 2021, arXiv
+2104.04473, section 3.2; ring attention, Liu et al. 2023, arXiv 2310.01889, section 3; ulysses, Jacobs et al. 2023,
+arXiv 2309.14509, section 3.2. What recomputation, gathering a layer's input again and keeping a gathered unit for the
+next pass change is ours.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil
+
+import torch
+
+from megatron_lite.config import Config, Resolved
+from megatron_lite.parallel.pipeline.routes import received_on, sent_on
+from megatron_lite.parallel.pipeline.schedules import Action, Schedule
+
+Traffic = dict[tuple[str, str], tuple[int, int]]  # (site, operation) -> (calls, bytes)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What the forms need of a unit: its name, its kind, and the row counts and row sizes of its gathered weights."""
+
+    kind: str  # embedding | block | head
+    shards: tuple[str, ...]
+    recompute: str = "none"
+
+
+class StepTraffic:
+    """The traffic of a rank on one stage; every rank of a stage has the same."""
+
+    def __init__(self, config: Config, resolved: Resolved, schedule: Schedule, stage: int):
+        self.config, self.resolved, self.schedule, self.stage = config, resolved, schedule, stage
+        self.actions = schedule.actions[stage]
+        self.found: Counter[tuple[str, str]] = Counter()
+        self.bytes: Counter[tuple[str, str]] = Counter()
+        self.weights = self._weights()
+        self.chunks = [self._units(schedule.placement.piece(stage, c)) for c in range(schedule.placement.chunks)]
+
+    def total(self) -> Traffic:
+        for count in (self._tensor, self._context, self._pipeline, self._zero, self._ends):
+            count()
+        return {key: (self.found[key], self.bytes[key]) for key in self.found if self.found[key]}
+
+    # Sizes
+
+    @property
+    def element(self) -> int:
+        return getattr(torch, self.resolved.compute_dtype).itemsize
+
+    @property
+    def exact(self) -> int:
+        """Bytes of an element where sums are kept: float32, or float64 in a float64 run."""
+        return max(4, self.element)
+
+    @property
+    def region(self) -> int:
+        """Bytes of one microbatch's activations inside a tensor-parallel region, all of the rank's positions."""
+        train, model = self.config.train, self.config.model
+        positions = train.sequence_length // self.resolved.context
+        return positions * train.micro_batch_size * model.hidden_size * self.element
+
+    @property
+    def sharding(self) -> int:
+        """Ranks that share one set of shards."""
+        parallel = self.config.parallel
+        return 1 if parallel.zero_stage == 0 else (parallel.zero_group or self.resolved.zero_size)
+
+    def _weights(self) -> dict[str, list[tuple[int, int]]]:
+        """(rows, row size) of the local weights behind each shard group."""
+        model, tensor = self.config.model, self.resolved.tensor
+        hidden, head_dim = model.hidden_size, self.resolved.head_dim
+        queries = model.num_attention_heads // tensor * head_dim
+        key_values = model.num_key_value_heads // tensor * head_dim
+        feed = model.intermediate_size // tensor
+        vocabulary = (self.resolved.padded_vocab_size // tensor, hidden)
+        norm = (hidden, 1)
+        block = [(queries + 2 * key_values, hidden), (hidden, queries), (2 * feed, hidden), (hidden, feed), norm, norm]
+        return {"block": block, "embedding": [vocabulary], "head": [vocabulary, norm], "norm": [norm]}
+
+    def shard_size(self, name: str) -> int:
+        """Elements of a rank's shard: each weight's rows, padded to divide."""
+        return sum(ceil(rows / self.sharding) * size for rows, size in self.weights[name.split(".")[0]])
+
+    def _units(self, piece: int) -> list[Unit]:
+        last = len(self.resolved.stage_layers) - 1
+        first_layer = sum(self.resolved.stage_layers[:piece])
+        layers = range(first_layer, first_layer + self.resolved.stage_layers[piece])
+        units = [Unit("block", (f"block.{layer}",), self.resolved.recompute[layer]) for layer in layers]
+        if piece == 0:
+            units.insert(0, Unit("embedding", ("embedding",)))
+        if piece == last:
+            placement = self.schedule.placement
+            beside = self.config.model.tie_word_embeddings and placement.place(0)[0] == placement.place(last)[0]
+            units.append(Unit("head", ("norm", "embedding") if beside else ("head",)))
+        return units
+
+    # Forms
+
+    def _add(self, site: str, operation: str, calls: int, size: int) -> None:
+        self.found[site, operation] += calls
+        self.bytes[site, operation] += calls * size
+
+    def _microbatches(self) -> int:
+        return self.resolved.microbatches
+
+    def _tensor(self) -> None:
+        if self.resolved.tensor == 1:
+            return
+        m, sequence = self._microbatches(), self.config.parallel.sequence
+        for unit in (unit for chunk in self.chunks for unit in chunk):
+            forwards = m * (2 if unit.recompute == "full" else 1)
+            entered = {"block": ("attention.enter", "mlp.enter"), "head": ("head.enter",)}.get(unit.kind, ())
+            left = {"block": ("attention.leave", "mlp.leave"), "embedding": ("embedding.leave",)}.get(unit.kind, ())
+            for site in entered:
+                if sequence:
+                    self._add(site, "all_gather", forwards, self.region)
+                    self._add(f"{site}.again", "all_gather", m, self.region)
+                self._add(f"{site}.backward", "reduce_scatter" if sequence else "all_reduce", m, self.region)
+            for site in left:
+                self._add(site, "reduce_scatter" if sequence else "all_reduce", forwards, self.region)
+                if sequence:
+                    self._add(f"{site}.backward", "all_gather", m, self.region)
+            if unit.kind == "head":
+                tokens = self.region // (self.config.model.hidden_size * self.element)
+                self._add("cross_entropy.combine", "all_gather", m, self.resolved.tensor * 2 * tokens * self.exact)
+
+    def _context(self) -> None:
+        size, model = self.resolved.context, self.config.model
+        if size == 1:
+            return
+        per_head = self.region // model.hidden_size * self.resolved.head_dim  # bytes, of all its positions
+        queries = model.num_attention_heads // self.resolved.tensor
+        key_values = model.num_key_value_heads // self.resolved.tensor
+        m = self._microbatches()
+        for unit in (unit for chunk in self.chunks for unit in chunk if unit.kind == "block"):
+            forwards = m * (1 if unit.recompute == "none" else 2)
+            if self.config.parallel.context_kind == "ring":
+                block = 2 * key_values * per_head
+                for operation in ("send", "recv"):
+                    self._add("context.ring", operation, forwards * (size - 1), block)
+                    self._add("context.ring.again", operation, m * (size - 1), block)
+                    self._add("context.ring.gradient", operation, m * size, block // self.element * self.exact)
+            else:
+                packed = (queries + 2 * max(key_values, size)) * per_head
+                self._add("context.heads", "all_to_all", forwards, packed)
+                self._add("context.heads.backward", "all_to_all", m, packed)
+                self._add("context.heads.return", "all_to_all", forwards, queries * per_head)
+                self._add("context.heads.return.backward", "all_to_all", m, queries * per_head)
+
+    def _pipeline(self) -> None:
+        split = self.resolved.tensor if self.config.parallel.sequence else 1
+        for action in self.actions:
+            site = "pipeline.activation" if action.kind == "F" else "pipeline.gradient"
+            if received_on(action, self.schedule.placement, self.stage) is not None:
+                self._add(site, "recv", 1, self.region // split)
+            if sent_on(action, self.schedule.placement, self.stage) is not None:
+                self._add(site, "send", 1, self.region // split)
+
+    def _zero(self) -> None:
+        regathers = self.config.parallel.zero_stage == 3 and self.config.parallel.zero_regather == "microbatch"
+        reduces_each = self.config.parallel.zero_stage >= 2 and self.config.parallel.zero_regather == "microbatch"
+        replicas = self.resolved.zero_size // self.sharding
+        uses, finished = Counter(), Counter()
+        for action in self.actions:
+            for unit in self.chunks[action.chunk]:
+                for name in unit.shards:
+                    uses[name] += action.kind != "W"
+                    finished[name] += action.kind in "BW"
+        kept = Counter(name for one, other in self._meetings() for name in set(one.shards) & set(other.shards))
+        for name in uses:
+            gathers = uses[name] - kept[name] if regathers else 1
+            shard = self.shard_size(name)
+            if self.sharding > 1:
+                self._add("zero.gather", "all_gather", gathers, self.sharding * shard * self.element)
+                reductions = finished[name] if reduces_each else 1
+                self._add("zero.reduce", "reduce_scatter", reductions, self.sharding * shard * self._reduced())
+            if replicas > 1:
+                self._add("zero.replicate", "all_reduce", 1, shard * self.exact)
+
+    def _reduced(self) -> int:
+        return getattr(torch, self.resolved.grad_reduce_dtype).itemsize
+
+    def _meetings(self) -> Iterator[tuple[Unit, Unit]]:
+        """The units that follow each other in the walk: what both need stays gathered."""
+        walk = [unit for action in self.actions if action.kind != "W" for unit in self._order(action)]
+        return pairwise(walk)
+
+    def _order(self, action: Action) -> list[Unit]:
+        units = self.chunks[action.chunk]
+        return units if action.kind == "F" else units[::-1]
+
+    def _ends(self) -> None:
+        """What happens once a step, whatever the microbatches."""
+        resolved, model = self.resolved, self.config.model
+        if resolved.zero_size > 1:
+            self._add("loss.count", "all_reduce", 1, 8)
+        if resolved.world_size > 1:
+            self._add("step.totals", "all_gather", 1, resolved.world_size * 5 * 8)
+        if resolved.tensor > 1 and self.config.parallel.sequence:
+            units = [unit for chunk in self.chunks for unit in chunk]
+            norms = sum({"block": 2, "head": 1}.get(unit.kind, 0) for unit in units)
+            size = norms * ceil(model.hidden_size / self.sharding)
+            if size:
+                self._add("norm_gradient.sum", "all_reduce", 1, size * self.exact)
+        placement = self.schedule.placement
+        ends = placement.place(0)[0], placement.place(len(resolved.stage_layers) - 1)[0]
+        if model.tie_word_embeddings and ends[0] != ends[1] and self.stage in ends:
+            self._add("tied_gradient.sum", "all_reduce", 1, self.shard_size("embedding") * self.exact)
+
+
+def step_traffic(config: Config, resolved: Resolved, schedule: Schedule, stage: int) -> Traffic:
+    """(calls, bytes) of every call site and operation, in one training step, of a rank on `stage`."""
+    return StepTraffic(config, resolved, schedule, stage).total()
