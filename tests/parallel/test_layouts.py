@@ -18,7 +18,10 @@ from support.layouts import (
 from support.reference import train as reference_train
 from torch import from_numpy
 
+from megatron_lite.config import resolve
 from megatron_lite.optim.schedule import learning_rate
+from megatron_lite.parallel.ledger import ledger
+from megatron_lite.planning.traffic import step_traffic
 
 TOLERANCE = 1e-10
 CUBE = Layout(tensor=2, pipeline=2, data=2)
@@ -114,6 +117,20 @@ def test_layout_equals_one_process_in_float64(outcomes, layout):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_transcript_completes_under_nccl_rules(outcomes, layout):
     replay(outcomes(layout).transcripts)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_ledger_equals_its_closed_forms_to_the_byte(outcomes, layout, dtype):
+    layout = layout if dtype == "float64" else replace(layout, dtype=dtype, steps=1)
+    config = layout.config()
+    resolved = resolve(config, layout.world)
+    schedule = layout.schedule_of(config, resolved, resolved.microbatches)
+    for rank, events in enumerate(outcomes(layout).transcripts):
+        stage = rank // (layout.world // layout.pipeline)
+        step = step_traffic(config, resolved, schedule, stage)
+        expected = {key: (layout.steps * calls, layout.steps * size) for key, (calls, size) in step.items()}
+        assert {key: (entry.calls, entry.bytes) for key, entry in ledger(events).items()} == expected, f"rank {rank}"
 
 
 def _error(ours: np.ndarray, exact: np.ndarray) -> float:

@@ -12,7 +12,7 @@ STAGES = [
     Layout(tensor=2, pipeline=2, data=2, tied=True, layers=2, steps=3),
     Layout(tensor=2, data=2, zero_stage=0, sequence=False, layers=2, steps=3),
     Layout(pipeline=2, context=2, data=2, documents=True, zero_group=2, layers=2, steps=3),
-    Layout(tensor=2, context=4, context_kind="ulysses", layers=2, steps=3),
+    Layout(tensor=2, context=2, context_kind="ulysses", layers=2, steps=3),
 ]
 CAUGHT = 1e-6  # far above the 1e-14 of rounding
 

@@ -1,12 +1,13 @@
 """Train a small model on a layout, and put its shards together into logical tensors for comparison."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from megatron_lite.config import Config, config_from_tree, resolve
+from megatron_lite.config import Config, Resolved, config_from_tree, resolve
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.optim.norm import counts_here
 from megatron_lite.optim.schedule import learning_rate
@@ -89,6 +90,10 @@ class Layout:
             }
         )  # fmt: skip
 
+    def schedule_of(self, config: Config, resolved: Resolved, microbatches: int) -> Schedule:
+        whole = schedule_of(config, resolved, microbatches)
+        return whole if self.split is None else split_backward(whole, self.split)
+
     def single(self) -> "Layout":
         """The same model on one process, nothing sharded, split or recomputed."""
         return Layout(tied=self.tied, documents=self.documents, layers=self.layers, dtype=self.dtype, steps=self.steps)
@@ -121,11 +126,7 @@ def build_trainer(layout: Layout, recorder: Recorder | None = None, config: Conf
     config = config or layout.config()
     resolved = resolve(config, layout.world)
     shape = MeshShape(layout.pipeline, layout.data, layout.context, layout.tensor, layout.zero_group)
-
-    def schedule(microbatches: int) -> Schedule:
-        whole = schedule_of(config, resolved, microbatches)
-        return whole if layout.split is None else split_backward(whole, layout.split)
-
+    schedule = partial(layout.schedule_of, config, resolved)
     mesh = build_mesh(shape, torch.device("cpu"), schedule(resolved.microbatches).placement, recorder)
     return Trainer(config, resolved, mesh, schedule, recorder, end_of_document=3 if layout.documents else None)
 
