@@ -109,7 +109,8 @@ def build_mesh(shape: MeshShape, device: torch.device, placement: Placement | No
 
     rank = dist.get_rank()
     coordinate = shape.coordinate(rank)
-    axes = init_device_mesh(device.type, shape.sizes, mesh_dim_names=AXES)
+    # On paper the tensors are meta tensors; the groups are the CPU's.
+    axes = init_device_mesh("cpu" if device.type == "meta" else device.type, shape.sizes, mesh_dim_names=AXES)
 
     def communicator(axis: str, group) -> Communicator:
         ranks = tuple(dist.get_process_group_ranks(group))

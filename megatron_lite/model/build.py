@@ -64,8 +64,10 @@ def build_stage(config: Config, resolved: Resolved, mesh: Mesh) -> Stage:
 
 
 def initialize(stage: Stage, seed: int) -> None:
-    """Fill every shard by (seed, name, element): the same numbers on every layout."""
+    """Fill every shard by (seed, name, element): the same numbers on every layout. Meta tensors have none."""
     for shards in stage.shards:
+        if shards.master.is_meta:
+            continue
         for _, box in shards.layout.boxes(shards.sharding.rank):
             fill_box(shards.master, box, seed)
         shards.refresh()

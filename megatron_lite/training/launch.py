@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -73,6 +75,8 @@ def run_job(run_dir: Path, place: Place, job: Callable[[Ending], str]) -> None:
     Ranks that find the same error end in silence with the same code, ranks that miss a neighbour with a line and 1.
     """
     ending = Ending(run_dir, place)
+    if place.world_size > 1:
+        end_with_launcher()
     try:
         reason = job(ending)
     except MegatronLiteError as error:
@@ -88,6 +92,22 @@ def run_job(run_dir: Path, place: Place, job: Callable[[Ending], str]) -> None:
         _leave(1)
     if place.first:
         ending.write(0, reason)
+
+
+def end_with_launcher() -> None:
+    """End this process when the one that started it is gone.
+
+    torchrun's processes outlive a torchrun that was killed by force; they would train on, and write where the job that
+    takes over writes too.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="launcher watch").start()
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -30,6 +30,18 @@ def wait_for_step(run_dir: Path, step: int, process) -> None:
         time.sleep(0.005)
 
 
+def kill_launcher(process) -> None:
+    """SIGKILL torchrun alone, and see its ranks end by themselves."""
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(ranks) == 8
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks):
+        assert time.monotonic() < deadline, "ranks train on without their launcher"
+        time.sleep(0.05)
+
+
 def test_run_killed_at_a_random_step_resumes_to_the_bit(ranks, data_dir):
     whole, killed = data_dir / "whole", data_dir / "killed"
     settings = {**CUBE, "train__dtype": "bfloat16", "train__steps": 60, "optim__decay_steps": 60}
@@ -38,8 +50,7 @@ def test_run_killed_at_a_random_step_resumes_to_the_bit(ranks, data_dir):
     step = random.randrange(5, 55)
     process = start_pretrain(tree_of(killed, data_dir, **settings), 8)
     wait_for_step(killed, step, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_launcher(process)
     assert not (killed / "checkpoints" / "step_60").exists(), f"killed too late, at step {step}"
     ranks.run(run_pretrain, 8, tree_of(killed, data_dir, **settings), 8)
 

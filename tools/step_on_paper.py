@@ -1,0 +1,78 @@
+"""One training step of a configuration on paper: memory and traffic of the first, a middle and the last stage's rank.
+
+python tools/step_on_paper.py examples/pretrain_65b/gpus_512.yaml --world-size 512
+
+Runs the real training step on meta tensors, so it takes seconds for any model and any world. Memory does not depend on
+the number of microbatches once the pipeline is full; traffic does, and is that of a whole step.
+"""
+
+import argparse
+
+from megatron_lite.config import Config, load_config, resolve
+from megatron_lite.errors import run_face
+from megatron_lite.planning.paper import PaperStep, step_on_paper
+from megatron_lite.planning.traffic import step_traffic
+from megatron_lite.training.step import schedule_of
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Memory and traffic of one training step, on paper.")
+    parser.add_argument("config", metavar="CONFIG.yaml")
+    parser.add_argument("overrides", metavar="key=value", nargs="*")
+    parser.add_argument("--world-size", type=int, required=True, metavar="N")
+    return parser.parse_args()
+
+
+def roles(pipeline: int) -> dict[str, int]:
+    """Stages worth a row, each once."""
+    named = {"last": pipeline - 1, "middle": pipeline // 2, "first": 0}
+    once = {stage: name for name, stage in named.items()}
+    return {name: stage for stage, name in sorted(once.items())}
+
+
+def enough(config: Config, world_size: int) -> int:
+    """Microbatches that fill the pipeline: one more than its stages, or three groups where they pass in groups."""
+    resolved = resolve(config, world_size)
+    most = 3 * resolved.pipeline if resolved.virtual_stages > 1 else resolved.pipeline + 1
+    return min(most, resolved.microbatches)
+
+
+def row(name: str, step: PaperStep, config: Config, world_size: int) -> str:
+    """Memory from the paper step; traffic of the whole step from the closed forms that the tests hold it against."""
+    resolved = resolve(config, world_size)
+    whole = step_traffic(config, resolved, schedule_of(config, resolved, resolved.microbatches), step.stage)
+    gibibytes = [step.at_peak[kind] / 2**30 for kind in ("state", "weights", "gradients")]
+    gibibytes += [step.activations / 2**30, step.peak / 2**30]
+    sites = {
+        "tensor": ("attention.", "mlp.", "embedding.", "head.", "cross_entropy.", "norm_gradient."),
+        "pipeline": ("pipeline.",),
+        "zero": ("zero.",),
+    }
+    sent = [
+        sum(size for (site, _), (_, size) in whole.items() if site.startswith(prefixes)) for prefixes in sites.values()
+    ]
+    cells = [f"{value:.2f}" for value in gibibytes]
+    cells += [f"{size / 1e9:,.1f}" for size in sent]
+    return f"| {name} ({step.stage}) | {' | '.join(cells)} |"
+
+
+def table(config: Config, world_size: int) -> list[str]:
+    pipeline = config.parallel.pipeline
+    count = enough(config, world_size)
+    lines = [
+        "| stage | state | weights | gradients | activations | peak, GiB | tensor, GB | pipeline, GB | zero, GB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, stage in roles(pipeline).items():
+        step = step_on_paper(config, world_size, stage * world_size // pipeline, count)
+        lines.append(row(name, step, config, world_size))
+    return lines
+
+
+def main() -> None:
+    options = parse_arguments()
+    print("\n".join(table(load_config(options.config, options.overrides), options.world_size)))
+
+
+if __name__ == "__main__":
+    run_face(main)
