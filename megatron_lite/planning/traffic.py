@@ -218,3 +218,25 @@ class StepTraffic:
 def step_traffic(config: Config, resolved: Resolved, schedule: Schedule, stage: int) -> Traffic:
     """(calls, bytes) of every call site and operation, in one training step, of a rank on `stage`."""
     return StepTraffic(config, resolved, schedule, stage).total()
+
+
+@dataclass(frozen=True)
+class RegatherCosts:
+    """What `zero_regather` chooses between, for a rank of one stage; bytes a step, and bytes held."""
+
+    microbatch: int  # gathers and reductions of every pass
+    step: int  # of one gather and one reduction a unit
+    held: int  # gathered weights and unreduced gradients, which `step` keeps until its end
+
+
+def regather_costs(config: Config, resolved: Resolved, schedule: Schedule, stage: int) -> RegatherCosts:
+    """The traffic and the memory of both policies at ZeRO-3, whichever is configured."""
+    moved = {}
+    for policy in ("microbatch", "step"):
+        parallel = config.parallel.model_copy(update={"zero_stage": 3, "zero_regather": policy})
+        traffic = step_traffic(config.model_copy(update={"parallel": parallel}), resolved, schedule, stage)
+        moved[policy] = sum(size for (site, _), (_, size) in traffic.items() if site in ("zero.gather", "zero.reduce"))
+    forms = StepTraffic(config, resolved, schedule, stage)
+    names = {name for chunk in forms.chunks for unit in chunk for name in unit.shards}
+    weights = sum(forms.shard_size(name) * forms.sharding for name in names)
+    return RegatherCosts(moved["microbatch"], moved["step"], weights * (forms.element + forms.exact))

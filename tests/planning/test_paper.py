@@ -11,7 +11,7 @@ from support.layouts import Layout, build_trainer, my_samples
 from megatron_lite.config import load_config, resolve
 from megatron_lite.planning.memory import StorageTracker
 from megatron_lite.planning.paper import step_on_paper
-from megatron_lite.planning.traffic import step_traffic
+from megatron_lite.planning.traffic import regather_costs, step_traffic
 from megatron_lite.training.step import schedule_of
 from tools.step_on_paper import enough, table
 
@@ -54,6 +54,24 @@ def test_memory_stays_and_traffic_grows_evenly_once_the_pipeline_is_full(world):
     for key in steps[0].traffic:
         sizes = [step.traffic[key].bytes for step in steps]
         assert sizes[2] - sizes[1] == sizes[1] - sizes[0], key
+
+
+def test_regathering_each_microbatch_is_shown_with_what_once_would_cost():
+    """By hand, for the last of two stages: two blocks and the head, 1F1B over two data ranks."""
+    layout = Layout(pipeline=2, data=2, dtype="float32")
+    config = layout.config()
+    resolved = resolve(config, 4)
+    costs = regather_costs(config, resolved, schedule_of(config, resolved, resolved.microbatches), 1)
+    qkv, o, feed, norms = (32 + 2 * 16) * 32, 32 * 32, 3 * 40 * 32, 2 * 32
+    block, head = qkv + o + feed + norms, 62 * 32 + 32  # 61 rows pad to 62 over two ranks
+    m = resolved.microbatches
+    # Blocks: F and B of each microbatch, less the pass where a block's B follows its F or its F follows its B.
+    gathers = {"first": 2 * m - (m - 1), "second": 2 * m, "head": 2 * m - m}
+    once = 2 * block + head
+    assert costs.step == once * (4 + 4)
+    assert costs.held == once * (4 + 4)
+    moved = gathers["first"] * block + gathers["second"] * block + gathers["head"] * head
+    assert costs.microbatch == 4 * moved + 4 * m * once
 
 
 @pytest.mark.nightly
