@@ -10,8 +10,8 @@ import argparse
 
 from megatron_lite.config import Config, load_config, resolve
 from megatron_lite.errors import run_face
+from megatron_lite.parallel.traffic import step_traffic
 from megatron_lite.planning.paper import PaperStep, step_on_paper
-from megatron_lite.planning.traffic import step_traffic
 from megatron_lite.training.step import schedule_of
 
 

@@ -1,1 +1,1 @@
-"""What a configuration will cost, from formulas."""
+"""The training step on paper, for any configuration and any world."""

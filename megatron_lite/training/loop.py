@@ -23,8 +23,8 @@ from megatron_lite.errors import DataError, MegatronLiteError
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.collectives import default_store
+from megatron_lite.parallel.traffic import regather_costs
 from megatron_lite.parallel.transcript import TranscriptChecker
-from megatron_lite.planning.traffic import regather_costs
 from megatron_lite.training.flops import flops_per_token, model_flops_utilization, peak_flops
 from megatron_lite.training.metrics import MetricsWriter, StepMetrics
 from megatron_lite.training.report import write_report
