@@ -7,6 +7,9 @@ reads key-value head h // (H / G).
 import torch
 from torch import Tensor
 
+# PyTorch's fused operation with a log-sum-exp; on meta tensors it keeps what a fused GPU kernel would. Elsewhere the
+# definition is computed as written, whole scores and all, until a kernel of ours takes its place.
+_FUSED = ("cpu", "meta")
 _CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -18,9 +21,9 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, allowed: Te
     sees these alone; a query that sees none has output 0 and log-sum-exp -inf. Scores are q k^T / sqrt(D) (Vaswani et
     al. 2017, arXiv 1706.03762, equation 1).
     """
-    if allowed is None:
+    if allowed is None and q.device.type in _FUSED:
         return _CPU(q, k, v, 0.0, causal)
-    scores = _scores(q, k, allowed)
+    scores = _scores(q, k, _everything(q, k, causal) if allowed is None else allowed)
     log_sum = scores.logsumexp(-1)
     return _heads_times(_probabilities(scores, log_sum), v).to(q.dtype), log_sum
 
@@ -34,8 +37,9 @@ def attention_backward(
     `output` and `log_sum` are those over all keys, of which k and v may be a part: the results are then this part's
     share (Dao et al. 2022, arXiv 2205.14135, algorithm 4; nothing in it but the log-sum-exp knows the other keys).
     """
-    if allowed is None:
+    if allowed is None and q.device.type in _FUSED:
         return _CPU_BACKWARD(gradient, q, k, v, output, log_sum, 0.0, causal)
+    allowed = _everything(q, k, causal) if allowed is None else allowed
     probabilities = _probabilities(_scores(q, k, allowed), log_sum)
     exact = gradient.to(probabilities.dtype)
     groups = (*k.shape[:2], q.shape[1] // k.shape[1], *q.shape[2:])
@@ -47,6 +51,12 @@ def attention_backward(
     q_gradient = (to_scores @ k.unsqueeze(2).to(exact.dtype)).view(q.shape)
     k_gradient = (to_scores.transpose(-1, -2) @ q.reshape(groups).to(exact.dtype)).sum(2)
     return q_gradient.to(q.dtype), k_gradient.to(k.dtype), v_gradient.to(v.dtype)
+
+
+def _everything(q: Tensor, k: Tensor, causal: bool) -> Tensor:
+    """What queries may see without a mask of their own: bool [T, S]."""
+    seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+    return seen.tril() if causal else seen
 
 
 def _scores(q: Tensor, k: Tensor, allowed: Tensor) -> Tensor:

@@ -74,3 +74,17 @@ def test_bfloat16_keeps_its_dtype_and_errs_by_its_rounding(masked):
     assert (output.dtype, log_sum.dtype) == (torch.bfloat16, torch.float32)
     torch.testing.assert_close(output.double(), expected, rtol=2**-7, atol=2**-7)
     torch.testing.assert_close(log_sum.double(), expected_log_sum, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_written_out_definition_is_the_fused_operation(causal, monkeypatch):
+    """Other devices than the CPU take the first."""
+    leaves = inputs(12, 12)
+    gradient = torch.randn(B, H, 12, D, dtype=torch.float64)
+    fused = attention_forward(*leaves, causal, None)
+    fused_gradients = attention_backward(gradient, *leaves, *fused, causal, None)
+    monkeypatch.setattr("megatron_lite.kernels.attention._FUSED", ())
+    written = attention_forward(*leaves, causal, None)
+    written_gradients = attention_backward(gradient, *leaves, *written, causal, None)
+    for ours, theirs in zip((*written, *written_gradients), (*fused, *fused_gradients), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
