@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_lite.config import load_config, resolve
 from megatron_lite.errors import run_face
 from megatron_lite.training.mesh_drawing import describe, mesh_svg
+from megatron_lite.training.step import schedule_of
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -22,10 +23,13 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_arguments()
-    layout = resolve(load_config(options.config, options.overrides), options.world_size)
+    config = load_config(options.config, options.overrides)
+    layout = resolve(config, options.world_size)
     print(f"{describe(layout)}; {layout.microbatches} microbatches a step, stage layers {list(layout.stage_layers)}")
     if options.svg:
-        options.svg.write_text(mesh_svg(layout), encoding="utf-8")
+        options.svg.write_text(
+            mesh_svg(layout, schedule_of(config, layout, layout.microbatches).placement), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -190,34 +190,25 @@ def exchange_heads(qkv: Tensor, head_dim: int, queries: int, split: ContextSplit
         q = q.unflatten(3, (copies, queries // copies))
         kv = kv.unsqueeze(3).expand(-1, -1, -1, copies, -1, -1)
         qkv = torch.cat([q, kv], dim=4).flatten(2)
-    return _ExchangeHeads.apply(qkv, split.communicator, "context.heads")
+    return _Move.apply(qkv, _scatter_groups, _gather_groups, split.communicator, "context.heads")
 
 
 def return_heads(output: Tensor, split: ContextSplit) -> Tensor:
     """[c T, B, heads D] of this rank's heads -> [T, B, all heads D] of its positions."""
-    return _ReturnHeads.apply(output, split.communicator, "context.heads.return")
+    return _Move.apply(output, _gather_groups, _scatter_groups, split.communicator, "context.heads.return")
 
 
-class _ExchangeHeads(Function):
-    @staticmethod
-    def forward(ctx, packed, communicator, site):
-        ctx.communicator, ctx.site = communicator, site
-        return _scatter_groups(packed, communicator, site)
+class _Move(Function):
+    """`there` forward, and what undoes it, `back`, for the gradient."""
 
     @staticmethod
-    def backward(ctx, gradient):
-        return _gather_groups(gradient, ctx.communicator, f"{ctx.site}.backward"), None, None
-
-
-class _ReturnHeads(Function):
-    @staticmethod
-    def forward(ctx, output, communicator, site):
-        ctx.communicator, ctx.site = communicator, site
-        return _gather_groups(output, communicator, site)
+    def forward(ctx, x, there, back, communicator, site):
+        ctx.back, ctx.communicator, ctx.site = back, communicator, site
+        return there(x, communicator, site)
 
     @staticmethod
     def backward(ctx, gradient):
-        return _scatter_groups(gradient, ctx.communicator, f"{ctx.site}.backward"), None, None
+        return ctx.back(gradient, ctx.communicator, f"{ctx.site}.backward"), None, None, None, None
 
 
 def _scatter_groups(x: Tensor, communicator: Communicator, site: str) -> Tensor:

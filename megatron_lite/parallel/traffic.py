@@ -25,7 +25,7 @@ Traffic = dict[tuple[str, str], tuple[int, int]]  # (site, operation) -> (calls,
 
 @dataclass(frozen=True)
 class Unit:
-    """What the forms need of a unit: its name, its kind, and the row counts and row sizes of its gathered weights."""
+    """What the forms need of a unit: its kind, the names of what it gathers, and whether it is run again."""
 
     kind: str  # embedding | block | head
     shards: tuple[str, ...]
@@ -107,13 +107,10 @@ class StepTraffic:
         self.found[site, operation] += calls
         self.bytes[site, operation] += calls * size
 
-    def _microbatches(self) -> int:
-        return self.resolved.microbatches
-
     def _tensor(self) -> None:
         if self.resolved.tensor == 1:
             return
-        m, sequence = self._microbatches(), self.config.parallel.sequence
+        m, sequence = self.resolved.microbatches, self.config.parallel.sequence
         for unit in (unit for chunk in self.chunks for unit in chunk):
             forwards = m * (2 if unit.recompute == "full" else 1)
             entered = {"block": ("attention.enter", "mlp.enter"), "head": ("head.enter",)}.get(unit.kind, ())
@@ -138,7 +135,7 @@ class StepTraffic:
         per_head = self.region // model.hidden_size * self.resolved.head_dim  # bytes, of all its positions
         queries = model.num_attention_heads // self.resolved.tensor
         key_values = model.num_key_value_heads // self.resolved.tensor
-        m = self._microbatches()
+        m = self.resolved.microbatches
         for unit in (unit for chunk in self.chunks for unit in chunk if unit.kind == "block"):
             forwards = m * (1 if unit.recompute == "none" else 2)
             if self.config.parallel.context_kind == "ring":

@@ -1,8 +1,10 @@
 """The layout as a picture: one panel for each model replica, stages from top to bottom, tensor ranks side by side."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_lite.config import Resolved
+from megatron_lite.parallel.pipeline.schedules import Placement
 
 # Of the stages in turn: with dark text on them they read on a light and on a dark page.
 FILL = ("#8ab6f0", "#f2b179", "#9bd3a0", "#c9a9e6", "#e8cf6b", "#8fd0d3")
@@ -29,9 +31,10 @@ def rank_at(layout: Resolved, pipeline: int, data: int, context: int, tensor: in
     return ((pipeline * layout.data + data) * layout.context + context) * layout.tensor + tensor
 
 
-def mesh_svg(layout: Resolved) -> str:
+def mesh_svg(layout: Resolved, placement: Placement) -> str:
     """A self-contained SVG of at most MAX_PANELS replicas; safe inside an HTML page (no style sheet, no script)."""
-    sizes = Sizes()
+    held = [_held(layout, placement, stage) for stage in range(placement.stages)]
+    sizes = Sizes(left=max(Sizes.left, 8 * max(map(len, held))))
     columns = layout.context * layout.tensor
     panels = min(layout.data, MAX_PANELS)
     panel_width = columns * (sizes.cell_width + sizes.gap) - sizes.gap
@@ -41,7 +44,7 @@ def mesh_svg(layout: Resolved) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'font-family="system-ui, sans-serif" font-size="13" fill="{GREY}" role="img">',
         f"<title>{layout.world_size} ranks: {describe(layout)}</title>",
-        *_stage_names(layout, sizes),
+        *_stage_names(held, sizes),
     ]
     for data in range(panels):
         left = sizes.left + data * (panel_width + sizes.panel_gap)
@@ -58,16 +61,26 @@ def describe(layout: Resolved) -> str:
     return " × ".join(f"{name} {size}" for name, size in axes.items() if size > 1) or "one process"
 
 
-def _stage_names(layout: Resolved, sizes: Sizes) -> list[str]:
-    parts, first = [], 0
-    for stage, layers in enumerate(layout.stage_layers):
+def _stage_names(held: Sequence[str], sizes: Sizes) -> list[str]:
+    parts = []
+    for stage, what in enumerate(held):
         y = sizes.top + stage * (sizes.cell_height + sizes.gap) + sizes.cell_height / 2
-        ends = ["embedding"] * (stage == 0) + ["head"] * (stage == layout.pipeline - 1)
-        blocks = f"block {first}" if layers == 1 else f"blocks {first}–{first + layers - 1}"
         parts.append(f'<text x="0" y="{y - 3}" font-size="14">stage {stage}</text>')
-        parts.append(f'<text x="0" y="{y + 13}">{", ".join([blocks, *ends])}</text>')
-        first += layers
+        parts.append(f'<text x="0" y="{y + 13}">{what}</text>')
     return parts
+
+
+def _held(layout: Resolved, placement: Placement, stage: int) -> str:
+    """What a stage's pieces of the model are made of."""
+    pieces = [placement.piece(stage, chunk) for chunk in range(placement.chunks)]
+    return ", ".join(name for piece in pieces for name in _piece(layout, piece))
+
+
+def _piece(layout: Resolved, piece: int) -> list[str]:
+    first, layers = sum(layout.stage_layers[:piece]), layout.stage_layers[piece]
+    blocks = f"block {first}" if layers == 1 else f"blocks {first}–{first + layers - 1}"
+    ends = ["embedding"] * (piece == 0) + ["head"] * (piece == len(layout.stage_layers) - 1)
+    return [blocks, *ends]
 
 
 def _panel(layout: Resolved, sizes: Sizes, data: int, left: float) -> list[str]:

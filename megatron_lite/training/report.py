@@ -21,13 +21,13 @@ from megatron_lite.data.sidecar import Sidecar
 from megatron_lite.errors import DataError
 from megatron_lite.files import partial_path, publish
 from megatron_lite.parallel.pipeline.drawing import timeline_svg
-from megatron_lite.parallel.pipeline.schedules import SCHEDULES
 from megatron_lite.parallel.pipeline.simulator import Costs, simulate
 from megatron_lite.training.charts import Level, Series, format_number, line_chart
 from megatron_lite.training.flops import flops_per_token, matmul_parameters
 from megatron_lite.training.mesh_drawing import MAX_PANELS, describe, mesh_svg
 from megatron_lite.training.metrics import read_metrics
 from megatron_lite.training.run_files import read_layout
+from megatron_lite.training.step import schedule_of
 
 Records = Sequence[dict[str, Any]]
 
@@ -56,7 +56,7 @@ def write_report(run_dir: str | Path) -> Path:
         figures=key_figures(run),
         charts=charts(run),
         timeline=pipeline_timeline(run.config, run.layout),
-        mesh=mesh(run.layout),
+        mesh=mesh(run.config, run.layout),
         corpus=corpus_rows(run.corpus) if run.corpus else None,
         datasets=dataset_rows(run.config),
         sample=run.sample,
@@ -162,7 +162,7 @@ def pipeline_timeline(config: Config, layout: Resolved) -> dict[str, Any] | None
     if layout.pipeline == 1:
         return None
     drawn = min(layout.microbatches, 4 * layout.pipeline)
-    schedule = SCHEDULES[config.parallel.schedule](layout.pipeline, layout.virtual_stages, drawn)
+    schedule = schedule_of(config, layout, drawn)
     svg = timeline_svg(simulate(schedule, Costs()), "times of a forward")
     return {
         "svg": Markup(svg),
@@ -172,8 +172,9 @@ def pipeline_timeline(config: Config, layout: Resolved) -> dict[str, Any] | None
     }
 
 
-def mesh(layout: Resolved) -> dict[str, Any]:
-    return {"svg": Markup(mesh_svg(layout)), "left_out": max(0, layout.data - MAX_PANELS)}
+def mesh(config: Config, layout: Resolved) -> dict[str, Any]:
+    placement = schedule_of(config, layout, layout.microbatches).placement
+    return {"svg": Markup(mesh_svg(layout, placement)), "left_out": max(0, layout.data - MAX_PANELS)}
 
 
 def corpus_rows(statistics: dict[str, Any]) -> dict[str, list[tuple[str, str, str, str]]]:

@@ -4,7 +4,6 @@ Drawn from a seed; the pairs that no layout of at most eight ranks can have are 
 """
 
 import random
-from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -127,4 +126,4 @@ def test_the_draw_is_the_same_every_time_and_each_layout_fits():
     first, again = cover(seed=11), cover(seed=11)
     assert first == again
     assert len(first[0]) >= LEAST
-    assert all(layout.world <= RANKS and replace(layout) == layout for layout in first[0])
+    assert all(layout.world <= RANKS for layout in first[0])

@@ -32,3 +32,12 @@ def test_a_layout_that_does_not_fit_the_world_is_one_line_and_exit_code_2() -> N
     done = run("--world-size", "6")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_stage_of_several_chunks_names_all_its_blocks(tmp_path: Path) -> None:
+    picture = tmp_path / "mesh.svg"
+    layout = ("parallel.schedule=zb_v", "parallel.virtual_stages=2", "--world-size", "8")
+    assert run(*layout, "--svg", str(picture)).returncode == 0
+    texts = [text.text for text in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
+    assert "block 0, embedding, block 3, head" in texts
+    assert "block 1, block 2" in texts

@@ -10,6 +10,7 @@ import pytest
 
 from megatron_lite.config import config_from_tree, resolve
 from megatron_lite.errors import DataError
+from megatron_lite.parallel.pipeline.schedules import Placement
 from megatron_lite.training.mesh_drawing import mesh_svg, rank_at
 from megatron_lite.training.metrics import StepMetrics
 from megatron_lite.training.report import parameter_count, write_report
@@ -113,7 +114,7 @@ def test_the_layout_file_gives_back_what_was_resolved(tmp_path: Path) -> None:
 
 def test_every_rank_of_the_layout_is_drawn_once_at_its_place(tmp_path: Path) -> None:
     layout = read_layout(make_run(tmp_path, tensor=2, pipeline=2))
-    drawn = [int(rank) for rank in re.findall(r'font-size="15"[^>]*>(\d+)<', mesh_svg(layout))]
+    drawn = [int(rank) for rank in re.findall(r'font-size="15"[^>]*>(\d+)<', mesh_svg(layout, Placement(2)))]
     assert sorted(drawn) == list(range(8))
     assert [rank_at(layout, 1, 0, 0, tensor) for tensor in range(2)] == [4, 5]
     assert rank_at(layout, 0, 1, 0, 0) == 2

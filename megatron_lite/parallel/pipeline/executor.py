@@ -159,7 +159,7 @@ def _unit_backward(
             y = unit.forward(x, batch)
     for weight in weights:
         weight.later = queue
-    torch.autograd.backward(y, gradient)
+    torch.autograd.backward((y,), (gradient,))  # an edge by itself passes for a sequence in some versions
     for weight in weights:
         weight.later = None
     return x.grad
