@@ -67,11 +67,11 @@ class Block:
         """The block around any attention [T, B, packed QKV] -> [T, B, heads D]; generation passes one with a cache."""
         region, eps, again = self.region, self.model.rms_norm_eps, self.recompute == "selective"
         h = rms_norm(x, self.attention_norm, eps)
-        qkv = enter_linear(h, self.qkv, region, "attention.enter")
-        x = linear_leave(qkv, attention, self.o, region, "attention.leave", again).add_(x)
+        h = enter_linear(h, self.qkv, region, "attention.enter")
+        x = linear_leave(h, attention, self.o, region, "attention.leave", again).add_(x)
         h = rms_norm(x, self.mlp_norm, eps)
-        gate_up = enter_linear(h, self.gate_up, region, "mlp.enter")
-        return linear_leave(gate_up, swiglu, self.down, region, "mlp.leave", again).add_(x)
+        h = enter_linear(h, self.gate_up, region, "mlp.enter")
+        return linear_leave(h, swiglu, self.down, region, "mlp.leave", again).add_(x)
 
     def _attention(self, qkv: Tensor, sight: Sight) -> Tensor:
         queries = self.model.num_attention_heads // self.model.num_key_value_heads

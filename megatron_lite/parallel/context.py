@@ -82,7 +82,7 @@ class _RingAttention(Function):
     @staticmethod
     def forward(ctx, q, k, v, split, documents):
         ring = _Ring(split, q.shape[2], documents)
-        exact = torch.promote_types(q.dtype, torch.float32)
+        exact = ring.sum_dtype(q.dtype)
         output = log_sum = None
         block = (k, v)
         for step in range(ring.size):
@@ -103,7 +103,7 @@ class _RingAttention(Function):
     def backward(ctx, gradient):
         q, k, v, output, log_sum = ctx.saved_tensors
         ring, block = ctx.ring, (k, v)
-        exact = torch.promote_types(q.dtype, torch.float32)
+        exact = ring.sum_dtype(q.dtype)
         travelling = None  # a block's gradients follow it one step later and gather what each rank adds
         for step in range(ring.size):
             arriving = ring.pass_on(block, "context.ring.again") if step < ring.size - 1 else None
@@ -150,6 +150,10 @@ class _Ring:
     def __init__(self, split: ContextSplit, length: int, documents: Documents | None):
         self.split, self.communicator, self.documents = split, split.communicator, documents
         self.size, self.rank, self.length = self.communicator.size, self.communicator.rank, length
+
+    def sum_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What partial results are added in; of one rank's there is nothing to add."""
+        return torch.promote_types(dtype, torch.float32) if self.size > 1 else dtype
 
     def pass_on(self, block: Sequence[Tensor], site: str) -> _Arriving:
         """Give the block to the next rank while the one of the rank before comes in."""

@@ -105,7 +105,7 @@ class _EnterLinear(Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
+        x = _saved(ctx)
         weight, region, site = ctx.weight, ctx.region, ctx.site
         gathered = region.enter(x, f"{site}.again") if weight.later is None else None
         full_gradient = _product(gradient, weight.data)
@@ -128,7 +128,7 @@ class _LinearLeave(Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
+        x = _saved(ctx)
         weight = ctx.weight
         full = ctx.region.leave_backward(gradient, f"{ctx.site}.backward").wait()
         input_gradient = _product(full, weight.data)
@@ -157,6 +157,12 @@ class _RecomputedLinearLeave(Function):
         kept = output.detach()
         weight.run_or_defer(lambda: weight.add_product(_rows(full), _rows(kept)))
         return input_gradient, None, None, None, None
+
+
+def _saved(ctx) -> Tensor:
+    """The one tensor saved, without its graph: what a queue keeps it would keep alive, down to the unit's input."""
+    (x,) = ctx.saved_tensors
+    return x.detach()
 
 
 def _product(x: Tensor, matrix: Tensor) -> Tensor:

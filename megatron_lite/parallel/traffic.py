@@ -14,94 +14,26 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
 
-import torch
-
 from megatron_lite.config import Config, Resolved
 from megatron_lite.parallel.pipeline.routes import received_on, sent_on
-from megatron_lite.parallel.pipeline.schedules import Action, Schedule
+from megatron_lite.parallel.pipeline.schedules import Schedule
+from megatron_lite.parallel.sizes import StageSizes, Unit
 
 Traffic = dict[tuple[str, str], tuple[int, int]]  # (site, operation) -> (calls, bytes)
 
 
-@dataclass(frozen=True)
-class Unit:
-    """What the forms need of a unit: its kind, the names of what it gathers, and whether it is run again."""
-
-    kind: str  # embedding | block | head
-    shards: tuple[str, ...]
-    recompute: str = "none"
-
-
-class StepTraffic:
+class StepTraffic(StageSizes):
     """The traffic of a rank on one stage; every rank of a stage has the same."""
 
     def __init__(self, config: Config, resolved: Resolved, schedule: Schedule, stage: int):
-        self.config, self.resolved, self.schedule, self.stage = config, resolved, schedule, stage
-        self.actions = schedule.actions[stage]
+        super().__init__(config, resolved, schedule, stage)
         self.found: Counter[tuple[str, str]] = Counter()
         self.bytes: Counter[tuple[str, str]] = Counter()
-        self.weights = self._weights()
-        self.chunks = [self._units(schedule.placement.piece(stage, c)) for c in range(schedule.placement.chunks)]
 
     def total(self) -> Traffic:
         for count in (self._tensor, self._context, self._pipeline, self._zero, self._ends):
             count()
         return {key: (self.found[key], self.bytes[key]) for key in self.found if self.found[key]}
-
-    # Sizes
-
-    @property
-    def element(self) -> int:
-        return getattr(torch, self.resolved.compute_dtype).itemsize
-
-    @property
-    def exact(self) -> int:
-        """Bytes of an element where sums are kept: float32, or float64 in a float64 run."""
-        return max(4, self.element)
-
-    @property
-    def region(self) -> int:
-        """Bytes of one microbatch's activations inside a tensor-parallel region, all of the rank's positions."""
-        train, model = self.config.train, self.config.model
-        positions = train.sequence_length // self.resolved.context
-        return positions * train.micro_batch_size * model.hidden_size * self.element
-
-    @property
-    def sharding(self) -> int:
-        """Ranks that share one set of shards."""
-        parallel = self.config.parallel
-        return 1 if parallel.zero_stage == 0 else (parallel.zero_group or self.resolved.zero_size)
-
-    def _weights(self) -> dict[str, list[tuple[int, int]]]:
-        """(rows, row size) of the local weights behind each shard group."""
-        model, tensor = self.config.model, self.resolved.tensor
-        hidden, head_dim = model.hidden_size, self.resolved.head_dim
-        queries = model.num_attention_heads // tensor * head_dim
-        key_values = model.num_key_value_heads // tensor * head_dim
-        feed = model.intermediate_size // tensor
-        vocabulary = (self.resolved.padded_vocab_size // tensor, hidden)
-        norm = (hidden, 1)
-        block = [(queries + 2 * key_values, hidden), (hidden, queries), (2 * feed, hidden), (hidden, feed), norm, norm]
-        return {"block": block, "embedding": [vocabulary], "head": [vocabulary, norm], "norm": [norm]}
-
-    def shard_size(self, name: str) -> int:
-        """Elements of a rank's shard: each weight's rows, padded to divide."""
-        return sum(ceil(rows / self.sharding) * size for rows, size in self.weights[name.split(".")[0]])
-
-    def _units(self, piece: int) -> list[Unit]:
-        last = len(self.resolved.stage_layers) - 1
-        first_layer = sum(self.resolved.stage_layers[:piece])
-        layers = range(first_layer, first_layer + self.resolved.stage_layers[piece])
-        units = [Unit("block", (f"block.{layer}",), self.resolved.recompute[layer]) for layer in layers]
-        if piece == 0:
-            units.insert(0, Unit("embedding", ("embedding",)))
-        if piece == last:
-            placement = self.schedule.placement
-            beside = self.config.model.tie_word_embeddings and placement.place(0)[0] == placement.place(last)[0]
-            units.append(Unit("head", ("norm", "embedding") if beside else ("head",)))
-        return units
-
-    # Forms
 
     def _add(self, site: str, operation: str, calls: int, size: int) -> None:
         self.found[site, operation] += calls
@@ -125,8 +57,8 @@ class StepTraffic:
                 if sequence:
                     self._add(f"{site}.backward", "all_gather", m, self.region)
             if unit.kind == "head":
-                tokens = self.region // (self.config.model.hidden_size * self.element)
-                self._add("cross_entropy.combine", "all_gather", m, self.resolved.tensor * 2 * tokens * self.exact)
+                pairs = self.resolved.tensor * 2 * self.tokens * self.exact
+                self._add("cross_entropy.combine", "all_gather", m, pairs)
 
     def _context(self) -> None:
         size, model = self.resolved.context, self.config.model
@@ -177,21 +109,13 @@ class StepTraffic:
             if self.sharding > 1:
                 self._add("zero.gather", "all_gather", gathers, self.sharding * shard * self.element)
                 reductions = finished[name] if reduces_each else 1
-                self._add("zero.reduce", "reduce_scatter", reductions, self.sharding * shard * self._reduced())
+                self._add("zero.reduce", "reduce_scatter", reductions, self.sharding * shard * self.reduced)
             if replicas > 1:
                 self._add("zero.replicate", "all_reduce", 1, shard * self.exact)
 
-    def _reduced(self) -> int:
-        return getattr(torch, self.resolved.grad_reduce_dtype).itemsize
-
     def _meetings(self) -> Iterator[tuple[Unit, Unit]]:
         """The units that follow each other in the walk: what both need stays gathered."""
-        walk = [unit for action in self.actions if action.kind != "W" for unit in self._order(action)]
-        return pairwise(walk)
-
-    def _order(self, action: Action) -> list[Unit]:
-        units = self.chunks[action.chunk]
-        return units if action.kind == "F" else units[::-1]
+        return pairwise(unit for action, unit in self.walk() if action.kind != "W")
 
     def _ends(self) -> None:
         """What happens once a step, whatever the microbatches."""

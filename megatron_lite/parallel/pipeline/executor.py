@@ -101,10 +101,10 @@ class Executor:
 
     @torch.no_grad()
     def _weight_backward(self, action: Action) -> None:
-        for queue in self.queued.pop(self._key("backward", action)):
+        queues = self.queued.pop(self._key("backward", action))
+        for _ in units_of(self.stage, action):
             self.walk.enter()
-            for compute in queue:
-                compute()
+            _run(queues.pop(0))  # what it kept is freed
             self.walk.leave()
 
     def _walk_back(self, action: Action, queues: list[Queue] | None) -> None:
@@ -112,9 +112,8 @@ class Executor:
         gradient = self._take(action)
         for unit in units_of(self.stage, action):
             self.walk.enter()
-            x, y = saved.pop()
             queue = None if queues is None else []
-            gradient = _unit_backward(unit, x, y, gradient, self.batches[action.microbatch], queue)
+            gradient = _unit_backward(unit, saved.pop(), gradient, self.batches[action.microbatch], queue)
             if queues is not None:
                 queues.append(queue)
             self.walk.leave()
@@ -140,6 +139,11 @@ class Executor:
             self.at_hand[result_of(action, self.edges.stage)] = result
 
 
+def _run(queue: Queue) -> None:
+    for compute in queue:
+        compute()
+
+
 def _output(y: Tensor) -> Output:
     """What backward needs of a unit's output: its place in the graph. Its numbers live on as the next unit's input, or
     go with the message that carries them. None where the unit will be run again.
@@ -150,13 +154,14 @@ def _output(y: Tensor) -> Output:
 
 
 def _unit_backward(
-    unit: Unit, x: Tensor, y: Output, gradient: Tensor | None, batch: Any, queue: Queue | None
+    unit: Unit, saved: tuple[Tensor, Output], gradient: Tensor | None, batch: Any, queue: Queue | None
 ) -> Tensor | None:
     """Autograd inside one unit: the gradient of its input. Weight gradients go into the weights, or into `queue`."""
+    x, y = saved
     weights = [weight for shards in unit.shards for weight in shards.weights]
     if y is None:
         with torch.enable_grad():
-            y = unit.forward(x, batch)
+            y = _output(unit.forward(x, batch))
     for weight in weights:
         weight.later = queue
     torch.autograd.backward((y,), (gradient,))  # an edge by itself passes for a sequence in some versions

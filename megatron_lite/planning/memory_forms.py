@@ -1,0 +1,220 @@
+"""Closed forms of what a rank of one stage holds in a training step: the moments of its walk, and the fullest of them.
+
+A moment's bytes are those of the units' forms (planning/unit_memory.py), of what is in flight on the stage, and of
+ZeRO's weights and gradients: a gathered unit is there twice while it is copied out, and beside it the next one
+arrives; full gradients are there twice while they are packed, and what was packed until the next reduction begins.
+Model state in bytes a parameter of the shard: 4 + 4 + 4 + 4 for master, gradient sum and two moments, and 2 for a bf16
+copy (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1, with fp32 gradient sums).
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field, fields, replace
+
+from megatron_lite.config import Config, Resolved
+from megatron_lite.parallel.pipeline.routes import Channel, received_on, sent_on, stays
+from megatron_lite.parallel.pipeline.schedules import Action, Schedule
+from megatron_lite.parallel.sizes import StageSizes, Unit
+from megatron_lite.planning.unit_memory import Tape, UnitMemory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at a moment. state: masters, moments, gradient sums, compute copies; weights: gathered ones and those on
+    their way; gradients: full ones and those on their way; activations: kept for backward, and what the action that
+    runs takes; messages: between stages; tokens: ids and angles of the whole step.
+    """
+
+    state: int = 0
+    weights: int = 0
+    gradients: int = 0
+    activations: int = 0
+    messages: int = 0
+    tokens: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, item.name) for item in fields(self))
+
+
+def peak_memory(config: Config, resolved: Resolved, schedule: Schedule, stage: int) -> Memory:
+    """The fullest moment of a step on a rank of `stage`."""
+    return StepMemory(config, resolved, schedule, stage).peak()
+
+
+@dataclass
+class _Zero:
+    """Names of the shards whose weights are full, on their way, whose gradients are full; the reduction in flight."""
+
+    full: set[str] = field(default_factory=set)
+    arriving: set[str] = field(default_factory=set)
+    summed: set[str] = field(default_factory=set)
+    reducing: int = 0
+
+
+class StepMemory(StageSizes):
+    """Walks over the step's turns, in sizes alone."""
+
+    def __init__(self, config: Config, resolved: Resolved, schedule: Schedule, stage: int):
+        super().__init__(config, resolved, schedule, stage)
+        self.forms = UnitMemory(self)
+        self.turns = list(self.walk())
+        self.following = self._following()
+        self.last_need = self._last("FBI")
+        self.last_left = self._last("BW")
+        each = config.parallel.zero_regather == "microbatch"
+        self.regathers = each and config.parallel.zero_stage == 3
+        self.reduces_each = each and config.parallel.zero_stage >= 2
+        self.message = self.forms.outside(config.model.hidden_size)
+        self.constant = Memory(state=self._state(), tokens=self._tokens(), messages=self.message)
+
+    def peak(self) -> Memory:
+        self.highest = Memory()
+        self.zero, self.saved, self.at_hand = _Zero(), 0, 0
+        self.outgoing: set[Channel] = set()
+        self.incoming = Counter(channel for action in self.actions if (channel := self._arrives(action)))
+        self.position = 0
+        for action in self.actions:
+            self._run(action)
+        return self.highest
+
+    def _run(self, action: Action) -> None:
+        passed = self.message if self._takes(action) else 0  # the input, and after each unit its output
+        if channel := self._arrives(action):
+            self.incoming[channel] -= 1
+        elif passed:
+            self.at_hand -= self.message
+        units = self.chunks[action.chunk]
+        for unit in units if action.kind == "F" else reversed(units):
+            self._enter(passed)
+            passed = getattr(self, f"_{action.kind.lower()}")(unit, passed)
+            self._leave(unit, passed)
+            self.position += 1
+        if channel := sent_on(action, self.schedule.placement, self.stage):
+            self.outgoing.add(channel)
+        elif stays(action, self.schedule.placement, self.stage):
+            self.at_hand += passed
+
+    # A unit's turn: what passes in, what passes out
+
+    def _f(self, unit: Unit, passed: int) -> int:
+        self._see(passed, self.forms.forward(unit))
+        self.saved += self.forms.saved(unit)
+        return 0 if unit.kind == "head" else self.message
+
+    def _b(self, unit: Unit, passed: int, queues: bool = False) -> int:
+        self._see(passed, self.forms.backward(unit, self._summed(unit), queues))
+        self.saved -= self.forms.saved(unit)
+        if not queues:
+            self.zero.summed |= set(unit.shards)
+        return 0 if unit.kind == "embedding" else self.message
+
+    def _i(self, unit: Unit, passed: int) -> int:
+        passed = self._b(unit, passed, queues=True)
+        self.saved += self.forms.queued(unit)
+        return passed
+
+    def _w(self, unit: Unit, passed: int) -> int:
+        self._see(0, self.forms.weight_backward(unit, self._summed(unit)))
+        self.saved -= self.forms.queued(unit)
+        self.zero.summed |= set(unit.shards)
+        return 0
+
+    def _summed(self, unit: Unit) -> bool:
+        """Whether the full gradient of the unit's products is there."""
+        return self.sharding == 1 or unit.shards[-1] in self.zero.summed
+
+    # ZeRO
+
+    def _enter(self, passed: int) -> None:
+        zero = self.zero
+        needed = set(self._needs(self.position))
+        zero.arriving |= needed - zero.full
+        zero.full |= needed
+        self._see(passed)
+        zero.arriving -= needed
+        zero.arriving |= set(self.following[self.position]) - zero.full
+
+    def _leave(self, unit: Unit, passed: int) -> None:
+        zero, action = self.zero, self.turns[self.position][0]
+        kept = set(self.following[self.position])
+        if not self.regathers:
+            kept = {name for name in unit.shards if self.last_need[name] > self.position}
+        zero.full -= set(self._needs(self.position)) - kept
+        if action.kind not in "BW":
+            return
+        for name in unit.shards:
+            if self.reduces_each or self.last_left[name] == self.position:
+                packed = self._padded(name) * self.reduced
+                zero.reducing = packed
+                self._see(passed)
+                zero.summed -= {name}
+                zero.reducing = packed + self.shard_size(name) * self.reduced
+
+    def _needs(self, position: int) -> tuple[str, ...]:
+        action, unit = self.turns[position]
+        return () if action.kind == "W" else unit.shards
+
+    def _following(self) -> list[tuple[str, ...]]:
+        """For each turn, what the next one that needs weights needs."""
+        following, found = (), []
+        for position in reversed(range(len(self.turns))):
+            found.append(following)
+            following = self._needs(position) or following
+        return found[::-1]
+
+    def _last(self, kinds: str) -> dict[str, int]:
+        """The last turn of these kinds that uses each shards."""
+        return {
+            name: at for at, (action, unit) in enumerate(self.turns) if action.kind in kinds for name in unit.shards
+        }
+
+    # Moments
+
+    def _see(self, passed: int, tape: Tape | None = None) -> None:
+        tape, zero = tape or Tape(), self.zero
+        weights = gradients = made = 0
+        if self.sharding > 1:
+            weights = self.element * sum(self._padded(name) for name in [*zero.full, *zero.arriving])
+            made = tape.gradients_at_peak
+            gradients = self.exact * sum(self._local(name) for name in zero.summed) + zero.reducing + made
+        waiting = sum(left > 0 for left in self.incoming.values()) + len(self.outgoing)
+        moment = replace(
+            self.constant,
+            weights=weights,
+            gradients=gradients,
+            activations=self.saved + passed + tape.peak - made,
+            messages=self.constant.messages + waiting * self.message + self.at_hand,
+        )
+        if moment.total > self.highest.total:
+            self.highest = moment
+
+    def _state(self) -> int:
+        names = {name for chunk in self.chunks for unit in chunk for name in unit.shards}
+        copy = self.element if self.element != self.exact else 0
+        return sum(self.shard_size(name) for name in names) * (4 * self.exact + copy)
+
+    def _tokens(self) -> int:
+        """Samples, tokens and labels of the step, int64; cosines and sines of packed heads."""
+        train, model, resolved = self.config.train, self.config.model, self.resolved
+        sequences = resolved.microbatches * train.micro_batch_size
+        positions = train.sequence_length // resolved.context
+        ids = 8 * sequences * (train.sequence_length + 1 + 2 * positions)
+        attended = train.sequence_length if self.forms.swaps > 1 else positions
+        copies = max(1, self.forms.swaps // (model.num_key_value_heads // resolved.tensor))
+        columns = model.num_attention_heads // model.num_key_value_heads // copies + 2
+        return ids + 2 * attended * columns * resolved.head_dim * self.exact
+
+    def _padded(self, name: str) -> int:
+        return self.sharding * self.shard_size(name)
+
+    def _local(self, name: str) -> int:
+        return sum(rows * size for rows, size in self.weights[name.split(".")[0]])
+
+    def _arrives(self, action: Action) -> Channel | None:
+        return received_on(action, self.schedule.placement, self.stage)
+
+    def _takes(self, action: Action) -> bool:
+        """Whether another piece's result is the action's input."""
+        piece = self.schedule.placement.piece(self.stage, action.chunk)
+        end = 0 if action.kind == "F" else len(self.resolved.stage_layers) - 1
+        return action.kind != "W" and piece != end
