@@ -1,9 +1,11 @@
 """One training step of a configuration on paper: memory and traffic of the first, a middle and the last stage's rank.
 
-python tools/step_on_paper.py examples/pretrain_65b/gpus_512.yaml --world-size 512
+    python tools/step_on_paper.py examples/pretrain_65b/gpus_512.yaml --world-size 512
+    python tools/step_on_paper.py examples/pretrain_65b/gpus_512.yaml --world-size 512 --recompute
 
-Runs the real training step on meta tensors, so it takes seconds for any model and any world. Memory does not depend on
-the number of microbatches once the pipeline is full; traffic does, and is that of a whole step.
+With --recompute, the first stage's memory under each choice of recomputation instead. Runs the real training step on
+meta tensors, so it takes seconds for any model and any world. Memory does not depend on the number of microbatches once
+the pipeline is full; traffic does, and is that of a whole step.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import argparse
 from megatron_lite.config import Config, load_config, resolve
 from megatron_lite.errors import run_face
 from megatron_lite.parallel.traffic import step_traffic
+from megatron_lite.planning.memory_forms import StepMemory
 from megatron_lite.planning.paper import PaperStep, step_on_paper
 from megatron_lite.training.step import schedule_of
 
@@ -20,6 +23,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("config", metavar="CONFIG.yaml")
     parser.add_argument("overrides", metavar="key=value", nargs="*")
     parser.add_argument("--world-size", type=int, required=True, metavar="N")
+    parser.add_argument("--recompute", action="store_true", help="compare the choices of recomputation")
     return parser.parse_args()
 
 
@@ -40,9 +44,11 @@ def enough(config: Config, world_size: int) -> int:
 def row(name: str, step: PaperStep, config: Config, world_size: int) -> str:
     """Memory from the paper step; traffic of the whole step from the closed forms that the tests hold it against."""
     resolved = resolve(config, world_size)
-    whole = step_traffic(config, resolved, schedule_of(config, resolved, resolved.microbatches), step.stage)
+    schedule = schedule_of(config, resolved, resolved.microbatches)
+    whole = step_traffic(config, resolved, schedule, step.stage)
+    forms = StepMemory(config, resolved, schedule, step.stage)
     gibibytes = [step.at_peak[kind] / 2**30 for kind in ("state", "weights", "gradients")]
-    gibibytes += [step.activations / 2**30, step.peak / 2**30]
+    gibibytes += [step.activations / 2**30, forms.logits / 2**30, step.peak / 2**30]
     sites = {
         "tensor": ("attention.", "mlp.", "embedding.", "head.", "cross_entropy.", "norm_gradient."),
         "pipeline": ("pipeline.",),
@@ -51,7 +57,8 @@ def row(name: str, step: PaperStep, config: Config, world_size: int) -> str:
     sent = [
         sum(size for (site, _), (_, size) in whole.items() if site.startswith(prefixes)) for prefixes in sites.values()
     ]
-    cells = [f"{value:.2f}" for value in gibibytes]
+    cells = [f"{forms.parameters / 1e9:.3f}"]
+    cells += [f"{value:.2f}" for value in gibibytes]
     cells += [f"{size / 1e9:,.1f}" for size in sent]
     return f"| {name} ({step.stage}) | {' | '.join(cells)} |"
 
@@ -60,8 +67,9 @@ def table(config: Config, world_size: int) -> list[str]:
     pipeline = config.parallel.pipeline
     count = enough(config, world_size)
     lines = [
-        "| stage | state | weights | gradients | activations | peak, GiB | tensor, GB | pipeline, GB | zero, GB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| stage | parameters, 1e9 | state | weights | gradients | activations | of them logits | peak, GiB "
+        "| tensor, GB | pipeline, GB | zero, GB |",
+        "| --- |" + " ---: |" * 10,
     ]
     for name, stage in roles(pipeline).items():
         step = step_on_paper(config, world_size, stage * world_size // pipeline, count)
@@ -69,9 +77,36 @@ def table(config: Config, world_size: int) -> list[str]:
     return lines
 
 
+def recompute_table(config: Config, world_size: int) -> list[str]:
+    """What the first stage holds under each choice, in GiB; `kept` is one block's for one microbatch, in MiB."""
+    lines = [
+        "| recompute | a block keeps, MiB | activations | peak, GiB | less than none |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    without = None
+    for policy in ("none", "selective", "every_2", "full"):
+        parallel = config.parallel.model_copy(update={"recompute": policy})
+        chosen = config.model_copy(update={"parallel": parallel})
+        step = step_on_paper(chosen, world_size, 0, enough(chosen, world_size))
+        without = without or step.peak
+        kept = f"{block_keeps(chosen, world_size) / 2**20:,.0f}"
+        sizes = [step.activations, step.peak, without - step.peak]
+        lines.append(f"| {policy} | {kept} | {' | '.join(f'{size / 2**30:.2f}' for size in sizes)} |")
+    return lines
+
+
+def block_keeps(config: Config, world_size: int) -> float:
+    """Bytes that a block keeps of a microbatch until its backward, the mean of the first stage's blocks."""
+    resolved = resolve(config, world_size)
+    memory = StepMemory(config, resolved, schedule_of(config, resolved, resolved.microbatches), 0)
+    kept = [memory.forms.saved(unit) for chunk in memory.chunks for unit in chunk if unit.kind == "block"]
+    return sum(kept) / len(kept)
+
+
 def main() -> None:
     options = parse_arguments()
-    print("\n".join(table(load_config(options.config, options.overrides), options.world_size)))
+    show = recompute_table if options.recompute else table
+    print("\n".join(show(load_config(options.config, options.overrides), options.world_size)))
 
 
 if __name__ == "__main__":

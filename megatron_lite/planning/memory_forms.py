@@ -77,6 +77,16 @@ class StepMemory(StageSizes):
             self._run(action)
         return self.highest
 
+    @property
+    def parameters(self) -> int:
+        """Of this rank's slice of its stage, sharded or not."""
+        return sum(self._local(name) for name in self._names())
+
+    @property
+    def logits(self) -> int:
+        """Bytes of the head's logits in all their forms at once; 0 where the head is not."""
+        return self.forms.logits() if any(unit.kind == "head" for unit in self.chunks[-1]) else 0
+
     def _run(self, action: Action) -> None:
         passed = self.message if self._takes(action) else 0  # the input, and after each unit its output
         if channel := self._arrives(action):
@@ -189,9 +199,11 @@ class StepMemory(StageSizes):
             self.highest = moment
 
     def _state(self) -> int:
-        names = {name for chunk in self.chunks for unit in chunk for name in unit.shards}
         copy = self.element if self.element != self.exact else 0
-        return sum(self.shard_size(name) for name in names) * (4 * self.exact + copy)
+        return sum(self.shard_size(name) for name in self._names()) * (4 * self.exact + copy)
+
+    def _names(self) -> set[str]:
+        return {name for chunk in self.chunks for unit in chunk for name in unit.shards}
 
     def _tokens(self) -> int:
         """Samples, tokens and labels of the step, int64; cosines and sines of packed heads."""

@@ -118,6 +118,11 @@ class UnitMemory:
         returned = self.inside(self.queries) if self.swaps > 1 else 0
         return self.inside(self.attended + self.queries) + returned + self.tokens * self.heads * self.exact
 
+    def logits(self) -> int:
+        """At the fullest moment of the head's forward: logits, in float32 too where they are not, and their softmax."""
+        logits = self.inside(self.vocabulary)
+        return logits + self.wide(logits) * (2 if self.mixed else 1)
+
     # What an action takes while it runs
 
     def forward(self, unit: Unit) -> Tape:

@@ -33,15 +33,16 @@ CHOICES = {
     "documents": (False, True),
 }
 LEAST, RANKS, TRIES = 200, 8, 400
+MORE_LAYOUTS, MORE_RANKS = 12, 16
 Pair = frozenset[tuple[str, object]]
 
 
 def layout_of(choice: dict) -> Layout | None:
-    """None where the choice is none that the configuration takes, or needs more ranks."""
+    """None where the choice is none that the configuration takes, or needs more ranks than there may be."""
     fields = {name: value for name, value in choice.items() if name != "uneven"}
     layers = max(4, choice["pipeline"] * choice["virtual_stages"]) + choice["uneven"]
     layout = Layout(**fields, layers=layers, steps=1)
-    if layout.world > RANKS:
+    if layout.world > MORE_RANKS:
         return None
     try:
         resolve(layout.config(), layout.world)
@@ -61,7 +62,7 @@ def cover(seed: int) -> tuple[list[Layout], int, list[Pair]]:
     def valid(fixed: dict) -> tuple[dict, Layout] | None:
         for _ in range(TRIES):
             choice = {name: draw.choice(values) for name, values in CHOICES.items()} | fixed
-            if (layout := layout_of(choice)) is not None:
+            if (layout := layout_of(choice)) is not None and layout.world <= RANKS:
                 return choice, layout
         return None
 
@@ -87,6 +88,19 @@ def cover(seed: int) -> tuple[list[Layout], int, list[Pair]]:
     return list(layouts), len(covered), impossible
 
 
+def of_sixteen(seed: int) -> list[Layout]:
+    """Layouts drawn from those of sixteen ranks, on at least three axes."""
+    draw = random.Random(seed)
+    layouts: dict[Layout, None] = {}
+    while len(layouts) < MORE_LAYOUTS:
+        layout = layout_of({name: draw.choice(values) for name, values in CHOICES.items()})
+        if layout is None or layout.world != MORE_RANKS:
+            continue
+        if sum(size > 1 for size in (layout.tensor, layout.pipeline, layout.context, layout.data)) >= 3:
+            layouts[layout] = None
+    return list(layouts)
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(1800)
 def test_layouts_that_cover_every_pair_of_choices_are_one_process(ranks, capsys):
@@ -95,6 +109,20 @@ def test_layouts_that_cover_every_pair_of_choices_are_one_process(ranks, capsys)
         print(f"\n{len(layouts)} layouts cover {covered} pairs of choices; not to be had: {len(impossible)}")
         for pair in impossible:
             print("  " + ", ".join(f"{name} = {value}" for name, value in sorted(pair)))
+    _compare(ranks, layouts, capsys)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+def test_sixteen_ranks_are_one_process(ranks, capsys):
+    layouts = of_sixteen(seed=16)
+    with capsys.disabled():
+        print("\n" + "\n".join(map(str, layouts)))
+    _compare(ranks, layouts, capsys)
+
+
+def _compare(ranks, layouts: list[Layout], capsys) -> None:
+    """Each layout with one process, its order under NCCL's rules, its ledger with the closed forms."""
     singles = {}
     worst, wrong = 0.0, []
     for layout in layouts:

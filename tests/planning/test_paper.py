@@ -11,9 +11,10 @@ from support.layouts import Layout, build_trainer, my_samples
 from megatron_lite.config import load_config, resolve
 from megatron_lite.parallel.traffic import regather_costs, step_traffic
 from megatron_lite.planning.memory import StorageTracker
+from megatron_lite.planning.memory_forms import peak_memory
 from megatron_lite.planning.paper import step_on_paper
 from megatron_lite.training.step import schedule_of
-from tools.step_on_paper import enough, table
+from tools.step_on_paper import enough, recompute_table, table
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "pretrain_65b"
 WORLDS = (64, 128, 256, 512, 1024, 2048)
@@ -29,6 +30,11 @@ def forms(config, world: int, stage: int, microbatches: int):
     return step_traffic(config, resolved, schedule_of(config, resolved, microbatches), stage)
 
 
+def memory(config, world: int, stage: int, microbatches: int):
+    resolved = replace(resolve(config, world), microbatches=microbatches)
+    return peak_memory(config, resolved, schedule_of(config, resolved, microbatches), stage)
+
+
 def shown(step):
     return {key: (entry.calls, entry.bytes) for key, entry in step.traffic.items()}
 
@@ -41,6 +47,7 @@ def test_every_role_fits_an_80_gb_gpu_and_sends_what_the_forms_say(world, stage)
     step = step_on_paper(config, world, stage * world // 8, count)
     assert step.stage == stage
     assert step.peak < LIMIT
+    assert step.peak == pytest.approx(memory(config, world, stage, count).total, rel=0.02)
     assert shown(step) == forms(config, world, stage, count)
 
 
@@ -83,10 +90,11 @@ def test_the_whole_step_sends_what_the_forms_say(world):
     assert shown(step) == forms(config, world, 0, step.microbatches)
 
 
-def test_the_table_in_the_examples_readme_is_todays():
+@pytest.mark.parametrize(("heading", "drawn"), [("512 GPUs", table), ("What recomputation saves", recompute_table)])
+def test_the_tables_in_the_examples_readme_are_todays(heading, drawn):
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"### 512 GPUs\n\n(.*?)\n\n", text, re.DOTALL)
-    assert found.group(1).splitlines() == table(of(512), 512)
+    found = re.search(rf"### {heading}\n.*?\n\n(\|.*?)\n\n", text, re.DOTALL)
+    assert found.group(1).splitlines() == drawn(of(512), 512)
 
 
 @pytest.mark.parametrize("recompute", ["none", "full"])

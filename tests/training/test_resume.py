@@ -72,6 +72,20 @@ def test_run_resumed_on_other_layouts_reads_the_same_tokens_with_equal_losses(ra
     assert numbers_of(moved)[-1][5] == pytest.approx(numbers_of(whole)[-1][5], rel=1e-10)
 
 
+def test_run_moves_between_context_a_v_and_groups_of_shards_with_equal_losses(ranks, data_dir):
+    whole, moved = data_dir / "whole", data_dir / "moved"
+    vee = {**CUBE, "parallel__context": 2, "parallel__schedule": "zb_v", "parallel__virtual_stages": 2}
+    run_pretrain(tree_of(whole, data_dir), 1)
+    ranks.run(run_pretrain, 8, tree_of(moved, data_dir, **vee, train__steps=4), 8)
+    ranks.run(run_pretrain, 4, tree_of(moved, data_dir, parallel__zero_group=2, train__steps=8), 4)
+    run_pretrain(tree_of(moved, data_dir), 1)
+
+    assert len(numbers_of(whole)) == len(numbers_of(moved)) == 12
+    for expected, found in zip(numbers_of(whole), numbers_of(moved), strict=True):
+        assert found[:2] == expected[:2]
+        assert found[2:5] == pytest.approx(expected[2:5], rel=1e-10)
+
+
 def test_sigterm_saves_a_step_that_all_ranks_agree_on_and_the_run_goes_on_from_it(ranks, data_dir):
     whole, stopped = data_dir / "whole", data_dir / "stopped"
     settings = {"parallel__tensor": 2, "train__steps": 30, "train__valid_every": None, "checkpoint__every": None}
