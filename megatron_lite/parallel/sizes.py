@@ -66,10 +66,12 @@ class StageSizes:
 
     def walk(self) -> Iterator[tuple[Action, Unit]]:
         """Every unit's turn in a step, in order."""
-        for action in self.actions:
-            units = self.chunks[action.chunk]
-            for unit in units if action.kind == "F" else reversed(units):
-                yield action, unit
+        return ((action, unit) for action in self.actions for unit in self.units_of(action))
+
+    def units_of(self, action: Action) -> list[Unit]:
+        """The units that an action runs, in its order."""
+        units = self.chunks[action.chunk]
+        return units if action.kind == "F" else units[::-1]
 
     def _weights(self) -> dict[str, list[tuple[int, int]]]:
         """(rows, row size) of the local weights behind each kind of shards."""

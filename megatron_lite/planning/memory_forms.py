@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field, fields, replace
 
 from megatron_lite.config import Config, Resolved
-from megatron_lite.parallel.pipeline.routes import Channel, received_on, sent_on, stays
+from megatron_lite.parallel.pipeline.routes import Channel, needed_by, received_on, sent_on, stays
 from megatron_lite.parallel.pipeline.schedules import Action, Schedule
 from megatron_lite.parallel.sizes import StageSizes, Unit
 from megatron_lite.planning.unit_memory import Tape, UnitMemory
@@ -71,7 +71,8 @@ class StepMemory(StageSizes):
         self.highest = Memory()
         self.zero, self.saved, self.at_hand = _Zero(), 0, 0
         self.outgoing: set[Channel] = set()
-        self.incoming = Counter(channel for action in self.actions if (channel := self._arrives(action)))
+        arrivals = (received_on(action, self.schedule.placement, self.stage) for action in self.actions)
+        self.incoming = Counter(channel for channel in arrivals if channel is not None)
         self.position = 0
         for action in self.actions:
             self._run(action)
@@ -88,20 +89,20 @@ class StepMemory(StageSizes):
         return self.forms.logits() if any(unit.kind == "head" for unit in self.chunks[-1]) else 0
 
     def _run(self, action: Action) -> None:
-        passed = self.message if self._takes(action) else 0  # the input, and after each unit its output
-        if channel := self._arrives(action):
+        place = (action, self.schedule.placement, self.stage)
+        passed = 0 if needed_by(*place) is None else self.message  # the input, and after each unit its output
+        if channel := received_on(*place):
             self.incoming[channel] -= 1
         elif passed:
             self.at_hand -= self.message
-        units = self.chunks[action.chunk]
-        for unit in units if action.kind == "F" else reversed(units):
+        for unit in self.units_of(action):
             self._enter(passed)
             passed = getattr(self, f"_{action.kind.lower()}")(unit, passed)
             self._leave(unit, passed)
             self.position += 1
-        if channel := sent_on(action, self.schedule.placement, self.stage):
+        if channel := sent_on(*place):
             self.outgoing.add(channel)
-        elif stays(action, self.schedule.placement, self.stage):
+        elif stays(*place):
             self.at_hand += passed
 
     # A unit's turn: what passes in, what passes out
@@ -212,8 +213,7 @@ class StepMemory(StageSizes):
         positions = train.sequence_length // resolved.context
         ids = 8 * sequences * (train.sequence_length + 1 + 2 * positions)
         attended = train.sequence_length if self.forms.swaps > 1 else positions
-        copies = max(1, self.forms.swaps // (model.num_key_value_heads // resolved.tensor))
-        columns = model.num_attention_heads // model.num_key_value_heads // copies + 2
+        columns = model.num_attention_heads // model.num_key_value_heads // self.forms.copies + 2
         return ids + 2 * attended * columns * resolved.head_dim * self.exact
 
     def _padded(self, name: str) -> int:
@@ -221,12 +221,3 @@ class StepMemory(StageSizes):
 
     def _local(self, name: str) -> int:
         return sum(rows * size for rows, size in self.weights[name.split(".")[0]])
-
-    def _arrives(self, action: Action) -> Channel | None:
-        return received_on(action, self.schedule.placement, self.stage)
-
-    def _takes(self, action: Action) -> bool:
-        """Whether another piece's result is the action's input."""
-        piece = self.schedule.placement.piece(self.stage, action.chunk)
-        end = 0 if action.kind == "F" else len(self.resolved.stage_layers) - 1
-        return action.kind != "W" and piece != end

@@ -63,8 +63,8 @@ class UnitMemory:
         self.swaps = context if config.parallel.context_kind == "ulysses" else 1
         self.queries, self.keys = self.heads * resolved.head_dim, 2 * key_values * resolved.head_dim
         self.packed = self.queries + self.keys
-        # What attention works on: fewer key-value heads than ranks are copied (ulysses).
-        self.attended = self.queries + self.keys * max(1, self.swaps // key_values)
+        self.copies = max(1, self.swaps // key_values)  # of a key-value head, where ranks are more (ulysses)
+        self.attended = self.queries + self.keys * self.copies
         self.vocabulary = resolved.padded_vocab_size // tensor
         self.pads = resolved.padded_vocab_size != model.vocab_size
         self.permutes = config.train.micro_batch_size > 1  # then [B, T] attention is copied to be multiplied as [T, B]

@@ -58,11 +58,20 @@ def test_run_killed_at_a_random_step_resumes_to_the_bit(ranks, data_dir):
     assert tensors_of(killed / "checkpoints" / "step_60") == tensors_of(whole / "checkpoints" / "step_60")
 
 
-def test_run_resumed_on_other_layouts_reads_the_same_tokens_with_equal_losses(ranks, data_dir):
+VEE = {**CUBE, "parallel__context": 2, "parallel__schedule": "zb_v", "parallel__virtual_stages": 2}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(CUBE, {"parallel__pipeline": 4}), (VEE, {"parallel__zero_group": 2})],
+    ids=["cube, pipeline", "context and V, groups of shards"],
+)
+def test_run_resumed_on_other_layouts_reads_the_same_tokens_with_equal_losses(ranks, data_dir, first, second):
+    """On eight ranks, then on four, then on one."""
     whole, moved = data_dir / "whole", data_dir / "moved"
     run_pretrain(tree_of(whole, data_dir), 1)
-    ranks.run(run_pretrain, 8, tree_of(moved, data_dir, **CUBE, train__steps=4), 8)
-    ranks.run(run_pretrain, 4, tree_of(moved, data_dir, parallel__pipeline=4, train__steps=8), 4)
+    ranks.run(run_pretrain, 8, tree_of(moved, data_dir, **first, train__steps=4), 8)
+    ranks.run(run_pretrain, 4, tree_of(moved, data_dir, **second, train__steps=8), 4)
     run_pretrain(tree_of(moved, data_dir), 1)
 
     assert len(numbers_of(whole)) == len(numbers_of(moved)) == 12
@@ -70,20 +79,6 @@ def test_run_resumed_on_other_layouts_reads_the_same_tokens_with_equal_losses(ra
         assert found[:2] == expected[:2]
         assert found[2:5] == pytest.approx(expected[2:5], rel=1e-10)
     assert numbers_of(moved)[-1][5] == pytest.approx(numbers_of(whole)[-1][5], rel=1e-10)
-
-
-def test_run_moves_between_context_a_v_and_groups_of_shards_with_equal_losses(ranks, data_dir):
-    whole, moved = data_dir / "whole", data_dir / "moved"
-    vee = {**CUBE, "parallel__context": 2, "parallel__schedule": "zb_v", "parallel__virtual_stages": 2}
-    run_pretrain(tree_of(whole, data_dir), 1)
-    ranks.run(run_pretrain, 8, tree_of(moved, data_dir, **vee, train__steps=4), 8)
-    ranks.run(run_pretrain, 4, tree_of(moved, data_dir, parallel__zero_group=2, train__steps=8), 4)
-    run_pretrain(tree_of(moved, data_dir), 1)
-
-    assert len(numbers_of(whole)) == len(numbers_of(moved)) == 12
-    for expected, found in zip(numbers_of(whole), numbers_of(moved), strict=True):
-        assert found[:2] == expected[:2]
-        assert found[2:5] == pytest.approx(expected[2:5], rel=1e-10)
 
 
 def test_sigterm_saves_a_step_that_all_ranks_agree_on_and_the_run_goes_on_from_it(ranks, data_dir):

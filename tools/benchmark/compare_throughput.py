@@ -15,6 +15,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 AXES = {"t": "tensor", "p": "pipeline", "d": "data"}
@@ -48,7 +49,13 @@ def parse_layout(text: str) -> Layout:
 
 
 def tokens_per_second(script: str, layout: Layout, arguments: list[str]) -> float:
-    """Run one side and return the number it prints; its error output goes to ours when it fails."""
+    return run_script(script, layout, arguments)["tokens_per_second"]
+
+
+def run_script(script: str, layout: Layout, arguments: list[str]) -> Any:
+    """Run a script of this folder on a layout and return the JSON that it prints last; its error output goes to ours
+    when it fails.
+    """
     sizes = [f"--{axis}={getattr(layout, axis)}" for axis in AXES.values()]
     launcher = [sys.executable]
     if layout.world > 1:
@@ -56,7 +63,7 @@ def tokens_per_second(script: str, layout: Layout, arguments: list[str]) -> floa
     done = subprocess.run([*launcher, str(HERE / script), *sizes, *arguments], capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{done.stderr}\n{script} failed on layout {layout.name} with exit code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])["tokens_per_second"]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def compare(layout: Layout, rounds: int, arguments: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ from workload import Workload, add_arguments, measure, print_result, set_threads
 from megatron_lite.config import Config, config_from_tree, resolve
 from megatron_lite.device import keep_freed_memory
 from megatron_lite.mesh import MeshShape, build_mesh
+from megatron_lite.parallel.collectives import Recorder
 from megatron_lite.training.step import Trainer
 
 MODEL_FIELDS = (
@@ -46,24 +47,34 @@ def config_of(w: Workload, regather: str, sequence: bool) -> Config:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Throughput of our training step.")
+def parse_options(description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
     add_arguments(parser)
     parser.add_argument("--regather", choices=("microbatch", "step"), default="microbatch")
     parser.add_argument("--sequence", action="store_true", help="sequence parallelism")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def build_trainer(options: argparse.Namespace, recorder: Recorder | None = None) -> Trainer:
+    """Joins the job's ranks, if there are several, and builds this one's trainer."""
     w = workload_of(options)
-    set_threads(w)
     keep_freed_memory(torch.device("cpu"))  # as the pretraining command does
     if w.world > 1:
         dist.init_process_group("gloo")
     config = config_of(w, options.regather, options.sequence)
-    mesh = build_mesh(MeshShape(w.pipeline, w.data, 1, w.tensor), torch.device("cpu"))
-    trainer = Trainer(config, resolve(config, w.world), mesh)
+    mesh = build_mesh(MeshShape(w.pipeline, w.data, 1, w.tensor), torch.device("cpu"), recorder=recorder)
+    return Trainer(config, resolve(config, w.world), mesh, recorder=recorder)
+
+
+def main() -> None:
+    options = parse_options("Throughput of our training step.")
+    w = workload_of(options)
+    set_threads(w)
+    trainer = build_trainer(options)
     seconds, losses = measure(
-        w, mesh.coordinate["data"], lambda tokens: trainer.train_step(tokens, learning_rate=3e-4).loss.item()
+        w, trainer.mesh.coordinate["data"], lambda tokens: trainer.train_step(tokens, learning_rate=3e-4).loss.item()
     )
-    if mesh.rank == w.world - 1:
+    if trainer.mesh.rank == w.world - 1:
         print_result(w, seconds, losses)
     if w.world > 1:
         dist.destroy_process_group()

@@ -6,7 +6,6 @@ The training step of ours.py, one thread a rank. The last rank prints one line o
 `processor` is what all threads of a rank computed, without waiting; everything else is on the rank's main thread.
 """
 
-import argparse
 import json
 import time
 from collections import Counter
@@ -14,13 +13,10 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from ours import config_of
+from ours import build_trainer, parse_options
 from torch.profiler import ProfilerActivity, profile
-from workload import Workload, add_arguments, tokens_of_step, workload_of
+from workload import Workload, tokens_of_step, workload_of
 
-from megatron_lite.config import resolve
-from megatron_lite.device import keep_freed_memory
-from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.parallel.collectives import Event, Recorder
 from megatron_lite.training.step import Trainer
 
@@ -56,8 +52,9 @@ def kind_of(operation: str) -> str:
     return "other operations" if operation.startswith("aten::") else "issuing messages"
 
 
-def profile_step(trainer: Trainer, watch: Stopwatch, w: Workload, data_rank: int) -> dict[str, float]:
+def profile_step(trainer: Trainer, watch: Stopwatch, w: Workload) -> dict[str, float]:
     """Seconds a step of each kind, `step` (all of it) and `processor`, means over the timed steps."""
+    data_rank = trainer.mesh.coordinate["data"]
     for step in range(w.warmup):
         trainer.train_step(tokens_of_step(w, data_rank, step), learning_rate=3e-4).loss.item()
     timed = w.steps - w.warmup
@@ -79,25 +76,16 @@ def profile_step(trainer: Trainer, watch: Stopwatch, w: Workload, data_rank: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Where our training step's time goes.")
-    add_arguments(parser)
-    parser.add_argument("--regather", choices=("microbatch", "step"), default="microbatch")
-    parser.add_argument("--sequence", action="store_true", help="sequence parallelism")
-    options = parser.parse_args()
+    options = parse_options("Where our training step's time goes.")
     w = workload_of(options)
     torch.set_num_threads(1)
-    keep_freed_memory(torch.device("cpu"))
-    if w.world > 1:
-        dist.init_process_group("gloo")
     watch = Stopwatch()
-    config = config_of(w, options.regather, options.sequence)
-    mesh = build_mesh(MeshShape(w.pipeline, w.data, 1, w.tensor), torch.device("cpu"), recorder=watch)
-    trainer = Trainer(config, resolve(config, w.world), mesh, recorder=watch)
-    mine = profile_step(trainer, watch, w, mesh.coordinate["data"])
+    trainer = build_trainer(options, watch)
+    mine = profile_step(trainer, watch, w)
     everyone = [mine] * w.world
     if w.world > 1:
         dist.all_gather_object(everyone, mine)
-    if mesh.rank == w.world - 1:
+    if trainer.mesh.rank == w.world - 1:
         print(json.dumps(everyone))
     if w.world > 1:
         dist.destroy_process_group()

@@ -8,15 +8,10 @@ profiler; ranks that share a core also wait for each other there.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
-from pathlib import Path
 
-from compare_throughput import AXES, Layout, parse_layout
+from compare_throughput import Layout, parse_layout, run_script
 
-SCRIPT = Path(__file__).parent / "profile_step.py"
 SEQUENCES = 8  # of the global batch
 KINDS = ("products", "attention", "other operations", "issuing messages", "waiting for tensor",
          "waiting for pipeline", "waiting for zero", "waiting for world", "Python and the rest")  # fmt: skip
@@ -24,15 +19,8 @@ KINDS = ("products", "attention", "other operations", "issuing messages", "waiti
 
 def run(layout: Layout, regather: str, arguments: list[str]) -> list[dict[str, float]]:
     """Every rank's seconds a step."""
-    sizes = [f"--{axis}={getattr(layout, axis)}" for axis in AXES.values()]
-    sizes += [f"--accumulation={SEQUENCES // layout.data}", f"--regather={regather}"]
-    launcher = [sys.executable]
-    if layout.world > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={layout.world}"]
-    done = subprocess.run([*launcher, str(SCRIPT), *sizes, *arguments], capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{done.stderr}\nlayout {layout.name} failed with exit code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+    accumulation = f"--accumulation={SEQUENCES // layout.data}"
+    return run_script("profile_step.py", layout, [accumulation, f"--regather={regather}", *arguments])
 
 
 def growth_row(layout: Layout, ranks: list[dict[str, float]], one: float) -> str:
