@@ -18,7 +18,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="for example parallel.tensor=8")
     parser.add_argument("--world-size", type=int, required=True, metavar="N", help="processes of the job")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the picture here")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # key=value may stand after an option
 
 
 def main() -> None:

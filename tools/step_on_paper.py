@@ -24,7 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("overrides", metavar="key=value", nargs="*")
     parser.add_argument("--world-size", type=int, required=True, metavar="N")
     parser.add_argument("--recompute", action="store_true", help="compare the choices of recomputation")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # key=value may stand after an option
 
 
 def roles(pipeline: int) -> dict[str, int]:

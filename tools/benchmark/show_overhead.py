@@ -17,6 +17,14 @@ KINDS = ("products", "attention", "other operations", "issuing messages", "waiti
          "waiting for pipeline", "waiting for zero", "waiting for world", "Python and the rest")  # fmt: skip
 
 
+def dividing_layout(text: str) -> Layout:
+    """A layout whose data ranks share the global batch evenly, so that every row does the same work."""
+    layout = parse_layout(text)
+    if SEQUENCES % layout.data:
+        raise argparse.ArgumentTypeError(f"{text!r}: data {layout.data} must divide the batch of {SEQUENCES} sequences")
+    return layout
+
+
 def run(layout: Layout, regather: str, arguments: list[str]) -> list[dict[str, float]]:
     """Every rank's seconds a step."""
     accumulation = f"--accumulation={SEQUENCES // layout.data}"
@@ -36,7 +44,7 @@ def time_row(layout: Layout, name: str, rank: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Overhead by number of ranks.")
-    parser.add_argument("--layouts", nargs="+", type=parse_layout, required=True, metavar="t2p2d2")
+    parser.add_argument("--layouts", nargs="+", type=dividing_layout, required=True, metavar="t2p2d2")
     parser.add_argument("--regather", choices=("microbatch", "step"), default="step")
     parser.add_argument("--steps", type=int, default=6, help="of each run, two of them not timed")
     options = parser.parse_args()

@@ -1,9 +1,11 @@
 """Where the time goes: the kinds of a rank's step add up to it, and waiting is told by axis."""
 
+import argparse
+
 import pytest
 
 from tools.benchmark.compare_throughput import parse_layout
-from tools.benchmark.show_overhead import KINDS, growth_row, run
+from tools.benchmark.show_overhead import KINDS, dividing_layout, growth_row, run
 
 TINY = ["--num-hidden-layers=2", "--hidden-size=32", "--num-attention-heads=4", "--num-key-value-heads=2",
         "--intermediate-size=48", "--vocab-size=64", "--sequence-length=16", "--steps=3", "--warmup=1"]  # fmt: skip
@@ -19,6 +21,11 @@ def test_the_kinds_add_up_to_the_step_and_only_its_axis_is_waited_for_between_st
         assert axis in waited
         assert waited <= {axis, "world"}
         assert rank["products"] > 0 and rank["attention"] > 0 and rank["processor"] > 0
+
+
+def test_data_ranks_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(argparse.ArgumentTypeError, match="data 3 must divide the batch of 8 sequences"):
+        dividing_layout("t2d3")
 
 
 def test_growth_counts_the_processor_time_of_all_ranks():
