@@ -67,6 +67,11 @@ class Handle:
         self.work, self.result, self.source = work, result, source
         self.recorder, self.issued = recorder, issued
 
+    @property
+    def buffers(self) -> list[Tensor]:
+        """What the operation keeps alive."""
+        return [tensor for tensor in (self.source, self.result) if tensor is not None]
+
     def wait(self) -> Tensor:
         """Return the result; the caller's stream (on a GPU) or thread (on a CPU) waits for it."""
         if self.work is not None:

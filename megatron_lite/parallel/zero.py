@@ -129,6 +129,16 @@ class Shards:
         """Whether full weights are here or on their way."""
         return self._gathering is not None or self.weights[0].full is not None
 
+    @property
+    def arriving(self) -> list[Tensor]:
+        """Buffers of a gather under way."""
+        return [] if self._gathering is None else self._gathering.buffers
+
+    @property
+    def leaving(self) -> list[Tensor]:
+        """Buffers of a reduction under way."""
+        return [] if self._reducing is None else self._reducing.buffers
+
     def refresh(self) -> None:
         """After the masters changed: renew what is gathered."""
         if self.compute is not self.master:
@@ -146,10 +156,10 @@ class Shards:
         if self._gathering is None:
             self.start_gather()
         shards = self._gathering.wait().view(self.sharding.size, self.layout.size)
-        self._gathering = None
         for weight, (local, begin, end) in zip(self.weights, self.layout.ranges(), strict=True):
             rows = shards[:, begin:end].reshape(-1, *local.shape[1:])
             weight.full = rows[: local.shape[0]]
+        self._gathering = None
 
     def release(self) -> None:
         for weight in self.weights:

@@ -17,13 +17,14 @@ SMALLEST = 1024  # storages of fewer bytes, scalars above all, are left out
 class StorageTracker(TorchDispatchMode):
     """While entered, counts every storage that an operation makes on `device` until its last tensor is gone.
 
-    `live` has the bytes alive now, `peak` their highest, `at_peak` what `inspect` (if set) said of them then.
+    `live` has the bytes alive now, `peak` their highest, `at_peak` what `inspect` (if set) said of them then, and
+    `made_at_peak` the size of the storage that was made then, which nobody held yet.
     """
 
     def __init__(self, device: torch.device):
         super().__init__()
         self.device = device
-        self.live = self.peak = 0
+        self.live = self.peak = self.made_at_peak = 0
         self.inspect: Callable[[], Mapping[str, int]] = dict
         self.at_peak: Mapping[str, int] = {}
         self._known: dict[int, Any] = {}
@@ -42,7 +43,7 @@ class StorageTracker(TorchDispatchMode):
         self._known[key] = weakref.finalize(storage, self._gone, key, size)
         self.live += size
         if self.live > self.peak:
-            self.peak, self.at_peak = self.live, self.inspect()
+            self.peak, self.at_peak, self.made_at_peak = self.live, self.inspect(), size
 
     def _gone(self, key: int, size: int) -> None:
         del self._known[key]

@@ -26,8 +26,9 @@ META = torch.device("meta")
 class PaperStep:
     """What one step of one rank takes, in bytes.
 
-    `at_peak`: state (masters, moments, gradient sums, compute copies of the shards), weights (gathered), gradients
-    (unreduced); what is left of `peak` is activations, messages and the like.
+    `at_peak`: state (masters, moments, gradient sums, compute copies of the shards), weights (gathered ones and those
+    on their way), gradients (full ones and those on their way); what is left of `peak` is activations, messages and the
+    like. `made` is the size of the tensor that was made then, whichever it belongs to; it counts with the rest.
     """
 
     rank: int
@@ -35,6 +36,7 @@ class PaperStep:
     microbatches: int
     peak: int
     at_peak: Mapping[str, int]
+    made: int
     traffic: Mapping[tuple[str, str], Entry]
 
     @property
@@ -67,7 +69,9 @@ def step_on_paper(config: Config, world_size: int, rank: int, microbatches: int 
         tracker.inspect = lambda: _holdings(trainer)
         size = (count * config.train.micro_batch_size, config.train.sequence_length + 1)
         trainer.train_step(torch.empty(size, dtype=torch.int64, device=META), learning_rate=config.optim.lr)
-    return PaperStep(rank, mesh.stage, count, tracker.peak, tracker.at_peak, ledger(recorder.events))
+    return PaperStep(
+        rank, mesh.stage, count, tracker.peak, tracker.at_peak, tracker.made_at_peak, ledger(recorder.events)
+    )
 
 
 def _holdings(trainer: Trainer) -> dict[str, int]:
@@ -75,10 +79,11 @@ def _holdings(trainer: Trainer) -> dict[str, int]:
     shards = trainer.stage.shards
     state = [t for s in shards for t in (s.master, s.gradient, s.compute)]
     state += [moment for pair in trainer.optimizer.moments for moment in pair]
-    weights = [weight for s in shards for weight in s.weights]
+    weights = [weight.full for s in shards for weight in s.weights] + [t for s in shards for t in s.arriving]
+    gradients = [weight.gradient for s in shards for weight in s.weights] + [t for s in shards for t in s.leaving]
     held = bytes_of(state)
     return {
         "state": held,
-        "weights": bytes_of([*state, *(weight.full for weight in weights)]) - held,
-        "gradients": bytes_of([*state, *(weight.gradient for weight in weights)]) - held,
+        "weights": bytes_of([*state, *weights]) - held,
+        "gradients": bytes_of([*state, *gradients]) - held,
     }

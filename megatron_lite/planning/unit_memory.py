@@ -209,16 +209,16 @@ class UnitMemory:
         self._enter_backward(tape, gate_up, self.inside(2 * self.feed), summed, queues)
         self._norm_backward(tape)
         tape.take(self.outside(self.hidden))  # the sum with the residual's gradient
-        tape.give(self.outside(self.hidden))
+        tape.give(self.outside(2 * self.hidden))  # the norm's input too
         # Attention
         tape.take(self._gathered())
         if again:
             self._attention_forward(tape)
         tape.take(self.inside(self.queries))
         if again:
-            output = self.inside(self.queries)  # needed below
-            self._attention_backward(tape, output)
-            tape.give(output)
+            held = self.inside(2 * self.queries)  # its output, needed below, and the gradient that autograd was given
+            self._attention_backward(tape, held)
+            tape.give(held)
         self._weight_gradient(tape, o, summed, queues)
         tape.give(0 if queues else self._gathered())
         if not again:
@@ -261,18 +261,25 @@ class UnitMemory:
         """Output's gradient in and what was saved, the packed gradient out, and of what was saved `kept`."""
         packed, output = self.inside(self.attended), self.inside(self.queries)
         if self.ring > 1:
-            # Blocks in hand, leaving and coming, their gradients likewise; this part's gradients and those so far. On
-            # two ranks the last step passes no block on.
-            block = self.inside(self.keys)
-            own, part = (3 * block, packed) if self.ring > 2 else ((1 + self.mixed) * block, output + block // 2)
-            there = own, part, self.wide(output), 3 * self.wide(block)
-            tape.take(*there)
-            tape.give(*there)
+            ring = self._ring_backward()
+            tape.take(ring)
+            tape.give(ring)
         tape.take(packed)
         tape.give(output + self._attention_saved() - kept)
         tape.take(packed)
         tape.take(self.wide(packed), packed if self.mixed else 0)
         tape.give(2 * packed, self.wide(packed) if self.mixed else 0)
+
+    def _ring_backward(self) -> int:
+        """At the fullest moment, while a step's part is worked out: the blocks in hand, leaving and coming (on two
+        ranks the last step passes none on); this part, of half the keys; the queries' sum, the blocks' that came and
+        is leaving; and the part before, which until a fourth step is the sums themselves where dtypes agree.
+        """
+        block, output = self.inside(self.keys), self.inside(self.queries)
+        in_hand = (3 if self.ring > 2 else 1) * block
+        part = output + block // 2
+        before = output + block if self.mixed else (part if self.ring > 3 else 0)
+        return in_hand + part + before + self.wide(output) + 3 * self.wide(block)
 
     # Head and embedding
 

@@ -12,6 +12,7 @@ from megatron_lite.planning.memory_forms import Memory, peak_memory
 from megatron_lite.planning.paper import step_on_paper
 from megatron_lite.planning.unit_memory import Tape
 from megatron_lite.training.step import schedule_of
+from tools.step_on_paper import block_keeps
 
 ONE = Layout(layers=8)
 WHOLE = replace(ONE, tensor=2, pipeline=2, data=2)
@@ -43,9 +44,9 @@ LAYOUTS = [
 REAL = [ZERO[4], ZERO[6], ZERO[7], WHOLE, replace(WHOLE, schedule="zb_h1", recompute="selective"), SCHEDULES[4]]
 
 
-def config_of(layout: Layout, micro_batch_size: int = 1) -> Config:
+def config_of(layout: Layout, **train: int) -> Config:
     """The layout on a model whose tensors are large beside what the tracker leaves out."""
-    config = layout.config(global_batch_size=8, micro_batch_size=micro_batch_size, sequence_length=256)
+    config = layout.config(**{"global_batch_size": 8, "sequence_length": 256, **train})
     sizes = {"hidden_size": 128, "intermediate_size": 344, "num_attention_heads": 8, "num_key_value_heads": 4,
              "vocab_size": 999}  # fmt: skip
     return config.model_copy(update={"model": config.model.model_copy(update=sizes)})
@@ -61,8 +62,20 @@ def compare(layout: Layout, config: Config) -> None:
     for rank in sorted({layout.tensor - 1, layout.world - 1}):
         step = step_on_paper(config, layout.world, rank)
         expected = form(config, layout.world, step.stage)
-        assert step.peak == pytest.approx(expected.total, rel=0.02)
+        assert step.peak == pytest.approx(expected.total, rel=0.01)
         assert step.at_peak["state"] == pytest.approx(expected.state, rel=0.005)
+        found = {**step.at_peak, "others": step.activations - step.made}
+        others = expected.activations + expected.messages + expected.tokens
+        wanted = {
+            "state": expected.state,
+            "weights": expected.weights,
+            "gradients": expected.gradients,
+            "others": others,
+        }
+        # The tensor that made the peak belongs to one of them; nobody held it yet.
+        missing = [kind for kind in found if abs(found[kind] - wanted[kind]) > 0.01 * step.peak]
+        assert len(missing) <= 1
+        assert all(wanted[kind] - found[kind] == pytest.approx(step.made, abs=0.01 * step.peak) for kind in missing)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -76,6 +89,17 @@ def test_the_peak_is_the_forms_on_the_first_and_the_last_stage(layout, dtype):
 def test_the_peak_of_two_sequences_at_once_is_the_forms(recompute, dtype):
     layout = replace(ONE, recompute=recompute, dtype=dtype)
     compare(layout, config_of(layout, micro_batch_size=2))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_context_ranks_keep_their_share_of_a_long_sequence_and_the_rings_buffers(ranks, dtype):
+    layouts = [replace(ONE, context=context, dtype=dtype, layers=2) for context in (1, ranks)]
+    configs = [config_of(layout, sequence_length=6144, global_batch_size=1) for layout in layouts]
+    for layout, config in zip(layouts, configs, strict=True):
+        compare(layout, config)
+    whole, part = (block_keeps(config, layout.world) for layout, config in zip(layouts, configs, strict=True))
+    assert part * ranks == whole
 
 
 def real_step(layout: Layout) -> tuple[int, int]:
