@@ -3,7 +3,8 @@
     python tools/step_on_paper.py examples/pretrain_65b/gpus_512.yaml --world-size 512
     python tools/step_on_paper.py examples/pretrain_65b/gpus_512.yaml --world-size 512 --recompute
 
-With --recompute, the first stage's memory under each choice of recomputation instead. Runs the real training step on
+With --recompute, the first stage's memory under each choice of recomputation instead; with --phases, its traffic by
+phase of the step and axis of the mesh. Runs the real training step on
 meta tensors, so it takes seconds for any model and any world. Memory does not depend on the number of microbatches once
 the pipeline is full; traffic does, and is that of a whole step.
 """
@@ -17,6 +18,15 @@ from megatron_lite.planning.memory_forms import StepMemory
 from megatron_lite.planning.paper import PaperStep, step_on_paper
 from megatron_lite.training.step import schedule_of
 
+PHASES = {
+    "count": "before the first action",
+    "F": "forward",
+    "B": "backward",
+    "I": "backward, inputs",
+    "W": "backward, weights",
+    "finish": "after the last",
+}
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Memory and traffic of one training step, on paper.")
@@ -24,6 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("overrides", metavar="key=value", nargs="*")
     parser.add_argument("--world-size", type=int, required=True, metavar="N")
     parser.add_argument("--recompute", action="store_true", help="compare the choices of recomputation")
+    parser.add_argument("--phases", action="store_true", help="the first stage's traffic by phase and axis")
     return parser.parse_intermixed_args()  # key=value may stand after an option
 
 
@@ -95,6 +106,20 @@ def recompute_table(config: Config, world_size: int) -> list[str]:
     return lines
 
 
+def phase_table(config: Config, world_size: int) -> list[str]:
+    """What the first stage hands to each axis in each phase of a whole step, with its calls."""
+    found = step_on_paper(config, world_size, 0).phases
+    axes = sorted({axis for _, axis in found})
+    lines = [f"| phase | {' | '.join(f'{axis}, GB' for axis in axes)} |", "| --- |" + " ---: |" * len(axes)]
+    for phase in PHASES:
+        entries = [found.get((phase, axis)) for axis in axes]
+        if not any(entries):
+            continue
+        cells = [f"{entry.bytes / 1e9:,.3f} in {entry.calls:,}" if entry else "" for entry in entries]
+        lines.append(f"| {PHASES[phase]} | {' | '.join(cells)} |")
+    return lines
+
+
 def block_keeps(config: Config, world_size: int) -> float:
     """Bytes that a block keeps of a microbatch until its backward, the mean of the first stage's blocks."""
     resolved = resolve(config, world_size)
@@ -105,7 +130,7 @@ def block_keeps(config: Config, world_size: int) -> float:
 
 def main() -> None:
     options = parse_arguments()
-    show = recompute_table if options.recompute else table
+    show = recompute_table if options.recompute else phase_table if options.phases else table
     print("\n".join(show(load_config(options.config, options.overrides), options.world_size)))
 
 

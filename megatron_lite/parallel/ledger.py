@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from megatron_lite.parallel.collectives import Event
 
+ONCE_A_STEP = ("count", "finish")
+
 
 @dataclass
 class Entry:
@@ -14,13 +16,26 @@ class Entry:
     calls: int = 0
     bytes: int = 0
 
+    def add(self, size: int) -> None:
+        self.calls += 1
+        self.bytes += size
+
 
 def ledger(events: Iterable[Event]) -> dict[tuple[str, str], Entry]:
     """(site, operation) -> its calls and payload bytes, in the order of first appearance."""
     entries: dict[tuple[str, str], Entry] = defaultdict(Entry)
     for event in events:
         if event.kind == "issue":
-            entry = entries[event.site, event.operation]
-            entry.calls += 1
-            entry.bytes += event.bytes
+            entries[event.site, event.operation].add(event.bytes)
     return dict(entries)
+
+
+def phase_totals(events: Iterable[Event]) -> dict[tuple[str, str], Entry]:
+    """(phase, axis) -> its calls and payload bytes. A phase is a kind of action, F, B, I or W, whatever its microbatch,
+    or what happens once a step: count, finish."""
+    totals: dict[tuple[str, str], Entry] = defaultdict(Entry)
+    for event in events:
+        if event.kind == "issue":
+            phase = event.phase if event.phase in ONCE_A_STEP else event.phase[:1]
+            totals[phase, event.axis].add(event.bytes)
+    return dict(totals)

@@ -15,7 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from megatron_lite.config import Config, resolve
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.parallel.collectives import Recorder
-from megatron_lite.parallel.ledger import Entry, ledger
+from megatron_lite.parallel.ledger import Entry, ledger, phase_totals
 from megatron_lite.planning.memory import StorageTracker, bytes_of
 from megatron_lite.training.step import Trainer, schedule_of
 
@@ -38,6 +38,7 @@ class PaperStep:
     at_peak: Mapping[str, int]
     made: int
     traffic: Mapping[tuple[str, str], Entry]
+    phases: Mapping[tuple[str, str], Entry]
 
     @property
     def activations(self) -> int:
@@ -69,9 +70,8 @@ def step_on_paper(config: Config, world_size: int, rank: int, microbatches: int 
         tracker.inspect = lambda: _holdings(trainer)
         size = (count * config.train.micro_batch_size, config.train.sequence_length + 1)
         trainer.train_step(torch.empty(size, dtype=torch.int64, device=META), learning_rate=config.optim.lr)
-    return PaperStep(
-        rank, mesh.stage, count, tracker.peak, tracker.at_peak, tracker.made_at_peak, ledger(recorder.events)
-    )
+    sent = ledger(recorder.events), phase_totals(recorder.events)
+    return PaperStep(rank, mesh.stage, count, tracker.peak, tracker.at_peak, tracker.made_at_peak, *sent)
 
 
 def _holdings(trainer: Trainer) -> dict[str, int]:

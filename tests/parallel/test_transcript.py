@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from support.layouts import Layout, build_trainer, my_samples
 from support.ranks import Ranks
 
 from megatron_lite.parallel.collectives import Communicator, default_store
@@ -83,3 +84,37 @@ else:
     assert stuck.startswith("nothing moved for 2 s: rank 0 waits for all_gather zero.gather")
     assert "rank 1 waits for nothing, its last wait was for all_reduce loss.count" in stuck
     assert other == "done"
+
+
+def train_with_a_fault(layout: Layout, faulty: int | None, patience: float) -> str:
+    """Two real training steps under the checker; the faulty rank makes one call of its own between them."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    checker = TranscriptChecker(default_store(), rank, size, patience)
+    trainer = build_trainer(layout, checker)
+    try:
+        for step in (1, 2):
+            if step == 2 and rank == faulty:
+                trainer.mesh.zero.all_reduce(torch.ones(7), "a.call.of.its.own").wait()
+            trainer.train_step(my_samples(trainer, step), 0.01)
+    except TranscriptError as error:
+        return str(error)
+    except RuntimeError as error:
+        return f"the other is gone: {error}"
+    return "done"
+
+
+@pytest.mark.parametrize("layout", [Layout(tensor=2, data=2, pipeline=2), Layout(context=2, tensor=2)], ids=str)
+def test_real_steps_of_up_to_eight_ranks_pass(pool, layout):
+    assert pool.run(train_with_a_fault, layout.world, layout, None, 60.0) == ["done"] * layout.world
+
+
+def test_one_rank_of_eight_that_leaves_the_program_is_named_with_its_call(pool):
+    layout = Layout(tensor=2, data=2, pipeline=2)
+    said = pool.run(train_with_a_fault, 8, layout, 6, 5.0)
+    assert "done" not in said
+    told = [text for text in said if "differs" in text]
+    assert told
+    for text in told:
+        assert "rank 6 calls all_reduce a.call.of.its.own (zero, 28 bytes, in finish)" in text
+        assert "rank 4 calls all_reduce loss.count (zero, 8 bytes, in count)" in text
+    assert all(text.startswith(("call ", "nothing moved for 5 s", "the other is gone")) for text in said)

@@ -14,7 +14,7 @@ from megatron_lite.planning.memory import StorageTracker
 from megatron_lite.planning.memory_forms import peak_memory
 from megatron_lite.planning.paper import step_on_paper
 from megatron_lite.training.step import schedule_of
-from tools.step_on_paper import enough, recompute_table, table
+from tools.step_on_paper import enough, phase_table, recompute_table, table
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "pretrain_65b"
 WORLDS = (64, 128, 256, 512, 1024, 2048)
@@ -90,7 +90,10 @@ def test_the_whole_step_sends_what_the_forms_say(world):
     assert shown(step) == forms(config, world, 0, step.microbatches)
 
 
-@pytest.mark.parametrize(("heading", "drawn"), [("512 GPUs", table), ("What recomputation saves", recompute_table)])
+TABLES = {"512 GPUs": table, "What recomputation saves": recompute_table, "When a step sends": phase_table}
+
+
+@pytest.mark.parametrize(("heading", "drawn"), TABLES.items())
 def test_the_tables_in_the_examples_readme_are_todays(heading, drawn):
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     found = re.search(rf"### {heading}\n\n[^|]*(\|.*?)\n\n", text, re.DOTALL)
