@@ -1,4 +1,9 @@
+import os
+
 import pytest
+
+os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it where a kernel is defined; ranks inherit it
+
 from support.ranks import Ranks
 
 

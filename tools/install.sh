@@ -36,4 +36,8 @@ pip_install() { .venv/bin/python -m pip install --disable-pip-version-check --co
 pip_install torch==2.13.0                 # first and by itself, so that a CPU build on disk is taken where there is one
 pip_install setuptools wheel pybind11     # the build uses these pinned ones, not an isolated set of the day's newest
 pip_install --no-build-isolation --editable ".${extras:+[$extras]}"
+# A CUDA build of torch brings the Triton it was made with; a CPU build none, and tests interpret and compile kernels.
+if [[ ",$extras," == *,dev,* ]] && ! .venv/bin/python -c 'import triton' 2>/dev/null; then
+    pip_install --no-deps triton==3.9.0
+fi
 echo "$key" >"$stamp"

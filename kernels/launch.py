@@ -1,0 +1,87 @@
+"""How kernels are started: fixed launch parameters for each target, and checks whose errors name the thing.
+
+A table instead of autotuning: nothing is timed while a job runs, and no sum's order depends on what was found fastest.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Compile options of a kernel on one target. Without `fusion`, + - * / round on a GPU as in the interpreter."""
+
+    warps: int
+    stages: int = 1
+    fusion: bool = False
+
+    @property
+    def options(self) -> dict:
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": self.fusion}
+
+
+Launches = Mapping[str, Launch]
+
+
+def on_every_target(usual: Launch, **others: Launch) -> Launches:
+    """One launch for all targets but those named."""
+    return {target: others.get(target, usual) for target in TARGETS}
+
+
+@cache
+def target_of(device: torch.device) -> str:
+    """The target whose table a device uses: its own, or that of the newest older generation."""
+    if device.type != "cuda":
+        return "sm_80"  # the interpreter reads no launch parameters
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return "gfx942"
+    return {8: "sm_80", 9: "sm_90"}.get(properties.major, "sm_100")
+
+
+def options_for(launches: Launches, device: torch.device) -> dict:
+    return launches[target_of(device)].options
+
+
+def accumulator(dtype: torch.dtype) -> tl.dtype:
+    """What a kernel adds in: float32, and float64 for float64 inputs alone."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The same as torch names it."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """[.., columns] as [rows, columns], consecutive in memory along a row; copied only where it is not."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+def block_of(columns: int) -> int:
+    """The power of two that holds a row."""
+    return triton.next_power_of_2(columns)
+
+
+def check(operation: str, name: str, tensor: Tensor, like: Tensor, shape=None, dtype=None) -> None:
+    """Raises ValueError unless the tensor is on `like`'s device and has the shape and dtype (or one of them)."""
+    if tensor.device != like.device:
+        raise ValueError(f"{operation}: {name} is on {tensor.device}, must be on {like.device}, as its other inputs")
+    if shape is not None and tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{operation}: {name} has shape {list(tensor.shape)}, must be {list(shape)}")
+    allowed = dtype if isinstance(dtype, tuple) else (dtype,)
+    if dtype is not None and tensor.dtype not in allowed:
+        names = " or ".join(map(str, allowed))
+        raise ValueError(f"{operation}: {name} is {tensor.dtype}, must be {names}")
+
+
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

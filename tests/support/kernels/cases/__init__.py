@@ -1,0 +1,5 @@
+"""The cases of all operations."""
+
+from support.kernels.cases import rms_norm
+
+CASES = [*rms_norm.CASES]
