@@ -49,3 +49,46 @@ def rms_norm_backward(rows: int, columns: int, element: int, adds: bool, exact: 
 
 def add_partials_(parts: int, columns: int, exact: int = 4) -> Cost:
     return Cost((parts + 1) * columns * exact, columns * exact, 0, parts * columns)
+
+
+def swiglu(elements: int, element: int) -> Cost:
+    """`elements` of y."""
+    return Cost(2 * elements * element, elements * element, 0, 5 * elements)
+
+
+def swiglu_backward(elements: int, element: int) -> Cost:
+    return Cost(3 * elements * element, 2 * elements * element, 0, 12 * elements)
+
+
+def rope_(
+    rows: int, heads: int, head_dim: int, positions: int, element: int, exact: int = 4, together: int = 3
+) -> Cost:
+    """`rows` of qkv at so many different positions, `heads` of each turned: the values are not among them.
+
+    Each program asks for its rows' positions and angles and turns `together` heads by them.
+    """
+    turned, angles = rows * heads * head_dim * element, head_dim * exact
+    asked = rows * -(-heads // together) * (angles + 4)
+    once = rows * 4 + positions * angles
+    return Cost(turned + once, turned, asked - once, 3 * rows * heads * head_dim)
+
+
+def embedding_backward_(
+    tokens: int, ours: int, rows: int, columns: int, element: int, exact: int = 4, block: int = 1024
+) -> Cost:
+    """`tokens`, of which `ours` are looked up here, in `rows` different rows.
+
+    The sort is torch's and not counted. Each program of `block` columns asks for its token and the one before; the
+    first of a row also for where the row ends and for its positions. All of these have 8 bytes.
+    """
+    gradient, blocks = rows * columns * exact, -(-columns // block)
+    once = 8 * (tokens + rows + ours)
+    asked = 8 * blocks * (2 * tokens + rows + ours)
+    return Cost(gradient + ours * columns * element + once, gradient, asked - once, (ours + rows) * columns)
+
+
+def adamw_(size: int, element: int, exact: int = 4, clips: bool = True, block: int = 1024) -> Cost:
+    """16 bytes read and 12 written a parameter, and `element` for the copy (0: none). Each block asks for the clip."""
+    clip = exact if clips else 0
+    blocks = -(-size // block)
+    return Cost(4 * size * exact + clip, size * (3 * exact + element), (blocks - 1) * clip, 15 * size)

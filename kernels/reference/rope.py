@@ -1,0 +1,28 @@
+"""Rotary positions in plain PyTorch; kernels/rope.py says what it computes."""
+
+import torch
+from torch import Tensor
+
+
+def rope_tables(
+    length: int, head_dim: int, theta: float, dtype: torch.dtype, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """(cos, sin) [length, head_dim / 2] of the angles p theta^(-2i/head_dim), i = 0 .. head_dim/2 - 1.
+
+    Computed in float64, kept in `dtype` or float32, the wider of the two.
+    """
+    double = {"dtype": torch.float64, "device": device}
+    frequency = theta ** (-torch.arange(0, head_dim, 2, **double) / head_dim)
+    angle = torch.arange(length, **double).unsqueeze(-1) * frequency
+    kept = torch.promote_types(dtype, torch.float32)
+    return angle.cos().to(kept), angle.sin().to(kept)
+
+
+def rope_(qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, queries: int, head_dim: int, back: bool) -> None:
+    turning = qkv.unflatten(-1, (-1, queries + 2, head_dim))[..., : queries + 1, :]
+    first, second = turning.chunk(2, -1)
+    c, s = (table[positions][:, :, None, None] for table in (cos, sin))
+    way = -1 if back else 1
+    turned = (first * c).addcmul_(second, s, value=-way)
+    second.copy_((second * c).addcmul_(first, s, value=way))
+    first.copy_(turned)
