@@ -5,6 +5,7 @@ that, with the reason: the table's exceptions. Tests hold all three against what
 benchmarks divide by time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -92,3 +93,25 @@ def adamw_(size: int, element: int, exact: int = 4, clips: bool = True, block: i
     clip = exact if clips else 0
     blocks = -(-size // block)
     return Cost(4 * size * exact + clip, size * (3 * exact + element), (blocks - 1) * clip, 15 * size)
+
+
+def square_norm(lengths: Sequence[int], exact: int = 4, block: int = 65536) -> Cost:
+    """Elements of each shard. A block has a table row of 16 bytes and one partial sum."""
+    blocks, elements = sum(-(-length // block) for length in lengths), sum(lengths)
+    return Cost(elements * exact + 16 * blocks, blocks * exact, 0, 2 * elements)
+
+
+def add_product_(rows: int, columns: int, tokens: int, element: int, exact: int = 4) -> Cost:
+    """A matrix product that reads and writes its sum [rows, columns] in place."""
+    total, operands = rows * columns * exact, tokens * (rows + columns) * element
+    return Cost(total + operands, total, 0, 2 * tokens * rows * columns)
+
+
+def cross_entropy_statistics(rows: int, columns: int, real: int, element: int, exact: int = 4) -> Cost:
+    """The vocabulary's columns once, not the padding's; a label of 8 bytes."""
+    return Cost(rows * (real * element + 8), rows * 2 * exact, 0, 4 * rows * real)
+
+
+def cross_entropy_gradient_(rows: int, columns: int, real: int, element: int, exact: int = 4) -> Cost:
+    """Padding is written and not read. Beside its label a row has three numbers: log-sum and two gradients."""
+    return Cost(rows * (real * element + 8 + 3 * exact), rows * columns * element, 0, 3 * rows * real)
