@@ -1,5 +1,5 @@
 """The cases of all operations."""
 
-from support.kernels.cases import rms_norm
+from support.kernels.cases import adamw, cross_entropy, embedding, rms_norm, rope, swiglu
 
-CASES = [*rms_norm.CASES]
+CASES = [*adamw.CASES, *cross_entropy.CASES, *embedding.CASES, *rms_norm.CASES, *rope.CASES, *swiglu.CASES]

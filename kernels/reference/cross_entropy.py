@@ -1,0 +1,54 @@
+"""Vocabulary-parallel cross-entropy in plain PyTorch; kernels/cross_entropy.py says what it computes."""
+
+import torch
+from torch import Tensor
+
+
+def cross_entropy_statistics(logits: Tensor, target: Tensor, real: int) -> tuple[Tensor, Tensor]:
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    if real == 0:
+        nothing = logits.new_zeros(logits.shape[:-1], dtype=exact)
+        return torch.full_like(nothing, float("-inf")), nothing
+    here, place = _place(target, real)
+    picked = torch.gather(logits, -1, place).squeeze(-1).to(exact)
+    log_sum = torch.logsumexp(logits[..., :real].to(exact), dim=-1)
+    return log_sum, torch.where(here, picked, torch.zeros_like(picked))
+
+
+def cross_entropy_gradient_(
+    logits: Tensor, target: Tensor, real: int, log_sum: Tensor, loss_gradient: Tensor, log_sum_gradient: Tensor
+) -> None:
+    logits[..., real:] = 0
+    if real == 0:
+        return
+    # exp(x - inf) = 0: the softmax of a row that is masked throughout is nothing.
+    log_sum = torch.where(log_sum == float("-inf"), float("inf"), log_sum)
+    columns = logits[..., :real]
+    gradient = columns.to(log_sum.dtype)  # the logits themselves where the dtypes agree
+    gradient.sub_(log_sum.unsqueeze(-1)).exp_().mul_((loss_gradient + log_sum_gradient).unsqueeze(-1))
+    here, place = _place(target, real)
+    hit = torch.where(here, loss_gradient, torch.zeros_like(loss_gradient))
+    gradient.scatter_add_(-1, place, hit.neg_().unsqueeze(-1))
+    if gradient.data_ptr() != columns.data_ptr():
+        columns.copy_(gradient)
+
+
+def combine_statistics(pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Global (log_sum [..], target_logit [..]) of the ranks' pairs [ranks, 2, ..], summed in rank order.
+
+    log_sum = m + log(sum over ranks of exp(log_sum_r - m)), m the largest; -inf where every rank's is.
+    """
+    largest = pairs[:, 0].amax(0)
+    largest = torch.where(largest == float("-inf"), torch.zeros_like(largest), largest)
+    parts = torch.exp(pairs[:, 0] - largest)
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    # At most one rank has the label; the others' zeros change nothing.
+    return largest + torch.log(total), pairs[:, 1].sum(0)
+
+
+def _place(target: Tensor, real: int) -> tuple[Tensor, Tensor]:
+    """Whether the label is among this rank's columns [..], and a column that can be asked for [.., 1]."""
+    here = (target >= 0) & (target < real)
+    return here, torch.where(here, target, torch.zeros_like(target)).unsqueeze(-1)
