@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from megatron_lite.kernels.attention import attention_backward, attention_forward
+from megatron_lite.kernels.reference.attention import attention, attention_backward
+from megatron_lite.kernels.visibility import Visible, visible_in_documents
 from megatron_lite.parallel.collectives import Communicator, alone
 
 Kind = Literal["ring", "ulysses"]
@@ -60,14 +61,16 @@ class ContextSplit:
 
 @dataclass(frozen=True)
 class Documents:
-    """Which document each position belongs to, int64 [B, S] over the whole sequence; attention stays within one."""
+    """Which document each position belongs to, int64 [B, S] over the whole sequence, non-decreasing; attention stays
+    within one.
+    """
 
     numbers: Tensor
 
-    def allowed(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """bool [B, 1, T, S']: which of the positions `keys` each of the positions `queries` may see."""
-        same = self.numbers[:, queries].unsqueeze(-1) == self.numbers[:, keys].unsqueeze(-2)
-        return (same & (keys <= queries.unsqueeze(-1))).unsqueeze(1)
+    def visible(self, queries: Tensor, keys: Tensor) -> Visible:
+        """Which of the positions `keys` each of the positions `queries` sees."""
+        device = self.numbers.device
+        return visible_in_documents(self.numbers, queries.to(device), keys.to(device))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, split: ContextSplit, documents: Documents | None) -> Tensor:
@@ -87,8 +90,8 @@ class _RingAttention(Function):
         block = (k, v)
         for step in range(ring.size):
             arriving = ring.pass_on(block, "context.ring") if step < ring.size - 1 else None
-            queries, keys, causal, allowed = ring.part(step)
-            some, its_log_sum = attention_forward(q[:, :, queries], *(x[:, :, keys] for x in block), causal, allowed)
+            queries, keys, causal, visible = ring.part(step)
+            some, its_log_sum = attention(q[:, :, queries], *(x[:, :, keys] for x in block), causal, visible)
             if output is None:
                 output, log_sum = some.to(exact), its_log_sum
             else:
@@ -107,10 +110,10 @@ class _RingAttention(Function):
         travelling = None  # a block's gradients follow it one step later and gather what each rank adds
         for step in range(ring.size):
             arriving = ring.pass_on(block, "context.ring.again") if step < ring.size - 1 else None
-            queries, keys, causal, allowed = ring.part(step)
+            queries, keys, causal, visible = ring.part(step)
             some = [x[:, :, queries] for x in (gradient, q)]
             own = [x[:, :, queries] for x in (output, log_sum)]
-            parts = attention_backward(*some, *(x[:, :, keys] for x in block), *own, causal, allowed)
+            parts = attention_backward(*some, *(x[:, :, keys] for x in block), *own, causal, visible)
             if step == 0:
                 q_gradient, *gradients = (part.to(exact) for part in parts)
             else:
@@ -161,8 +164,8 @@ class _Ring:
         handle = self.communicator.exchange(packed, (self.rank + 1) % self.size, (self.rank - 1) % self.size, site)
         return _Arriving(handle, block[0].shape)
 
-    def part(self, step: int) -> tuple[slice, slice, bool, Tensor | None]:
-        """(queries, keys, causal, allowed) of a step: of the rank's own block the lower triangle, of an earlier rank's
+    def part(self, step: int) -> tuple[slice, slice, bool, Visible | None]:
+        """(queries, keys, causal, visible) of a step: of the rank's own block the lower triangle, of an earlier rank's
         its first chunk for all queries, of a later rank's all of it for the second chunk of queries.
         """
         owner = (self.rank - step) % self.size
@@ -177,7 +180,7 @@ class _Ring:
             return queries, keys, owner == self.rank, None
         whole = self.length * self.size
         mine, theirs = self.split.positions(whole), self.split.positions(whole, owner)
-        return queries, keys, False, self.documents.allowed(mine[queries], theirs[keys])
+        return queries, keys, False, self.documents.visible(mine[queries], theirs[keys])
 
 
 def exchange_heads(qkv: Tensor, head_dim: int, queries: int, split: ContextSplit) -> Tensor:

@@ -54,7 +54,7 @@ COMMUNICATES = {"_sum_ranges", "enter", "leave", "enter_backward", "leave_backwa
 COMMUNICATES |= {"all_gather", "reduce_scatter", "all_reduce", "broadcast", "send", "receive", "Inbox", "Outbox"}
 COMMUNICATES |= {"pass_on", "apply"}
 # Divisions that the first stage does not reach, and the stage that does.
-ELSEWHERE = {"kernels.attention": 2, "parallel.context": 2}
+ELSEWHERE = {"kernels.reference.attention": 2, "parallel.context": 2}
 
 
 def site_names() -> set[str]:

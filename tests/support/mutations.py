@@ -22,7 +22,7 @@ PACKAGE = Path(megatron_lite.__file__).parent
 KERNELS = Path(megatron_lite.kernels.__file__).parent  # setup.py maps them into the package
 # The code that makes the numbers of a step.
 NUMERIC = (
-    "kernels.attention",
+    "kernels.reference.attention",
     "model.operations",
     "model.parameters",
     "model.transformer",

@@ -1,0 +1,85 @@
+"""Attention in plain PyTorch; kernels/attention.py says what it computes."""
+
+import torch
+from megatron_lite.kernels.visibility import Visible
+from torch import Tensor
+
+# PyTorch's fused operation with a log-sum-exp; on meta tensors it keeps what a fused GPU kernel would. Elsewhere, and
+# with ranges, the definition is computed as written, whole scores and all.
+_FUSED = ("cpu", "meta")
+_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Visible | None) -> tuple[Tensor, Tensor]:
+    """(output [B, H, T, D] in q's dtype, log-sum-exp of the scaled scores [B, H, T] in float32, float64 for float64).
+
+    q [B, H, T, D], k and v [B, G, S, D]; query head h reads key-value head h // (H / G). `causal` (T = S): query t
+    sees keys up to t. `visible`: it sees these alone; a query that sees none has output 0 and log-sum-exp -inf. Scores
+    are q k^T / sqrt(D) (Vaswani et al. 2017, arXiv 1706.03762, equation 1).
+    """
+    q = _in_one(q)
+    if visible is None and q.device.type in _FUSED:
+        return _CPU(q, k, v, 0.0, causal)
+    scores = _scores(q, k, _seen(q, k, causal, visible))
+    log_sum = scores.logsumexp(-1)
+    return _heads_times(_probabilities(scores, log_sum), v).to(q.dtype), log_sum
+
+
+def attention_backward(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor, log_sum: Tensor, causal: bool,
+    visible: Visible | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v in their dtypes, given the gradient of the output.
+
+    `output` and `log_sum` are those over all keys, of which k and v may be a part: the results are then this part's
+    share (Dao et al. 2022, arXiv 2205.14135, algorithm 4; nothing in it but the log-sum-exp knows the other keys).
+    """
+    shape, q = q.shape, _in_one(q)
+    if visible is None and q.device.type in _FUSED:
+        dq, dk, dv = _CPU_BACKWARD(gradient, q, k, v, output, log_sum, 0.0, causal)
+        return dq.reshape(shape), dk, dv
+    probabilities = _probabilities(_scores(q, k, _seen(q, k, causal, visible)), log_sum)
+    exact = gradient.to(probabilities.dtype)
+    groups = (*k.shape[:2], q.shape[1] // k.shape[1], *q.shape[2:])
+    grouped = probabilities.view(*groups[:4], -1)
+    v_gradient = (grouped.transpose(-1, -2) @ exact.reshape(groups)).sum(2)
+    to_probabilities = exact.reshape(groups) @ v.unsqueeze(2).to(exact.dtype).transpose(-1, -2)
+    inner = (exact * output).sum(-1).view(groups[:4]).unsqueeze(-1)
+    to_scores = grouped * (to_probabilities - inner) / q.shape[-1] ** 0.5
+    q_gradient = (to_scores @ k.unsqueeze(2).to(exact.dtype)).view(shape)
+    k_gradient = (to_scores.transpose(-1, -2) @ q.reshape(groups).to(exact.dtype)).sum(2)
+    return q_gradient.to(q.dtype), k_gradient.to(k.dtype), v_gradient.to(v.dtype)
+
+
+def _in_one(q: Tensor) -> Tensor:
+    """Queries by group [B, G, R, T, D] as [B, H, T, D]."""
+    return q.flatten(1, 2) if q.dim() == 5 else q
+
+
+def _seen(q: Tensor, k: Tensor, causal: bool, visible: Visible | None) -> Tensor:
+    """Which keys queries see, bool, [T, S] or [B, 1, T, S]."""
+    if visible is not None:
+        return visible.mask
+    seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+    return seen.tril() if causal else seen
+
+
+def _scores(q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
+    """[B, H, T, S] in float32 or wider, -inf where nothing is to be seen."""
+    exact = torch.promote_types(q.dtype, torch.float32)
+    groups = (*k.shape[:2], q.shape[1] // k.shape[1], *q.shape[2:])
+    scores = q.reshape(groups).to(exact) @ k.unsqueeze(2).to(exact).transpose(-1, -2) / q.shape[-1] ** 0.5
+    return scores.view(*q.shape[:3], -1).masked_fill(~seen, float("-inf"))
+
+
+def _probabilities(scores: Tensor, log_sum: Tensor) -> Tensor:
+    """exp(scores - log_sum), 0 for queries that see nothing anywhere."""
+    return torch.exp(scores - log_sum.clamp(min=torch.finfo(scores.dtype).min).unsqueeze(-1))
+
+
+def _heads_times(probabilities: Tensor, v: Tensor) -> Tensor:
+    """[B, H, T, S] times [B, G, S, D] -> [B, H, T, D]."""
+    batch, heads, length, _ = probabilities.shape
+    grouped = probabilities.view(batch, v.shape[1], heads // v.shape[1], length, -1)
+    return (grouped @ v.unsqueeze(2).to(probabilities.dtype)).view(batch, heads, length, -1)
