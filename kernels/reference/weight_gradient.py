@@ -1,0 +1,7 @@
+"""The gradient of a weight, added in place, in plain PyTorch; kernels/weight_gradient.py says what it computes."""
+
+from torch import Tensor
+
+
+def add_product_(gradient: Tensor, dy: Tensor, x: Tensor) -> None:
+    gradient.addmm_(dy.t().to(gradient.dtype), x.to(gradient.dtype))

@@ -1,0 +1,37 @@
+"""The gradient of a weight, added in place: gradient += dy^T x, in float32 over operands of half the width.
+
+A product with its own sum as the third operand saves what a product of its own would cost: a buffer of the weight's
+size, written in bfloat16, read again and added. On a GPU this is one call of cuBLAS (rocBLAS), which torch offers as
+`addmm` with an `out_dtype`; a CPU has no such product, and multiplies the operands in float32.
+"""
+
+import torch
+from megatron_lite.kernels.launch import FLOATS, check
+from megatron_lite.kernels.registration import operation
+
+
+def add_on_gpu_(gradient: torch.Tensor, dy: torch.Tensor, x: torch.Tensor) -> None:
+    """A product of narrow operands that is added to a float32 sum as it is made."""
+    torch.addmm(gradient, dy.t(), x, out_dtype=torch.float32, out=gradient)
+
+
+def _flops(gradient, dy, x, **_) -> int:
+    return 2 * dy[0] * dy[1] * x[1]
+
+
+@operation("add_product_(Tensor(a!) gradient, Tensor dy, Tensor x) -> ()", lambda gradient, dy, x: None, flops=_flops)
+def add_product_(gradient, dy, x):
+    """gradient [rows, columns] += dy [N, rows]^T x [N, columns], rounded once.
+
+    The gradient is in float32, or in the operands' own dtype. Raises ValueError for other dtypes and shapes.
+    """
+    name = "add_product_"
+    check(name, "x", x, gradient, (dy.shape[0], gradient.shape[1]), FLOATS)
+    check(name, "dy", dy, gradient, (dy.shape[0], gradient.shape[0]), x.dtype)
+    check(name, "gradient", gradient, gradient, dtype=(x.dtype, torch.promote_types(x.dtype, torch.float32)))
+    if gradient.dtype == x.dtype:
+        gradient.addmm_(dy.t(), x)
+    elif gradient.device.type == "cuda":
+        add_on_gpu_(gradient, dy, x)
+    else:
+        gradient.addmm_(dy.t().to(gradient.dtype), x.to(gradient.dtype))
