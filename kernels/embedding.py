@@ -1,7 +1,7 @@
 """The embedding's backward: each row of the gradient gets the gradients of those positions that looked it up.
 
-Tokens are sorted, so that a row's positions follow one another; the first of them adds up all, in order. No atomics:
-the same bits in every run.
+Tokens are sorted, so that a row's positions follow one another; the first of them adds up all, in order, and no two
+programs write to one row: the same bits in every run and on every GPU.
 """
 
 import torch
@@ -11,29 +11,25 @@ from megatron_lite.kernels.launch import FLOATS, Launch, accumulator, check, on_
 from megatron_lite.kernels.registration import operation
 
 BLOCK = 1024
-ROWS = 4  # read at once: a frequent token's positions are a long chain otherwise
 
-ADD = on_every_target(Launch(4))
+ADD = on_every_target(Launch(4), gfx942=Launch(2))
 
 
 @triton.jit
 def add_kernel(gradient, tokens, ends, order, dy, gradient_stride, dy_stride, vocabulary,
-               COLUMNS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+               COLUMNS: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     first = tl.program_id(0).to(tl.int64)
     token = tl.load(tokens + first)
     previous = tl.load(tokens + tl.maximum(first - 1, 0))
     if (token < 0) | (token >= vocabulary) | ((first > 0) & (token == previous)):
         return
-    end = tl.load(ends + first)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < COLUMNS
     total = tl.zeros([BLOCK], ACC)
-    for start in range(first, end, ROWS):
-        index = start + tl.arange(0, ROWS)
-        row = tl.load(order + index, mask=index < end, other=0)
-        source = dy + row[:, None] * dy_stride + column[None, :]
-        values = tl.load(source, mask=(index < end)[:, None] & inside[None, :], other=0.0)
-        total += tl.sum(values.to(ACC), 0)
+    # The end is looked up, not run into: the compiler can then load several rows at once.
+    for place in range(first, tl.load(ends + first)):
+        row = tl.load(order + place)
+        total += tl.load(dy + row * dy_stride + column, mask=inside, other=0.0).to(ACC)
     target = gradient + token * gradient_stride + column
     tl.store(target, tl.load(target, mask=inside, other=0.0) + total, mask=inside)
 
@@ -62,6 +58,6 @@ def embedding_backward_(gradient, tokens, dy):
     rows = rows_of(dy)
     add_kernel[(len(values), triton.cdiv(columns, BLOCK))](
         gradient, values, ends, order, rows, gradient.stride(0), rows.stride(0), gradient.shape[0],
-        columns, BLOCK, ROWS, accumulator(gradient.dtype),
+        columns, BLOCK, accumulator(gradient.dtype),
         **options_for(ADD, gradient.device),
     )  # fmt: skip

@@ -26,7 +26,7 @@ from torch import Tensor, int32
 TILE = 1024  # pairs of one head
 HEADS = 3
 
-TURN = on_every_target(Launch(4))
+TURN = on_every_target(Launch(4), gfx942=Launch(2))
 
 
 @triton.jit

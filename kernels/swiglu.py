@@ -3,49 +3,58 @@
     y = gate s up
     dgate = dy up s (1 + gate (1 - s)),  dup = dy gate s
 
-A program works on BLOCK consecutive elements of y, which may begin in one row and end in another: no row length wastes
-more lanes than those of the last program.
+A program works on a tile of TILE elements of y. Its columns are the largest power of two that divides a row's length,
+so that lengths such as 3200 = 25 x 128 waste no lane; its rows are what that leaves.
 """
 
 import torch
 import triton
 import triton.language as tl
-from megatron_lite.kernels.launch import FLOATS, Launch, accumulator, check, on_every_target, options_for, rows_of
+from megatron_lite.kernels.launch import (
+    FLOATS,
+    Launch,
+    accumulator,
+    block_of,
+    check,
+    on_every_target,
+    options_for,
+    rows_of,
+)
 from megatron_lite.kernels.registration import differentiable, operation
 from torch import Tensor
 
-BLOCK = 1024
+TILE = 1024
+WIDTH = 64  # a tile's fewest columns: a line of the cache in bfloat16
 
 FORWARD = on_every_target(Launch(4), gfx942=Launch(2))
 BACKWARD = on_every_target(Launch(4), gfx942=Launch(2))
 
 
 @triton.jit
-def places_of(COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """(place in y, row, column) of this program's elements. Only the start needs 64 bits to be divided."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    element = tl.arange(0, BLOCK)
-    beyond = (start % COLUMNS).to(tl.int32) + element
-    return start + element, start // COLUMNS + beyond // COLUMNS, beyond % COLUMNS
+def tile_of(rows, COLUMNS: tl.constexpr, ROW_BLOCK: tl.constexpr, BLOCK: tl.constexpr):
+    """(row, column, inside) of this program's tile, programs counted along the rows first."""
+    program = tl.program_id(0).to(tl.int64)
+    across = tl.cdiv(COLUMNS, BLOCK)
+    row = program // across * ROW_BLOCK + tl.arange(0, ROW_BLOCK)[:, None]
+    column = program % across * BLOCK + tl.arange(0, BLOCK)[None, :]
+    return row, column, (row < rows) & (column < COLUMNS)
 
 
 @triton.jit
-def forward_kernel(gate_up, y, stride, elements,
-                   COLUMNS: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    place, row, column = places_of(COLUMNS, BLOCK)
-    inside = place < elements
+def forward_kernel(gate_up, y, stride, rows, COLUMNS: tl.constexpr,
+                   ROW_BLOCK: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    row, column, inside = tile_of(rows, COLUMNS, ROW_BLOCK, BLOCK)
     source = gate_up + row * stride + column
     gate = tl.load(source, mask=inside, other=0.0).to(ACC)
     up = tl.load(source + COLUMNS, mask=inside, other=0.0).to(ACC)
     result = gate / (1 + tl.exp(-gate)) * up
-    tl.store(y + place, result.to(y.dtype.element_ty), mask=inside)
+    tl.store(y + row * COLUMNS + column, result.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def backward_kernel(dy, gate_up, result, dy_stride, stride, elements,
-                    COLUMNS: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    place, row, column = places_of(COLUMNS, BLOCK)
-    inside = place < elements
+def backward_kernel(dy, gate_up, result, dy_stride, stride, rows, COLUMNS: tl.constexpr,
+                    ROW_BLOCK: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    row, column, inside = tile_of(rows, COLUMNS, ROW_BLOCK, BLOCK)
     source = gate_up + row * stride + column
     gate = tl.load(source, mask=inside, other=0.0).to(ACC)
     up = tl.load(source + COLUMNS, mask=inside, other=0.0).to(ACC)
@@ -56,6 +65,14 @@ def backward_kernel(dy, gate_up, result, dy_stride, stride, elements,
     target = result + row * (2 * COLUMNS) + column
     tl.store(target, to_gate.to(result.dtype.element_ty), mask=inside)
     tl.store(target + COLUMNS, to_up.to(result.dtype.element_ty), mask=inside)
+
+
+def tiling(rows: int, columns: int) -> tuple[int, int, int]:
+    """(programs, rows of a tile, columns of a tile); lanes are wasted on lengths that WIDTH does not divide."""
+    divisor = columns & -columns
+    block = min(max(divisor, WIDTH), TILE, block_of(columns))
+    row_block = TILE // block
+    return triton.cdiv(rows, row_block) * triton.cdiv(columns, block), row_block, block
 
 
 def _check_packed(name: str, gate_up: Tensor) -> torch.Size:
@@ -75,9 +92,10 @@ def swiglu(gate_up):
     """silu(gate) up [.., F], in gate_up's dtype, of gate_up [.., 2 F]: F columns of gate, then F of up."""
     y = gate_up.new_empty(_check_packed("swiglu", gate_up))
     if y.numel():
-        rows = rows_of(gate_up)
-        forward_kernel[(triton.cdiv(y.numel(), BLOCK),)](
-            rows, y, rows.stride(0), y.numel(), y.shape[-1], BLOCK, accumulator(y.dtype),
+        packed, columns = rows_of(gate_up), y.shape[-1]
+        programs, *tile = tiling(len(packed), columns)
+        forward_kernel[(programs,)](
+            packed, y, packed.stride(0), len(packed), columns, *tile, accumulator(y.dtype),
             **options_for(FORWARD, y.device),
         )  # fmt: skip
     return y
@@ -94,11 +112,11 @@ def swiglu_backward(gradient, gate_up):
     check(name, "gradient", gradient, gate_up, _check_packed(name, gate_up), gate_up.dtype)
     result = gate_up.new_empty(gate_up.shape)
     if result.numel():
-        gradients, rows = rows_of(gradient), rows_of(gate_up)
-        backward_kernel[(triton.cdiv(gradient.numel(), BLOCK),)](
-            gradients, rows, result, gradients.stride(0), rows.stride(0), gradient.numel(),
-            gradient.shape[-1], BLOCK, accumulator(result.dtype),
-            **options_for(BACKWARD, result.device),
+        gradients, packed, columns = rows_of(gradient), rows_of(gate_up), gradient.shape[-1]
+        programs, *tile = tiling(len(packed), columns)
+        backward_kernel[(programs,)](
+            gradients, packed, result, gradients.stride(0), packed.stride(0), len(packed), columns, *tile,
+            accumulator(result.dtype), **options_for(BACKWARD, result.device),
         )  # fmt: skip
     return result
 

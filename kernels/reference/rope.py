@@ -1,6 +1,7 @@
 """Rotary positions in plain PyTorch; kernels/rope.py says what it computes."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -20,9 +21,12 @@ def rope_tables(
 
 def rope_(qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, queries: int, head_dim: int, back: bool) -> None:
     turning = qkv.unflatten(-1, (-1, queries + 2, head_dim))[..., : queries + 1, :]
-    first, second = turning.chunk(2, -1)
-    c, s = (table[positions][:, :, None, None] for table in (cos, sin))
+    if positions.stride(1) == 0:
+        positions = positions[:, :1]  # the same for every sequence: looked up once
+    c, s = (F.embedding(positions, table)[:, :, None, None] for table in (cos, sin))
     way = -1 if back else 1
-    turned = (first * c).addcmul_(second, s, value=-way)
-    second.copy_((second * c).addcmul_(first, s, value=way))
-    first.copy_(turned)
+    heads = turning.to(cos.dtype)
+    turned = heads * torch.cat([c, c], -1)
+    for to, other, sign in zip(turned.chunk(2, -1), reversed(heads.chunk(2, -1)), (-way, way), strict=True):
+        to.addcmul_(other, s, value=sign)
+    turning.copy_(turned)
