@@ -69,7 +69,7 @@ def _check(name: str, qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, 
     if qkv.stride(-1) != 1:
         raise ValueError(f"{name}: qkv's last dimension has stride {qkv.stride(-1)}, must be 1")
     check(name, "positions", positions, qkv, qkv.shape[:2], int32)
-    check(name, "cos", cos, qkv, (len(cos), head_dim // 2), accumulator_dtype(qkv.dtype))
+    check(name, "cos", cos, qkv, (*cos.shape[:1], head_dim // 2), accumulator_dtype(qkv.dtype))
     check(name, "sin", sin, qkv, cos.shape, cos.dtype)
 
 
