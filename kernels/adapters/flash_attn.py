@@ -1,0 +1,181 @@
+"""The package flash-attn as our attention: version 2 on any GPU it knows, version 3 (beta) where it is on Hopper.
+
+This has not run anywhere: no machine that this code saw had the package. Tests hold every call against the signatures
+in the package's own source and every layout against a stand-in; numbers, speed and memory are unproved.
+
+Whole blocks and causal squares go to the dense functions. Packed documents go to those that take lengths, which have to
+be read back to the host in each call. Key ranges of any other shape, as a ring over packed documents has, are refused.
+The backward is asked for its deterministic form: without it, it adds in whatever order its blocks finish.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+from megatron_lite.kernels.launch import check
+from megatron_lite.kernels.visibility import Visible
+from torch import Tensor
+
+# What tells the packages: a module of Python and a compiled one.
+SECOND = ("flash_attn", "flash_attn_2_cuda")
+THIRD = ("flash_attn_interface", "flash_attn_3")
+NARROW = (torch.bfloat16, torch.float16)
+
+
+def installed(modules: tuple[str, ...] = SECOND) -> bool:
+    """Whether the modules can be found. Imports nothing."""
+    return all(find_spec(module) is not None for module in modules)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of sequences laid end to end: where each document begins and the last ends, int32 [documents + 1]; the longest."""
+
+    bounds: Tensor
+    longest: int
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Visible | None) -> tuple[Tensor, Tensor]:
+    """(output [B, H, T, D], log-sum-exp [B, H, T] in float32) of q [B, H, T, D] (or by group, [B, G, R, T, D]), k and v
+    [B, G, S, D], as kernels/reference/attention.py.
+
+    Raises ValueError for dtypes but bfloat16 and float16, head dimensions above 256 or no multiples of 8, and for key
+    ranges that are not those of whole documents.
+    """
+    q = _in_one(q)
+    _check("attention", q, k, v)
+    lengths = None if visible is None else lengths_of(visible)
+    inputs = [_to_theirs(x, lengths) for x in (q, k, v)]
+    forward = _third_forward if _on_hopper(q) else _second_forward
+    output, log_sum = forward(*inputs, q.shape[-1] ** -0.5, causal or lengths is not None, lengths)
+    return _to_ours(output, q), log_sum if lengths is None else _by_sequence(log_sum, q)
+
+
+def attention_backward(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor, log_sum: Tensor, causal: bool,
+    visible: Visible | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v in their dtypes; `output`, `log_sum` are those over all keys, of which k may be a part."""
+    shape, q = q.shape, _in_one(q)
+    _check("attention_backward", q, k, v)
+    lengths = None if visible is None else lengths_of(visible)
+    gradient, output = gradient.to(q.dtype), output.to(q.dtype)
+    inputs = [_to_theirs(x, lengths) for x in (gradient, q, k, v, output)]
+    log_sum = log_sum.contiguous() if lengths is None else log_sum.transpose(0, 1).flatten(1).contiguous()
+    results = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[1:4]]
+    backward = _third_backward if _on_hopper(q) else _second_backward
+    backward(*inputs, log_sum, *results, q.shape[-1] ** -0.5, causal or lengths is not None, lengths)
+    dq, dk, dv = (_to_ours(result, x) for result, x in zip(results, (q, k, v), strict=True))
+    return dq.reshape(shape), dk, dv
+
+
+def lengths_of(visible: Visible) -> Lengths:
+    """Where documents begin and end, if each query sees its own document up to itself. Waits for the device.
+
+    Raises ValueError for other ranges.
+    """
+    first, last = torch.stack([visible.first, visible.last]).cpu()
+    sequences, length = first.shape
+    position = torch.arange(length, dtype=first.dtype)
+    begins = first == position
+    same = torch.cat([begins[:, :1], first[:, 1:] == first[:, :-1]], 1)
+    if visible.first_query.shape[1] != length or not (last == position + 1).all() or not (begins | same).all():
+        raise ValueError(
+            "flash-attn attends within whole packed documents alone, and these key ranges are others, as those of a "
+            "ring over packed documents: set kernels.attention to triton or sdpa"
+        )
+    bounds = torch.cat([begins.flatten().nonzero().flatten(), torch.tensor([sequences * length])]).to(torch.int32)
+    return Lengths(bounds.to(visible.first.device, non_blocking=True), int(bounds.diff().max()))
+
+
+def _second_forward(q, k, v, scale: float, causal: bool, lengths: Lengths | None):
+    interface = import_module("flash_attn.flash_attn_interface")
+    if lengths is None:
+        return interface._flash_attn_forward(
+            q, k, v, dropout_p=0.0, softmax_scale=scale, causal=causal, window_size_left=-1, window_size_right=-1,
+            softcap=0.0, alibi_slopes=None, return_softmax=False,
+        )[:2]  # fmt: skip
+    return interface._flash_attn_varlen_forward(
+        q, k, v, cu_seqlens_q=lengths.bounds, cu_seqlens_k=lengths.bounds, max_seqlen_q=lengths.longest,
+        max_seqlen_k=lengths.longest, dropout_p=0.0, softmax_scale=scale, causal=causal,
+    )[:2]  # fmt: skip
+
+
+def _second_backward(dout, q, k, v, out, log_sum, dq, dk, dv, scale: float, causal: bool, lengths: Lengths | None):
+    interface = import_module("flash_attn.flash_attn_interface")
+    options = {
+        "dropout_p": 0.0, "softmax_scale": scale, "causal": causal, "window_size_left": -1, "window_size_right": -1,
+        "softcap": 0.0, "alibi_slopes": None, "deterministic": True,
+    }  # fmt: skip
+    if lengths is None:
+        interface._flash_attn_backward(dout, q, k, v, out, log_sum, dq, dk, dv, **options)
+    else:
+        interface._flash_attn_varlen_backward(
+            dout, q, k, v, out, log_sum, dq, dk, dv, cu_seqlens_q=lengths.bounds, cu_seqlens_k=lengths.bounds,
+            max_seqlen_q=lengths.longest, max_seqlen_k=lengths.longest, **options,
+        )  # fmt: skip
+
+
+def _third_lengths(lengths: Lengths | None) -> tuple[tuple, tuple]:
+    """Bounds of queries and keys, and longest of both."""
+    return ((None,) * 2, (None,) * 2) if lengths is None else ((lengths.bounds,) * 2, (lengths.longest,) * 2)
+
+
+def _third_forward(q, k, v, scale: float, causal: bool, lengths: Lengths | None):
+    """By position: between its betas version 3 renamed parameters, and kept their order."""
+    bounds, longest = _third_lengths(lengths)
+    return import_module("flash_attn_interface")._flash_attn_forward(
+        q, k, v,
+        None, None, None, None,  # k_new, v_new, qv, out
+        *bounds, None,  # cu_seqlens_q, cu_seqlens_k, cu_seqlens_k_new
+        None, None,  # seqused_q, seqused_k
+        *longest,  # max_seqlen_q, max_seqlen_k
+        None, None, None,  # page_table, kv_batch_idx, leftpad_k
+        None, None, None,  # rotary_cos, rotary_sin, seqlens_rotary
+        None, None, None,  # q_descale, k_descale, v_descale
+        scale, causal,
+    )[:2]  # fmt: skip
+
+
+def _third_backward(dout, q, k, v, out, log_sum, dq, dk, dv, scale: float, causal: bool, lengths: Lengths | None):
+    bounds, longest = _third_lengths(lengths)
+    import_module("flash_attn_interface")._flash_attn_backward(
+        dout, q, k, v, out, log_sum,
+        *bounds, None, None,  # cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k
+        *longest,  # max_seqlen_q, max_seqlen_k
+        dq, dk, dv, scale, causal, deterministic=True,
+    )  # fmt: skip
+
+
+def _on_hopper(q: Tensor) -> bool:
+    return q.is_cuda and torch.cuda.get_device_capability(q.device)[0] == 9 and installed(THIRD)
+
+
+def _check(name: str, q: Tensor, k: Tensor, v: Tensor) -> None:
+    check(name, "q", q, q, dtype=NARROW)
+    check(name, "k", k, q, (q.shape[0], k.shape[1], k.shape[2], q.shape[3]), q.dtype)
+    check(name, "v", v, q, k.shape, q.dtype)
+    if q.shape[-1] % 8 or q.shape[-1] > 256:
+        raise ValueError(f"{name}: head dimension is {q.shape[-1]}, must be a multiple of 8 up to 256 for flash-attn")
+
+
+def _in_one(q: Tensor) -> Tensor:
+    """Queries by group [B, G, R, T, D] as [B, H, T, D]."""
+    return q.flatten(1, 2) if q.dim() == 5 else q
+
+
+def _to_theirs(x: Tensor, lengths: Lengths | None) -> Tensor:
+    """[B, H, T, D] as [B, T, H, D], by its strides; with lengths as [B T, H, D]."""
+    x = x.transpose(1, 2)
+    return x if lengths is None else x.flatten(0, 1)
+
+
+def _to_ours(x: Tensor, like: Tensor) -> Tensor:
+    """[B, T, H, D] or [B T, H, D] as `like`, [B, H, T, D]."""
+    return x.reshape(like.shape[0], like.shape[2], like.shape[1], like.shape[3]).transpose(1, 2)
+
+
+def _by_sequence(log_sum: Tensor, like: Tensor) -> Tensor:
+    """[H, B T] as [B, H, T]."""
+    return log_sum.view(like.shape[1], like.shape[0], like.shape[2]).transpose(0, 1)

@@ -1,0 +1,235 @@
+"""Other packages behind our signatures: every call fits the recorded signature, and every layout what it computes."""
+
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+from megatron_lite.kernels.adapters import apex, flash_attn
+from megatron_lite.kernels.reference import adamw, attention, weight_gradient
+from megatron_lite.kernels.visibility import visible_from, visible_in_documents
+from support.kernels.harness import fresh, random
+from support.kernels.stand_ins import recorded, stand_in
+
+SHAPE = (2, 4, 2, 12, 8)  # B, H, G, T, D
+DOCUMENTS = torch.tensor([[0] * 5 + [1] * 7, [0] * 1 + [1] * 3 + [2] * 8])
+FLASH = pytest.mark.parametrize("entry", recorded("flash_attn"), ids=lambda entry: entry["version"][:12])
+
+
+def inputs(keys: int = 12):
+    """q, k, v and an output's gradient in bfloat16; q as a view of a packed buffer would be, not contiguous."""
+    batch, heads, groups, length, width = SHAPE
+    generator = fresh()
+    q = random((batch, length, heads, width), torch.bfloat16, generator).transpose(1, 2)
+    k, v = (random((batch, groups, keys, width), torch.bfloat16, generator) for _ in range(2))
+    return q, k, v, random(q.shape, torch.bfloat16, generator)
+
+
+def packed():
+    position = torch.arange(12)
+    return visible_in_documents(DOCUMENTS, position, position)
+
+
+def parts(bounds, longest):
+    """The documents of a call by lengths, as slices; checks what the package checks."""
+    assert bounds.dtype == torch.int32 and bounds.is_contiguous()
+    cuts = bounds.tolist()
+    assert max(end - begin for begin, end in pairwise(cuts)) == longest
+    return [slice(begin, end) for begin, end in pairwise(cuts)]
+
+
+def theirs_forward(q, k, v, softmax_scale, causal, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None,
+                   max_seqlen_k=None, **others):  # fmt: skip
+    """[B, T, H, D], or [documents' T, H, D]; the log-sum-exp [B, H, T], or [H, documents' T]."""
+    assert_plain(others)
+    assert softmax_scale == q.shape[-1] ** -0.5 and all(x.stride(-1) == 1 for x in (q, k, v))
+    if cu_seqlens_q is None:
+        output, log_sum = attention.attention(*(x.transpose(1, 2) for x in (q, k, v)), causal, None)
+        return output.transpose(1, 2), log_sum, None, None
+    assert torch.equal(cu_seqlens_q, cu_seqlens_k) and max_seqlen_q == max_seqlen_k and causal
+    found = [
+        attention.attention(*(x[part].transpose(0, 1).unsqueeze(0) for x in (q, k, v)), True, None)
+        for part in parts(cu_seqlens_q, max_seqlen_q)
+    ]
+    return torch.cat([o[0].transpose(0, 1) for o, _ in found]), torch.cat([s[0] for _, s in found], 1), None, None
+
+
+def theirs_backward(dout, q, k, v, out, softmax_lse, dq, dk, dv, softmax_scale, deterministic, cu_seqlens_q=None,
+                    cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None, **others):  # fmt: skip
+    causal = others.pop("causal") if "causal" in others else others.pop("is_causal")
+    assert_plain(others)
+    assert deterministic and softmax_scale == q.shape[-1] ** -0.5
+    assert all(x.dtype == q.dtype and x.stride(-1) == 1 for x in (dout, k, v, out, dq, dk, dv))
+    assert softmax_lse.dtype == torch.float32 and softmax_lse.is_contiguous()
+    if cu_seqlens_q is None:
+        given = [x.transpose(1, 2) for x in (dout, q, k, v, out)]
+        found = attention.attention_backward(*given, softmax_lse, causal, None)
+        for result, gradient in zip((dq, dk, dv), found, strict=True):
+            result.copy_(gradient.transpose(1, 2))
+        return
+    assert torch.equal(cu_seqlens_q, cu_seqlens_k) and max_seqlen_q == max_seqlen_k and causal
+    for part in parts(cu_seqlens_q, max_seqlen_q):
+        given = [x[part].transpose(0, 1).unsqueeze(0) for x in (dout, q, k, v, out)]
+        found = attention.attention_backward(*given, softmax_lse[:, part].unsqueeze(0), True, None)
+        for result, gradient in zip((dq, dk, dv), found, strict=True):
+            result[part] = gradient[0].transpose(0, 1)
+
+
+def assert_plain(others):
+    """No dropout, window, soft cap or slopes among the other arguments."""
+    plain = {"dropout_p": 0.0, "window_size_left": -1, "window_size_right": -1, "softcap": 0.0, "return_softmax": False}
+    assert all(value is None or value == plain[name] for name, value in others.items()), others
+
+
+def install(monkeypatch, entry):
+    behind = {name: theirs_backward if "backward" in name else theirs_forward for name in entry["functions"]}
+    stand_in(monkeypatch, entry, behind)
+    monkeypatch.setattr(flash_attn, "_on_hopper", lambda q: entry["package"] == "flash-attn-3")
+
+
+@FLASH
+@pytest.mark.parametrize(
+    ("causal", "keys", "documents"), [(True, 12, False), (False, 12, False), (False, 7, False), (False, 12, True)],
+    ids=["causal", "whole", "fewer keys", "packed"],
+)  # fmt: skip
+def test_flash_attention_is_called_as_its_signature_has_it_and_its_layouts_are_ours(
+    monkeypatch, entry, causal, keys, documents
+):
+    install(monkeypatch, entry)
+    q, k, v, gradient = inputs(keys)
+    visible = packed() if documents else None
+    output, log_sum = flash_attn.attention(q, k, v, causal, visible)
+    expected = attention.attention(q, k, v, causal, visible)
+    torch.testing.assert_close((output, log_sum), expected, rtol=2e-2, atol=1e-2)
+    assert (output.shape, log_sum.shape) == (expected[0].shape, expected[1].shape)
+    found = flash_attn.attention_backward(gradient, q, k, v, output.float(), log_sum, causal, visible)
+    ours = attention.attention_backward(gradient, q, k, v, output, log_sum, causal, visible)
+    torch.testing.assert_close(found, ours, rtol=2e-2, atol=1e-2)
+
+
+@FLASH
+def test_flash_attention_takes_queries_by_group(monkeypatch, entry):
+    install(monkeypatch, entry)
+    q, k, v, gradient = inputs()
+    grouped = q.unflatten(1, (2, 2))
+    plain, other = flash_attn.attention(q, k, v, True, None), flash_attn.attention(grouped, k, v, True, None)
+    assert all(map(torch.equal, plain, other))
+    dq, dk, dv = flash_attn.attention_backward(gradient, grouped, k, v, *other, True, None)
+    expected = flash_attn.attention_backward(gradient, q, k, v, *plain, True, None)
+    assert dq.shape == grouped.shape
+    assert all(map(torch.equal, (dq.flatten(1, 2), dk, dv), expected))
+
+
+def test_packed_documents_are_told_by_where_they_begin_and_the_longest():
+    lengths = flash_attn.lengths_of(packed())
+    assert lengths.bounds.tolist() == [0, 5, 12, 13, 16, 24] and lengths.longest == 8
+    assert lengths.bounds.dtype == torch.int32
+
+
+def test_key_ranges_of_other_shapes_are_refused():
+    position = torch.arange(12)
+    full = torch.full((1, 12), 12, dtype=torch.int32)
+    others = {
+        "a ring's second chunk": visible_in_documents(DOCUMENTS, position[6:], position),
+        "fewer keys": visible_in_documents(DOCUMENTS, position, position[:6]),
+        "all keys": visible_from(torch.zeros_like(full), full, 12),
+        "a window": visible_from((position - 3).clamp(min=0).int()[None], (position + 1).int()[None], 12),
+    }
+    for visible in others.values():
+        with pytest.raises(ValueError, match="flash-attn attends within whole packed documents alone"):
+            flash_attn.lengths_of(visible)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.float(), "attention: q is torch.float32, must be torch.bfloat16 or torch.float16"),
+        (lambda x: x[..., :4], "attention: head dimension is 4, must be a multiple of 8 up to 256"),
+    ],
+)
+def test_flash_attention_refuses_what_it_has_no_kernel_for(change, message):
+    with pytest.raises(ValueError, match=message):
+        flash_attn.attention(*map(change, inputs()[:3]), True, None)
+
+
+def test_packages_are_told_by_their_compiled_modules_and_not_imported(monkeypatch):
+    assert not flash_attn.installed() and not flash_attn.installed(flash_attn.THIRD)
+    assert not apex.installed() and not apex.installed(apex.PRODUCT)
+    for name in ("flash_attn", "flash_attn_2_cuda", "amp_C"):
+        stand_in(monkeypatch, {"module": name, "functions": {}, "source": ""}, {})
+    assert flash_attn.installed() and apex.installed()
+    assert not flash_attn.installed(flash_attn.THIRD) and not apex.installed(apex.PRODUCT)
+
+
+def test_another_project_named_apex_is_not_taken_for_it(monkeypatch):
+    stand_in(monkeypatch, {"module": "apex", "functions": {}, "source": ""}, {})
+    assert "apex" in sys.modules and not apex.installed()
+
+
+def their_adam(chunk_size, noop_flag, tensor_lists, lr, beta1, beta2, epsilon, step, mode, bias_correction,
+               weight_decay, inv_scale=None):  # fmt: skip
+    """What csrc/multi_tensor_adam.cu computes of lists of gradients, parameters and moments, by our reference."""
+    assert chunk_size > 0 and mode == bias_correction == 1
+    assert noop_flag.dtype == torch.int32 and not noop_flag.any()
+    [gradient], [master], [first], [second] = tensor_lists
+    if inv_scale is not None:
+        assert lr.dtype == inv_scale.dtype == torch.float32 and step.dtype == torch.int32
+        gradient.mul_(inv_scale)
+        lr, step = float(lr), int(step)
+    betas = (beta1, beta2)
+    adamw.adamw_(master, gradient, first, second, None, None, len(master), step, lr, betas, epsilon, weight_decay)
+
+
+@pytest.mark.parametrize("decayed", [0, 7, 20])
+@pytest.mark.parametrize("clips", [False, True], ids=["unclipped", "clipped"])
+def test_apex_is_called_as_its_signature_has_it_and_updates_as_we_do(monkeypatch, decayed, clips):
+    [entry] = [entry for entry in recorded("apex") if entry["module"] == "amp_C"]
+    stand_in(monkeypatch, entry, dict.fromkeys(entry["functions"], their_adam))
+    generator = fresh()
+    state = [random((20,), torch.float32, generator) for _ in range(4)]
+    state[3].abs_()
+    state.append(torch.zeros(20, dtype=torch.bfloat16))
+    clip = torch.tensor(0.3) if clips else None
+    expected = [tensor.clone() for tensor in state]
+    rest = (clip, decayed, 5, 1e-2, [0.9, 0.95], 1e-8, 0.1)
+    apex.adamw_(*state, *rest)
+    adamw.adamw_(*expected, *rest)
+    if clips:  # apex's difference
+        expected[1] *= clip
+    torch.testing.assert_close(state, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_apex_adds_products_as_we_do(monkeypatch):
+    [entry] = [entry for entry in recorded("apex") if entry["module"] == apex.PRODUCT]
+
+    def product(input_2d, d_output_2d, d_weight):
+        assert input_2d.is_contiguous() and d_output_2d.is_contiguous()
+        d_weight += d_output_2d.float().t() @ input_2d.float()
+
+    stand_in(monkeypatch, entry, {"wgrad_gemm_accum_fp32": product})
+    generator = fresh()
+    gradient = random((6, 4), torch.float32, generator)
+    dy, x = (random((count, 5), torch.bfloat16, generator).t() for count in (6, 4))
+    expected = gradient.clone()
+    apex.add_product_(gradient, dy, x)
+    weight_gradient.add_product_(expected, dy, x)
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: apex.adamw_(*(torch.zeros(3).double() for _ in range(4)), None, None, 0, 1, 1.0, (0, 0), 1.0, 0.0),
+         "adamw_: master is torch.float64, must be torch.float32"),
+        (lambda: apex.adamw_(*(torch.zeros(2**31, device="meta") for _ in range(4)), None, None, 0, 1, 1.0, (0, 0),
+                             1.0, 0.0),
+         "adamw_: apex updates at most 2147483647 elements of a shard, master has 2147483648"),
+        (lambda: apex.add_product_(torch.zeros(4, 3).t(), torch.zeros(5, 3), torch.zeros(5, 4)),
+         r"add_product_: gradient has strides \(1, 3\), must be contiguous"),
+        (lambda: apex.add_product_(torch.zeros(3, 4).bfloat16(), torch.zeros(5, 3), torch.zeros(5, 4)),
+         "add_product_: gradient is torch.bfloat16, must be torch.float32"),
+    ],
+)  # fmt: skip
+def test_apex_refuses_what_it_has_no_kernel_for(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
