@@ -30,7 +30,9 @@ def installed(modules: tuple[str, ...] = SECOND) -> bool:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of sequences laid end to end: where each document begins and the last ends, int32 [documents + 1]; the longest."""
+    """Documents in sequences laid end to end: where each begins and the last ends, int32 [documents + 1], and the
+    longest of them.
+    """
 
     bounds: Tensor
     longest: int
