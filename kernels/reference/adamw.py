@@ -1,8 +1,8 @@
-"""AdamW in plain PyTorch; kernels/adamw.py says what it computes."""
+"""AdamW in plain PyTorch, by its own fused update; kernels/adamw.py says what it computes."""
 
 from collections.abc import Sequence
-from math import sqrt
 
+import torch
 from torch import Tensor
 
 
@@ -10,13 +10,14 @@ def adamw_(
     master: Tensor, gradient: Tensor, first: Tensor, second: Tensor, compute: Tensor | None, clip: Tensor | None,
     decayed: int, updates: int, learning_rate: float, betas: Sequence[float], eps: float, decay: float,
 ) -> None:  # fmt: skip
-    beta1, beta2 = betas
-    correction1, correction2 = 1 - beta1**updates, 1 - beta2**updates
     scaled = gradient if clip is None else gradient * clip
-    first.mul_(beta1).add_(scaled, alpha=1 - beta1)
-    second.mul_(beta2).addcmul_(scaled, scaled, value=1 - beta2)
-    master[:decayed].mul_(1 - learning_rate * decay)
-    spread = second.sqrt().mul_(1 / sqrt(correction2)).add_(eps)
-    master.addcdiv_(first, spread, value=-learning_rate / correction1)
+    count = torch.full((), float(updates), device=master.device)
+    for part, rate in ((slice(0, decayed), decay), (slice(decayed, None), 0.0)):
+        if master[part].numel():
+            torch._fused_adamw_(
+                [master[part]], [scaled[part]], [first[part]], [second[part]], [], [count],
+                lr=learning_rate, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=rate, amsgrad=False,
+                maximize=False,
+            )  # fmt: skip
     if compute is not None:
         compute.copy_(master)
