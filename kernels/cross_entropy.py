@@ -38,8 +38,7 @@ from torch import Tensor
 TILE = 2048
 LANES = 128  # one for each thread, so that the loop needs no exchange between threads
 
-STATISTICS = on_every_target(Launch(4), gfx942=Launch(2))
-GRADIENT = on_every_target(Launch(4))
+LAUNCHES = on_every_target(Launch(4), gfx942=Launch(2))
 
 
 @triton.jit
@@ -164,7 +163,7 @@ def cross_entropy_statistics(logits, target, real):
         statistics_kernel[(rows.shape[0],)](
             rows, target.contiguous(), log_sum, target_logit, rows.stride(0),
             real, TILE, LANES, accumulator(logits.dtype),
-            **options_for(STATISTICS, logits.device),
+            **options_for(LAUNCHES, logits.device),
         )  # fmt: skip
     return log_sum, target_logit
 
@@ -195,7 +194,7 @@ def cross_entropy_gradient_(logits, target, real, log_sum, loss_gradient, log_su
         gradient_kernel[(rows.shape[0],)](
             rows, target.contiguous(), log_sum.contiguous(), loss_gradient.contiguous(), log_sum_gradient.contiguous(),
             rows.stride(0), real, rows.shape[1], TILE, accumulator(logits.dtype),
-            **options_for(GRADIENT, logits.device),
+            **options_for(LAUNCHES, logits.device),
         )  # fmt: skip
 
 
