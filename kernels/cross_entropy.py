@@ -54,22 +54,29 @@ def finite_or_zero(largest):
 
 
 @triton.jit
-def by_lane(tile, LANES: tl.constexpr, WIDTH: tl.constexpr):
-    # A lane's elements are the WIDTH neighbours that a thread loads at once, again every LANES * WIDTH.
-    return tl.reshape(tile, [tile.shape[0] // (LANES * WIDTH), LANES, WIDTH])
+def column_here(label, REAL: tl.constexpr):
+    """The label's column in 32 bits, -1 where it is not among the real ones."""
+    return tl.where((label >= 0) & (label < REAL), label, -1).to(tl.int32)
 
 
 @triton.jit
-def take_in(tile, start, column, label, largest, total, picked, LANES: tl.constexpr, WIDTH: tl.constexpr):
-    """Update the lanes' maxima, sums and target logits by a tile; -inf is outside the softmax."""
-    value = by_lane(tile, LANES, WIDTH)
+def take_in(tile, label, largest, total, picked, LANES: tl.constexpr, WIDTH: tl.constexpr):
+    """Update the lanes' maxima, sums and target logits by a tile [TILE]; -inf is outside the softmax.
+
+    A lane's elements are the WIDTH neighbours that a thread loads at once, again every LANES * WIDTH.
+    """
+    TURNS: tl.constexpr = tile.shape[0] // (LANES * WIDTH)
+    value = tl.reshape(tile, [TURNS, LANES, WIDTH])
     new = tl.maximum(largest, tl.max(tl.max(value, 2), 0))
     shift = finite_or_zero(new)
     part = tl.sum(tl.sum(exp(value - shift[None, :, None]), 2), 0)
     total = total * exp(largest - shift) + part
-    if (label >= start) & (label < start + tile.shape[0]):
-        hit = tl.where(start + column == label, tile, 0.0)
-        picked = tl.sum(tl.sum(by_lane(hit, LANES, WIDTH), 2), 0)
+    if (label >= 0) & (label < tile.shape[0]):
+        # In parts: the compiler would keep every element's column in a register for the whole loop.
+        turn = (tl.arange(0, TURNS) == label // (LANES * WIDTH))[:, None, None]
+        lane = (tl.arange(0, LANES) == label // WIDTH % LANES)[None, :, None]
+        place = (tl.arange(0, WIDTH) == label % WIDTH)[None, None, :]
+        picked = tl.sum(tl.sum(tl.where(turn & lane & place, value, 0.0), 2), 0)
     return new, total, picked
 
 
@@ -88,20 +95,14 @@ def statistics_kernel(logits, target, log_sums, target_logits, stride,
     # Whole tiles need no mask: where REAL is no multiple of WIDTH, only the last tile is loaded element by element.
     for start in range(0, WHOLE, TILE):
         tile = tl.load(logits + start + column).to(ACC)
-        largest, total, picked = take_in(tile, start, column, label, largest, total, picked, LANES, WIDTH)
+        largest, total, picked = take_in(tile, label - start, largest, total, picked, LANES, WIDTH)
     if WHOLE < REAL:
         inside = WHOLE + column < REAL
         tile = tl.load(logits + WHOLE + column, mask=inside, other=float("-inf")).to(ACC)
-        largest, total, picked = take_in(tile, WHOLE, column, label, largest, total, picked, LANES, WIDTH)
+        largest, total, picked = take_in(tile, label - WHOLE, largest, total, picked, LANES, WIDTH)
     shift = finite_or_zero(tl.max(largest, 0))
     tl.store(log_sums + row, shift + tl.log(tl.sum(total * exp(largest - shift), 0)))
     tl.store(target_logits + row, tl.sum(picked, 0))
-
-
-@triton.jit
-def column_here(label, REAL: tl.constexpr):
-    """The label's column in 32 bits, -1 where it is not among the real ones."""
-    return tl.where((label >= 0) & (label < REAL), label, -1).to(tl.int32)
 
 
 @triton.jit
