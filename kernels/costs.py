@@ -8,6 +8,8 @@ benchmarks divide by time.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+PARTIALS = 128  # in so many parts a norm's weight gradient is summed, whatever the device
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -41,9 +43,9 @@ def add_rms_norm(rows: int, columns: int, element: int, exact: int = 4) -> Cost:
     return rms_norm(rows, columns, element, exact) + Cost(x, x, 0, rows * columns)
 
 
-def rms_norm_backward(rows: int, columns: int, element: int, adds: bool, exact: int = 4, partials: int = 128) -> Cost:
+def rms_norm_backward(rows: int, columns: int, element: int, adds: bool, exact: int = 4) -> Cost:
     """Each of the partial sums' programs asks for the weight; the partial sums are outputs."""
-    x, weight, parts = rows * columns * element, columns * element, min(rows, partials)
+    x, weight, parts = rows * columns * element, columns * element, min(rows, PARTIALS)
     read = (3 if adds else 2) * x + rows * exact + weight
     return Cost(read, x + parts * columns * exact, (parts - 1) * weight, 12 * rows * columns)
 
@@ -115,3 +117,82 @@ def cross_entropy_statistics(rows: int, columns: int, real: int, element: int, e
 def cross_entropy_gradient_(rows: int, columns: int, real: int, element: int, exact: int = 4) -> Cost:
     """Padding is written and not read. Beside its label a row has three numbers: log-sum and two gradients."""
     return Cost(rows * (real * element + 8 + 3 * exact), rows * columns * element, 0, 3 * rows * real)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Sizes of attention. `document`: sequences are documents of this length, known to the kernel as ranges (0: none).
+
+    Without documents and `causal` every query sees every key.
+    """
+
+    batch: int
+    heads: int
+    groups: int
+    queries: int
+    keys: int
+    head_dim: int
+    causal: bool = False
+    document: int = 0
+
+    def rows(self, heads: int, length: int) -> int:
+        return self.batch * heads * length
+
+    def keys_visited(self, tile: int) -> int:
+        """Keys asked for by one head's tiles of queries: up to a tile's last query, from its first one's document."""
+        starts = range(0, self.queries, tile)
+        if not (self.causal or self.document):
+            return len(starts) * self.keys
+        document = self.document or self.queries
+        return sum(min(start + tile, self.queries) - start // document * document for start in starts)
+
+    def queries_visited(self, tile: int) -> int:
+        """Queries asked for by one head's tiles of keys: from a tile's first key to the end of its last one's document."""
+        starts = range(0, self.keys, tile)
+        if not (self.causal or self.document):
+            return len(starts) * self.queries
+        document = self.document or self.keys
+        ends = (min(start + tile, self.keys) - 1 for start in starts)
+        return sum(
+            min((end // document + 1) * document, self.queries) - start for start, end in zip(starts, ends, strict=True)
+        )
+
+    def ranges(self, length: int, tile: int, heads: int) -> Cost:
+        """Two numbers a row and four a tile, for each head."""
+        if not self.document:
+            return Cost(0, 0)
+        once, asked = 8 * self.batch * length, self.batch * heads * (8 * length + 16 * -(-length // tile))
+        return Cost(once, 0, asked - once)
+
+    def flops(self, products: int) -> int:
+        """Products of matrices [T, D] x [D, S]; causal halves them."""
+        whole = 2 * products * self.rows(self.heads, self.queries) * self.keys * self.head_dim
+        return whole // 2 if self.causal else whole
+
+
+def attention(size: Attention, element: int, exact: int = 4, tile: int = 128) -> Cost:
+    """Keys and values are asked for again by each tile of queries that sees some of them, of each head."""
+    q, kv = (size.rows(*x) * size.head_dim * element for x in ((size.heads, size.queries), (size.groups, size.keys)))
+    visits = size.rows(size.heads, size.keys_visited(tile)) * size.head_dim * element
+    log_sum = size.rows(size.heads, size.queries) * exact
+    own = Cost(q + 2 * kv, q + log_sum, 2 * (visits - kv), size.flops(2))
+    return own + size.ranges(size.queries, tile, size.heads)
+
+
+def attention_backward(
+    size: Attention, parts: int, element: int, exact: int = 4, tiles: tuple[int, int] = (128, 128)
+) -> Cost:
+    """Of three kernels, each reading its inputs once and again: `tiles` of queries for dq, and of keys for dk and dv,
+    whose program goes over 1 / parts of its group's heads. Partial sums are written and read.
+    """
+    queries, keys = size.rows(size.heads, size.queries), size.rows(size.groups, size.keys)
+    row = size.head_dim * element
+    visits = size.rows(size.heads, size.keys_visited(tiles[0]))
+    dq = Cost(3 * queries * row + 2 * keys * row + queries * exact, queries * (row + exact),
+              2 * (visits - keys) * row, size.flops(5))  # fmt: skip
+    visits = size.rows(size.heads, size.queries_visited(tiles[1]))
+    sums = 2 * keys * (size.head_dim * exact * parts if parts > 1 else row)
+    dkv = Cost(2 * queries * (row + exact) + 2 * keys * row, sums,
+               2 * (visits - queries) * (row + exact) + 2 * (parts - 1) * keys * row)  # fmt: skip
+    ranges = size.ranges(size.queries, tiles[0], size.heads) + size.ranges(size.keys, tiles[1], size.groups * parts)
+    return dq + dkv + ranges + (Cost(sums, 2 * keys * row) if parts > 1 else Cost(0, 0))

