@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+# Worked on at once: few enough that a pass finds in the cache what the pass before left there.
+ROWS = 64
+
 
 def cross_entropy_statistics(logits: Tensor, target: Tensor, real: int) -> tuple[Tensor, Tensor]:
     exact = torch.promote_types(logits.dtype, torch.float32)
@@ -11,8 +14,9 @@ def cross_entropy_statistics(logits: Tensor, target: Tensor, real: int) -> tuple
         return torch.full_like(nothing, float("-inf")), nothing
     here, place = _place(target, real)
     picked = torch.gather(logits, -1, place).squeeze(-1).to(exact)
-    log_sum = torch.logsumexp(logits[..., :real].to(exact), dim=-1)
-    return log_sum, torch.where(here, picked, torch.zeros_like(picked))
+    rows = logits[..., :real].flatten(0, -2)
+    log_sum = torch.cat([torch.logsumexp(part.to(exact), dim=-1) for part in rows.split(ROWS)])
+    return log_sum.view(target.shape), torch.where(here, picked, torch.zeros_like(picked))
 
 
 def cross_entropy_gradient_(
@@ -23,14 +27,16 @@ def cross_entropy_gradient_(
         return
     # exp(x - inf) = 0: the softmax of a row that is masked throughout is nothing.
     log_sum = torch.where(log_sum == float("-inf"), float("inf"), log_sum)
-    columns = logits[..., :real]
-    gradient = columns.to(log_sum.dtype)  # the logits themselves where the dtypes agree
-    gradient.sub_(log_sum.unsqueeze(-1)).exp_().mul_((loss_gradient + log_sum_gradient).unsqueeze(-1))
     here, place = _place(target, real)
-    hit = torch.where(here, loss_gradient, torch.zeros_like(loss_gradient))
-    gradient.scatter_add_(-1, place, hit.neg_().unsqueeze(-1))
-    if gradient.data_ptr() != columns.data_ptr():
-        columns.copy_(gradient)
+    hit = torch.where(here, loss_gradient, torch.zeros_like(loss_gradient)).neg_()
+    of_rows = (log_sum, loss_gradient + log_sum_gradient, hit, place.squeeze(-1))
+    columns = (x.reshape(-1, 1).split(ROWS) for x in of_rows)
+    rows = logits[..., :real].flatten(0, -2)
+    for part, its_log_sum, share, its_hit, its_place in zip(rows.split(ROWS), *columns, strict=True):
+        gradient = part.to(log_sum.dtype)  # the logits themselves where the dtypes agree
+        gradient.sub_(its_log_sum).exp_().mul_(share).scatter_add_(-1, its_place, its_hit)
+        if gradient.data_ptr() != part.data_ptr():
+            part.copy_(gradient)
 
 
 def combine_statistics(pairs: Tensor) -> tuple[Tensor, Tensor]:
