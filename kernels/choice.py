@@ -29,6 +29,7 @@ FILES = {
     "rope_": "rope",
     "attention": "attention",
     "attention_backward": "attention",
+    "attention_backward_": "attention",
     "cross_entropy_statistics": "cross_entropy",
     "cross_entropy_gradient_": "cross_entropy",
     "embedding_backward_": "embedding",
@@ -49,6 +50,7 @@ class Kernels:
     rope_: Callable
     attention: Callable
     attention_backward: Callable
+    attention_backward_: Callable
     cross_entropy_statistics: Callable
     cross_entropy_gradient_: Callable
     embedding_backward_: Callable

@@ -147,7 +147,7 @@ class Attention:
         return sum(min(start + tile, self.queries) - start // document * document for start in starts)
 
     def queries_visited(self, tile: int) -> int:
-        """Queries asked for by one head's tiles of keys: from a tile's first key to the end of its last one's document."""
+        """Queries asked for by one head's tiles of keys: from the first key to the end of the last one's document."""
         starts = range(0, self.keys, tile)
         if not (self.causal or self.document):
             return len(starts) * self.queries

@@ -52,9 +52,19 @@ def attention_backward(
     return q_gradient.to(q.dtype), k_gradient.to(k.dtype), v_gradient.to(v.dtype)
 
 
+def attention_backward_(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor, log_sum: Tensor, causal: bool,
+    visible: Visible | None, dq: Tensor, dk: Tensor, dv: Tensor,
+) -> None:  # fmt: skip
+    """The same, written into dq, dk and dv."""
+    results = attention_backward(gradient, q, k, v, output, log_sum, causal, visible)
+    for into, result in zip((dq, dk, dv), results, strict=True):
+        into.copy_(result)
+
+
 def _in_one(q: Tensor) -> Tensor:
-    """Queries by group [B, G, R, T, D] as [B, H, T, D]."""
-    return q.flatten(1, 2) if q.dim() == 5 else q
+    """Queries by group [B, G, R, T, D] as [B, H, T, D], in memory [T, B, H, D], as their output is wanted."""
+    return q.permute(3, 0, 1, 2, 4).flatten(2, 3).permute(1, 2, 0, 3) if q.dim() == 5 else q
 
 
 def _seen(q: Tensor, k: Tensor, causal: bool, visible: Visible | None) -> Tensor:

@@ -1,10 +1,13 @@
-"""Blocks of attention against the definition in float64, whole and in parts."""
+"""Attention, PyTorch's and ours: whole and in parts, in documents, out of a packed projection."""
 
 import pytest
 import torch
-from megatron_lite.kernels.attention import attention_backward, attention_forward
+from megatron_lite.kernels import attention as kernels
+from megatron_lite.kernels.reference import attention as reference
+from megatron_lite.kernels.visibility import visible_from, visible_in_documents
 
-B, H, G, D = 2, 6, 2, 8
+B, H, G, D = 2, 6, 2, 16
+BOTH = pytest.mark.parametrize("backend", [reference, kernels], ids=["torch", "triton"])
 
 
 def inputs(queries: int, keys: int, dtype=torch.float64):
@@ -20,71 +23,110 @@ def definition(q, k, v, seen):
     return scores.softmax(-1).nan_to_num(0) @ v, scores.logsumexp(-1)
 
 
-def random_mask(queries: int, keys: int) -> torch.Tensor:
-    mask = torch.rand(B, 1, queries, keys, generator=torch.Generator().manual_seed(5)) > 0.4
-    mask[..., 0] = True
-    return mask
+def documents_of(length: int) -> torch.Tensor:
+    """Two sequences of documents of several lengths, one of them of one position."""
+    return torch.stack([torch.arange(length) // 5, (torch.arange(length) > 0).long()])
 
 
+def seen_in(documents, queries, keys):
+    same = documents[:, queries].unsqueeze(-1) == documents[:, keys].unsqueeze(-2)
+    return (same & (keys <= queries.unsqueeze(-1))).unsqueeze(1)
+
+
+# (queries, keys, causal, positions of queries and keys in documents)
 CASES = {
     "causal": (12, 12, True, None),
     "all": (5, 9, False, None),
-    "masked": (12, 12, False, random_mask(12, 12)),
-    "masked block": (5, 9, False, random_mask(5, 9)),
+    "documents": (12, 12, False, (torch.arange(12), torch.arange(12))),
+    "documents of a ring": (6, 12, False, (torch.tensor([3, 4, 5, 18, 19, 20]), torch.arange(12))),
 }
 
 
+@BOTH
 @pytest.mark.parametrize("case", CASES)
-def test_output_log_sum_and_gradients_are_the_definitions(case):
-    queries, keys, causal, allowed = CASES[case]
+def test_output_log_sum_and_gradients_are_the_definitions(backend, case):
+    queries, keys, causal, positions = CASES[case]
     leaves = [x.requires_grad_() for x in inputs(queries, keys)]
-    seen = torch.ones(queries, keys, dtype=torch.bool).tril() if causal else allowed
-    seen = torch.ones(queries, keys, dtype=torch.bool) if seen is None else seen
+    seen, visible = torch.ones(queries, keys, dtype=torch.bool), None
+    if causal:
+        seen = seen.tril()
+    if positions is not None:
+        seen = seen_in(documents_of(24), *positions)
+        visible = visible_in_documents(documents_of(24), *positions)
+        assert torch.equal(visible.mask, seen)
     expected, expected_log_sum = definition(*leaves, seen)
     gradient = torch.randn(expected.shape, dtype=torch.float64)
-    expected_gradients = torch.autograd.grad(expected, leaves, gradient)
+    expected_gradients = torch.autograd.grad(expected.nan_to_num(0), leaves, gradient)
     with torch.no_grad():
-        output, log_sum = attention_forward(*leaves, causal, allowed)
-        gradients = attention_backward(gradient, *leaves, output, log_sum, causal, allowed)
+        output, log_sum = backend.attention(*leaves, causal, visible)
+        gradients = backend.attention_backward(gradient, *leaves, output, log_sum, causal, visible)
     torch.testing.assert_close(output, expected.detach(), rtol=0, atol=1e-12)
     torch.testing.assert_close(log_sum, expected_log_sum.detach(), rtol=0, atol=1e-12)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+        torch.testing.assert_close(ours, theirs.nan_to_num(0), rtol=0, atol=1e-12)
 
 
-def test_a_query_that_sees_nothing_has_output_zero_and_no_gradient():
+@BOTH
+def test_a_query_that_sees_nothing_has_output_zero_and_no_gradient(backend):
     q, k, v = inputs(4, 4)
-    allowed = torch.ones(B, 1, 4, 4, dtype=torch.bool)
-    allowed[:, :, 2] = False
-    output, log_sum = attention_forward(q, k, v, False, allowed)
-    assert (output[:, :, 2] == 0).all()
-    assert (log_sum[:, :, 2] == float("-inf")).all()
-    q_gradient, *others = attention_backward(torch.ones_like(output), q, k, v, output, log_sum, False, allowed)
-    assert (q_gradient[:, :, 2] == 0).all()
-    assert all(x.isfinite().all() for x in others)
+    first = torch.zeros(B, 4, dtype=torch.int32)
+    last = torch.tensor([[0, 0, 3, 4]] * B, dtype=torch.int32)
+    visible = visible_from(first, last, 4)
+    output, log_sum = backend.attention(q, k, v, False, visible)
+    assert (output[:, :, :2] == 0).all()
+    assert (log_sum[:, :, :2] == float("-inf")).all()
+    gradients = backend.attention_backward(torch.ones_like(output), q, k, v, output, log_sum, False, visible)
+    assert (gradients[0][:, :, :2] == 0).all()
+    assert all(x.isfinite().all() for x in gradients)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_bfloat16_keeps_its_dtype_and_errs_by_its_rounding(masked):
-    exact = inputs(16, 16)
-    rounded = [x.bfloat16() for x in exact]
-    allowed = random_mask(16, 16) if masked else None
-    output, log_sum = attention_forward(*rounded, False, allowed)
-    expected, expected_log_sum = attention_forward(*(x.double() for x in rounded), False, allowed)
-    assert (output.dtype, log_sum.dtype) == (torch.bfloat16, torch.float32)
-    torch.testing.assert_close(output.double(), expected, rtol=2**-7, atol=2**-7)
-    torch.testing.assert_close(log_sum.double(), expected_log_sum, rtol=0, atol=1e-3)
+@BOTH
+def test_two_halves_of_the_keys_merged_by_their_log_sums_are_the_whole(backend):
+    q, k, v = inputs(7, 20)
+    whole, log_sum = backend.attention(q, k, v, False, None)
+    halves = [backend.attention(q, k[:, :, half], v[:, :, half], False, None) for half in (slice(0, 8), slice(8, 20))]
+    shares = torch.stack([part for _, part in halves]).softmax(0).unsqueeze(-1)
+    torch.testing.assert_close(sum(s * o for s, (o, _) in zip(shares, halves, strict=True)), whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.logaddexp(halves[0][1], halves[1][1]), log_sum, rtol=0, atol=1e-12)
+
+
+def test_a_packed_projection_gives_the_bits_of_its_copies_and_its_gradient_lands_in_one_buffer():
+    generator = torch.Generator().manual_seed(5)
+    packed = torch.randn(33, B, G, H // G + 2, D, generator=generator)
+    q, k, v = kernels.split_packed(packed)
+    copies = [x.contiguous() for x in (q.flatten(1, 2), k, v)]
+    output, log_sum = kernels.attention(q, k, v, True, None)
+    assert torch.equal(output, kernels.attention(*copies, True, None)[0])
+    assert output.permute(2, 0, 1, 3).is_contiguous()
+    gradient = torch.randn(output.shape, generator=generator)
+    result = torch.full_like(packed, float("nan"))
+    kernels.attention_backward_(gradient, q, k, v, output, log_sum, True, None, *kernels.split_packed(result))
+    expected = kernels.attention_backward(gradient, *copies, output, log_sum, True, None)
+    parts = kernels.split_packed(result)
+    for ours, theirs in zip((parts[0].flatten(1, 2), *parts[1:]), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("magnitude", [1e4, -1e4])
+def test_scores_of_ten_thousand_give_finite_results(magnitude):
+    q, k, v = inputs(9, 9, torch.float32)
+    q = q * magnitude
+    output, log_sum = kernels.attention(q, k, v, True, None)
+    expected, expected_log_sum = reference.attention(q.double(), k.double(), v.double(), True, None)
+    torch.testing.assert_close(output.double(), expected, rtol=0, atol=1e-2)
+    torch.testing.assert_close(log_sum.double(), expected_log_sum, rtol=0, atol=1e-2)
+    assert all(x.isfinite().all() for x in kernels.attention_backward(output, q, k, v, output, log_sum, True, None))
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_the_written_out_definition_is_the_fused_operation(causal, monkeypatch):
+def test_torchs_written_out_definition_is_its_fused_operation(causal, monkeypatch):
     """Other devices than the CPU take the first."""
     leaves = inputs(12, 12)
     gradient = torch.randn(B, H, 12, D, dtype=torch.float64)
-    fused = attention_forward(*leaves, causal, None)
-    fused_gradients = attention_backward(gradient, *leaves, *fused, causal, None)
-    monkeypatch.setattr("megatron_lite.kernels.attention._FUSED", ())
-    written = attention_forward(*leaves, causal, None)
-    written_gradients = attention_backward(gradient, *leaves, *written, causal, None)
+    fused = reference.attention(*leaves, causal, None)
+    fused_gradients = reference.attention_backward(gradient, *leaves, *fused, causal, None)
+    monkeypatch.setattr("megatron_lite.kernels.reference.attention._FUSED", ())
+    written = reference.attention(*leaves, causal, None)
+    written_gradients = reference.attention_backward(gradient, *leaves, *written, causal, None)
     for ours, theirs in zip((*written, *written_gradients), (*fused, *fused_gradients), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)

@@ -1,5 +1,13 @@
 """The cases of all operations."""
 
-from support.kernels.cases import adamw, cross_entropy, embedding, rms_norm, rope, swiglu
+from support.kernels.cases import adamw, attention, cross_entropy, embedding, rms_norm, rope, swiglu
 
-CASES = [*adamw.CASES, *cross_entropy.CASES, *embedding.CASES, *rms_norm.CASES, *rope.CASES, *swiglu.CASES]
+CASES = [
+    *adamw.CASES,
+    *attention.CASES,
+    *cross_entropy.CASES,
+    *embedding.CASES,
+    *rms_norm.CASES,
+    *rope.CASES,
+    *swiglu.CASES,
+]
