@@ -26,8 +26,9 @@ from torch import Tensor
 TILE = 1024
 WIDTH = 64  # a tile's fewest columns: a line of the cache in bfloat16
 
-FORWARD = on_every_target(Launch(4), gfx942=Launch(2))
-BACKWARD = on_every_target(Launch(4), gfx942=Launch(2))
+# Fused: exp differs from the interpreter's bits in any case, and most instructions here are its and the quotient's.
+FORWARD = on_every_target(Launch(4, fusion=True), gfx942=Launch(2, fusion=True))
+BACKWARD = on_every_target(Launch(4, fusion=True), gfx942=Launch(2, fusion=True))
 
 
 @triton.jit
