@@ -81,9 +81,9 @@ def choose(backend: str, attention: str, optimizer: str, device: str) -> Choice:
             raise ValueError(f"{key} = {value}: must be one of {', '.join(known)}")
     chosen, why = _backend(backend, device)
     own = "triton" if chosen == "triton" else "sdpa"
-    choice = Choice(
-        chosen, own if attention == "auto" else attention, chosen if optimizer == "auto" else optimizer, why
-    )
+    # PyTorch's fused update, until the optimizer takes ours.
+    update = "torch" if optimizer == "auto" else optimizer
+    choice = Choice(chosen, own if attention == "auto" else attention, update, why)
     if "triton" in (choice.backend, choice.attention, choice.optimizer):
         _require_triton(device)
     return choice
