@@ -215,8 +215,8 @@ class Config(Section):
 ACCEPTED_TODAY: Mapping[str, tuple[Any, ...]] = {
     "parallel.schedule": ("gpipe", "1f1b", "interleaved_1f1b", "zb_h1", "zb_v"),
     "parallel.context_kind": ("ring", "ulysses"),
-    "kernels.backend": ("auto", "torch"),
-    "kernels.attention": ("auto", "sdpa"),
+    "kernels.backend": ("auto", "torch", "triton"),
+    "kernels.attention": ("auto", "sdpa", "triton"),
     "data.order": ("stable",),
     "optim.backend": ("auto", "torch"),
 }

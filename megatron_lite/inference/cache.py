@@ -13,29 +13,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_lite.config import ModelConfig
-from megatron_lite.model.operations import Rotary, join_heads, rotary, split_heads
+from megatron_lite.model.operations import Angles, angles_of, join_heads, rotate, unpack
+from megatron_lite.model.transformer import Block, Projection
+from megatron_lite.parallel.context import parts_of
 
 
 @dataclass(frozen=True)
 class Slice:
     """What all blocks share in one forward pass.
 
-    positions [B, T]; rope's angles [T, B, 1, R + 2, D]; `end` slots of the cache are in use; visible [B, 1, T, end].
+    positions [B, T]; their angles; `end` slots of the cache are in use; visible [B, 1, T, end].
     """
 
     positions: Tensor
-    rope: Rotary
+    angles: Angles
     end: int
     visible: Tensor
 
 
 def slice_of(positions: Tensor, end: int, model: ModelConfig, dtype: torch.dtype) -> Slice:
     """Of new tokens at `positions` int64 [B, T], all of them below `end`."""
-    queries = model.num_attention_heads // model.num_key_value_heads
     slots = torch.arange(end, device=positions.device)
     return Slice(
         positions,
-        rotary(positions.t(), model.head_dim, queries, model.rope_theta, dtype),
+        angles_of(positions.t(), end, model.head_dim, model.rope_theta, dtype),
         end,
         slots <= positions[:, None, :, None],
     )
@@ -52,17 +53,19 @@ class Cache:
             for _ in range(model.num_hidden_layers)
         ]
 
-    def attention(self, block: int, new: Slice):
-        """What `Block.transform` takes: packed QKV [T, B, G (R + 2) D] -> [T, B, G R D]."""
-        return partial(self._attend, block=block, new=new)
+    def attention(self, block: Block, number: int, new: Slice) -> tuple[Projection, Projection]:
+        """What the transform of block `number` takes: how packed queries and keys turn, and attention with a memory."""
+        turn = partial(rotate, angles=new.angles, queries=block.queries, head_dim=self.model.head_dim,
+                       kernels=block.kernels)  # fmt: skip
+        return turn, partial(self._attend, block=number, queries=block.queries, new=new)
 
-    def _attend(self, qkv: Tensor, block: int, new: Slice) -> Tensor:
+    def _attend(self, qkv: Tensor, block: int, queries: int, new: Slice) -> Tensor:
         """Store the new positions' keys and values, then attend to what each position sees."""
         keys, values = self.blocks[block]
-        queries = self.model.num_attention_heads // self.model.num_key_value_heads
-        q, k, v = split_heads(qkv, self.model.head_dim, queries, new.rope)
+        q, k, v = parts_of(unpack(qkv, self.model.head_dim, queries))
         row = torch.arange(len(new.positions), device=qkv.device)[:, None]
         keys[row, :, new.positions] = k.transpose(1, 2)
         values[row, :, new.positions] = v.transpose(1, 2)
         seen = (keys[:, :, : new.end], values[:, :, : new.end])
+        q = q.flatten(1, 2)
         return join_heads(F.scaled_dot_product_attention(q, *seen, attn_mask=new.visible, enable_gqa=True))

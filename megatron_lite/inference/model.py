@@ -11,8 +11,9 @@ from megatron_lite.checkpoint import Checkpoint, load_weights
 from megatron_lite.config import Config, config_from_tree, resolve
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.inference.cache import Cache, slice_of
+from megatron_lite.kernels.choice import kernels_of
 from megatron_lite.mesh import Mesh
-from megatron_lite.model.build import build_stage
+from megatron_lite.model.build import build_stage, choice_of
 from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.parallel.tensor import vocabulary_embedding
 
@@ -44,7 +45,7 @@ class LanguageModel:
         new = slice_of(positions, end, self.config.model, self.dtype)
         x = vocabulary_embedding(tokens.t().contiguous(), embedding.embed, embedding.region, anchor=None)
         for number, block in enumerate(blocks):
-            x = block.transform(x, cache.attention(number, new))
+            x = block.transform(x, *cache.attention(block, number, new))
         x = x[last, torch.arange(len(last), device=x.device)]
         return head.logits(x.unsqueeze(0)).squeeze(0)
 
@@ -53,7 +54,7 @@ def load_model(checkpoint: Checkpoint, mesh: Mesh) -> LanguageModel:
     """The checkpoint's model in the dtype it was trained in. `mesh` is one process. Raises DataError."""
     config = single_process_config(checkpoint.index.config)
     resolved = resolve(config, world_size=1)
-    stage = build_stage(config, resolved, mesh)
+    stage = build_stage(config, resolved, mesh, kernels_of(choice_of(config, mesh.device.type)))
     load_weights(checkpoint, config.model, stage, mesh)
     for shards in stage.shards:
         shards.gradient = shards.gradient.new_empty(0)

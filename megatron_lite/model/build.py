@@ -5,6 +5,8 @@ from itertools import accumulate
 import torch
 
 from megatron_lite.config import Config, Resolved
+from megatron_lite.errors import UsageError
+from megatron_lite.kernels.choice import Choice, Kernels, choose
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.initialization import fill_box
 from megatron_lite.model.parameters import Specification
@@ -12,7 +14,7 @@ from megatron_lite.model.transformer import Block, Embedding, Head
 from megatron_lite.parallel.context import ContextSplit
 from megatron_lite.parallel.pipeline.stage import Stage, Unit
 from megatron_lite.parallel.tensor import Region, ReplicatedRegion, SequenceRegion
-from megatron_lite.parallel.zero import Precision, ShardGroups, Shards, build_shards, policy
+from megatron_lite.parallel.zero import Numerics, ShardGroups, Shards, build_shards, policy
 
 
 def region_of(config: Config, mesh: Mesh) -> Region:
@@ -23,24 +25,35 @@ def split_of(config: Config, mesh: Mesh) -> ContextSplit:
     return ContextSplit(mesh.context, config.parallel.context_kind)
 
 
-def precision_of(resolved: Resolved) -> Precision:
-    return Precision(
+def numerics_of(resolved: Resolved, device: torch.device, kernels: Kernels) -> Numerics:
+    return Numerics(
         compute=getattr(torch, resolved.compute_dtype),
         master=getattr(torch, resolved.master_dtype),
         reduce=getattr(torch, resolved.grad_reduce_dtype),
+        device=device,
+        kernels=kernels,
     )
 
 
-def build_stage(config: Config, resolved: Resolved, mesh: Mesh) -> Stage:
+def choice_of(config: Config, device: str) -> Choice:
+    """The kernels that a configuration means on a device type. Raises UsageError for what cannot run there."""
+    try:
+        return choose(config.kernels.backend, config.kernels.attention, config.optim.backend, device)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def build_stage(config: Config, resolved: Resolved, mesh: Mesh, kernels: Kernels) -> Stage:
     """The units of this rank's stage, with weights still zero."""
     model, region = config.model, region_of(config, mesh)
     rule = policy(config.parallel.zero_stage, config.parallel.zero_regather)
     specification = Specification(model, config.train.initializer_range, mesh.tensor.size, mesh.tensor.rank)
 
+    numerics = numerics_of(resolved, mesh.device, kernels)
     groups = ShardGroups(mesh.zero, mesh.sharding, mesh.replicas)
 
     def shard(name: str, locals_) -> Shards:
-        return build_shards(name, locals_, groups, rule, precision_of(resolved), mesh.device)
+        return build_shards(name, locals_, groups, rule, numerics)
 
     placement = mesh.edges.placement
     pieces = [placement.piece(mesh.stage, chunk) for chunk in range(placement.chunks)]

@@ -1,101 +1,118 @@
-"""The weightless and the normalizing operations of a block: RMSNorm, rotary positions, attention, SwiGLU.
+"""The operations of a block as autograd sees them: norms, rotary positions, attention, SwiGLU.
+
+What they compute stands in kernels/; here is what each keeps for its backward, and where gradients go.
 
 Shapes: T positions, B sequences, H hidden, D head dimension, G key-value heads of this rank, R query heads a key-value
-head.
+head. The packed projection [T, B, G (R + 2) D] holds for each key-value head its R query heads, itself, and its value.
 """
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from megatron_lite.parallel.context import ContextSplit, Documents, attend, exchange_heads, return_heads
+from megatron_lite.kernels.choice import Kernels
+from megatron_lite.kernels.reference.rope import rope_tables
+from megatron_lite.parallel.context import Attention, ContextSplit, Documents, attend, exchange_heads, return_heads
 from megatron_lite.parallel.zero import Weight
 
 
-def rms_norm(x: Tensor, weight: Weight, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4).
-
-    Statistics in float32 (float64 for float64).
-    """
-    return _RMSNorm.apply(x, weight, eps)
+def norm(x: Tensor, weight: Weight, eps: float) -> tuple[Tensor, Tensor]:
+    """(RMSNorm of x, x): what goes on beside the norm, so that both gradients are added in the norm's own backward."""
+    return _Norm.apply(x, weight, eps)
 
 
-class _RMSNorm(Function):
+class _Norm(Function):
     @staticmethod
     def forward(ctx, x, weight, eps):
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean_square = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_() / x.shape[-1]
-        scale = mean_square.add_(eps).rsqrt_()
-        ctx.save_for_backward(x, scale)
+        y, scales = weight.kernels.rms_norm(x, weight.data, eps)
+        ctx.save_for_backward(x, scales)
         ctx.weight = weight
-        return (exact * scale).mul_(weight.data).to(x.dtype)
+        ctx.set_materialize_grads(False)
+        return y, x.view_as(x)
 
     @staticmethod
-    def backward(ctx, gradient):
-        x, scale = ctx.saved_tensors
-        exact, gain = gradient.to(scale.dtype), ctx.weight.data.to(scale.dtype)
-        product = exact * x
-        ctx.weight.add_gradient(product.flatten(0, -2).t() @ scale.flatten())
-        # d/dx: scale g w - x scale^3 mean(g w x); both sums over a dimension are matrix-vector products
-        inner = (product @ gain).unsqueeze(-1) / x.shape[-1]
-        result = (exact * gain).mul_(scale).addcmul_(x, inner.mul_(scale.pow(3)), value=-1)
-        return result.to(x.dtype), None, None
+    def backward(ctx, gradient, residual_gradient):
+        return _norm_backward(ctx, gradient, residual_gradient), None, None
+
+
+def add_norm(x: Tensor, residual: Tensor, weight: Weight, eps: float) -> tuple[Tensor, Tensor]:
+    """(RMSNorm of x + residual, x + residual)."""
+    return _AddNorm.apply(x, residual, weight, eps)
+
+
+class _AddNorm(Function):
+    @staticmethod
+    def forward(ctx, x, residual, weight, eps):
+        y, total, scales = weight.kernels.add_rms_norm(x, residual, weight.data, eps)
+        ctx.save_for_backward(total, scales)
+        ctx.weight = weight
+        ctx.set_materialize_grads(False)
+        return y, total
+
+    @staticmethod
+    def backward(ctx, gradient, total_gradient):
+        both = _norm_backward(ctx, gradient, total_gradient)
+        return both, both, None, None
+
+
+def _norm_backward(ctx, gradient: Tensor, beside: Tensor | None) -> Tensor:
+    seen, scales = ctx.saved_tensors
+    weight = ctx.weight
+    result, partials = weight.kernels.rms_norm_backward(gradient, beside, seen, weight.data, scales)
+    weight.add_partials(partials)
+    return result
 
 
 @dataclass(frozen=True)
-class Rotary:
-    """A microbatch's angles as a key-value group's packed columns, R queries, a key, a value: [T, 1 or B, 1, R + 2, D].
-
-    Head x turns into x cos + swap(x) sin, where swap exchanges the halves and sin carries their signs, (-, +): Hugging
-    Face's half rotation (RoFormer, arXiv 2104.09864, equation 34). A value's angle is 0.
-    """
+class Angles:
+    """Rotary angles: tables cos and sin [P, D/2] of positions 0 to P - 1; each token's position int32 [T, 1 or B]."""
 
     cos: Tensor
     sin: Tensor
+    positions: Tensor
 
 
-def rotary(positions: Tensor, head_dim: int, queries: int, theta: float, dtype: torch.dtype) -> Rotary:
-    """Of positions [T] or [T, B], for R = `queries`: angles position * theta^(-2i/D).
-
-    Computed in float64, kept in float32 or wider.
-    """
-    half = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device)
-    angle = positions.to(torch.float64).unsqueeze(-1) * theta ** (-half / head_dim)
-    angle = angle.view(positions.shape[0], -1, 1, 1, half.numel())
-    angles = torch.cat([angle.expand(-1, -1, -1, queries + 1, -1), torch.zeros_like(angle)], dim=3)
-    kept, sin = torch.promote_types(dtype, torch.float32), angles.sin()
-    return Rotary(torch.cat([angles.cos()] * 2, -1).to(kept), torch.cat([-sin, sin], -1).to(kept))
+def angles_of(positions: Tensor, length: int, head_dim: int, theta: float, dtype: torch.dtype) -> Angles:
+    """Of positions [T, 1 or B] below `length`; in float32 or wider."""
+    cos, sin = rope_tables(length, head_dim, theta, dtype, positions.device)
+    return Angles(cos, sin, positions.to(torch.int32))
 
 
-def split_heads(qkv: Tensor, head_dim: int, queries: int, rope: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-    """Packed [T, B, G (R + 2) D] -> rotated queries [B, G R, T, D], rotated keys and values [B, G, T, D]."""
-    q, k, v = _SplitHeads.apply(qkv, head_dim, queries, rope.cos, rope.sin)
-    return tuple(heads.flatten(2, 3).permute(1, 2, 0, 3) for heads in (q, k, v))
+def rotate(qkv: Tensor, angles: Angles, queries: int, head_dim: int, kernels: Kernels) -> Tensor:
+    """Turn the queries and keys of a packed projection by their positions, in place."""
+    return _Rotate.apply(qkv, angles, queries, head_dim, kernels)
 
 
-class _SplitHeads(Function):
+class _Rotate(Function):
     @staticmethod
-    def forward(ctx, qkv, head_dim, queries, cos, sin):
-        ctx.save_for_backward(cos, sin)
-        ctx.sizes, ctx.shape = [queries, 1, 1], qkv.shape
-        turned = _turn(qkv.view(*qkv.shape[:2], -1, queries + 2, head_dim), cos, sin, 1)
-        return tuple(heads.contiguous() for heads in turned.split(ctx.sizes, dim=3))
+    def forward(ctx, qkv, angles, queries, head_dim, kernels):
+        ctx.arguments = angles, queries, head_dim, kernels
+        ctx.mark_dirty(qkv)
+        _turn(qkv, ctx.arguments, back=False)
+        return qkv
 
     @staticmethod
-    def backward(ctx, *gradients):
-        cos, sin = ctx.saved_tensors
-        return _turn(torch.cat(gradients, dim=3), cos, sin, -1).view(ctx.shape), None, None, None, None
+    def backward(ctx, gradient):
+        # Attention made it for this alone.
+        _turn(gradient, ctx.arguments, back=True)
+        return gradient, None, None, None, None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
-    """x [T, B, G, R + 2, D] turned by the angles, or back with direction -1; one rounding."""
-    turned = x * cos
-    for to, other, signed in zip(turned.chunk(2, -1), reversed(x.chunk(2, -1)), sin.chunk(2, -1), strict=True):
-        to.addcmul_(other, signed, value=direction)
-    return turned.to(x.dtype)
+def _turn(qkv: Tensor, arguments, back: bool) -> None:
+    angles, queries, head_dim, kernels = arguments
+    positions = angles.positions.expand(qkv.shape[:2])
+    kernels.rope_(qkv, angles.cos, angles.sin, positions, queries, head_dim, back)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What attention needs to know of a microbatch's positions: angles, their split over ranks, document numbers."""
+
+    angles: Angles
+    split: ContextSplit
+    documents: Documents | None = None
 
 
 def join_heads(output: Tensor) -> Tensor:
@@ -103,45 +120,35 @@ def join_heads(output: Tensor) -> Tensor:
     return output.permute(2, 0, 1, 3).flatten(2)
 
 
-@dataclass(frozen=True)
-class Sight:
-    """What attention needs to know of a microbatch's positions: angles, their split over ranks, document numbers."""
-
-    rope: Rotary
-    split: ContextSplit
-    documents: Documents | None = None
-
-
-def causal_attention(qkv: Tensor, head_dim: int, queries: int, sight: Sight) -> Tensor:
-    """Packed [T, B, G (R + 2) D] -> [T, B, G R D]: softmax(q k^T / sqrt(D)) v over a position and those before it."""
+def causal_attention(qkv: Tensor, head_dim: int, queries: int, sight: Sight, kernels: Kernels) -> Tensor:
+    """Packed and rotated [T, B, G (R + 2) D] -> [T, B, G R D]: softmax(q k^T / sqrt(D)) v over what a position sees."""
     split = sight.split
     if not split.swaps_heads:
-        return join_heads(attend(*split_heads(qkv, head_dim, queries, sight.rope), split, sight.documents))
+        return join_heads(attend(unpack(qkv, head_dim, queries), Attention(split, sight.documents, kernels)))
     groups = qkv.shape[-1] // (head_dim * (queries + 2))
     swapped = exchange_heads(qkv, head_dim, queries, split)
-    heads = split_heads(swapped, head_dim, split.heads(queries, groups), sight.rope)
-    return return_heads(join_heads(attend(*heads, split.whole, sight.documents)), split)
+    packed = unpack(swapped, head_dim, split.heads(queries, groups))
+    return return_heads(join_heads(attend(packed, Attention(split.whole, sight.documents, kernels))), split)
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
+def unpack(qkv: Tensor, head_dim: int, queries: int) -> Tensor:
+    """[T, B, G (R + 2) D] -> [T, B, G, R + 2, D]."""
+    return qkv.view(*qkv.shape[:2], -1, queries + 2, head_dim)
+
+
+def swiglu(gate_up: Tensor, kernels: Kernels) -> Tensor:
     """Packed [.., 2 F] -> [.., F]: silu(gate) * up (Shazeer 2020, arXiv 2002.05202, equation 6)."""
-    return _SwiGLU.apply(gate_up)
+    return _SwiGLU.apply(gate_up, kernels)
 
 
 class _SwiGLU(Function):
     @staticmethod
-    def forward(ctx, gate_up):
+    def forward(ctx, gate_up, kernels):
         ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, -1)
-        return F.silu(gate).mul_(up)
+        ctx.kernels = kernels
+        return kernels.swiglu(gate_up)
 
     @staticmethod
     def backward(ctx, gradient):
         (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, -1)
-        result = torch.empty_like(gate_up)
-        to_gate, to_up = result.chunk(2, -1)
-        torch.ops.aten.silu.out(gate, out=to_up).mul_(gradient)
-        torch.mul(gradient, up, out=to_gate)
-        torch.ops.aten.silu_backward.grad_input(to_gate, gate, grad_input=to_gate)
-        return result
+        return ctx.kernels.swiglu_backward(gradient, gate_up), None

@@ -6,6 +6,7 @@ Between units activations are [T/tp, B, H] under sequence parallelism, [T, B, H]
 stand in its four products: enter, leave, enter, leave (parallel/tensor.py).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,16 +14,19 @@ import torch
 from torch import Tensor
 
 from megatron_lite.config import ModelConfig
-from megatron_lite.model.operations import Sight, causal_attention, rms_norm, swiglu
+from megatron_lite.model.operations import Sight, add_norm, causal_attention, norm, rotate, swiglu
 from megatron_lite.parallel.pipeline.stage import Recompute
 from megatron_lite.parallel.tensor import (
     Region,
+    Vocabulary,
     enter_linear,
     linear_leave,
     vocabulary_cross_entropy,
     vocabulary_embedding,
 )
 from megatron_lite.parallel.zero import Shards, Weight
+
+Projection = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -58,24 +62,32 @@ class Block:
 
     def __init__(self, model: ModelConfig, shards: Shards, region: Region, recompute: Recompute):
         self.model, self.shards, self.region, self.recompute = model, (shards,), region, recompute
+        self.kernels = shards.numerics.kernels
+        self.queries = model.num_attention_heads // model.num_key_value_heads  # of a key-value head
         self.qkv, self.o, self.gate_up, self.down, self.attention_norm, self.mlp_norm = shards.weights
 
     def forward(self, x: Tensor, batch: Microbatch) -> Tensor:
-        return self.transform(x, partial(self._attention, sight=batch.sight))
+        return self.transform(x, partial(self._rotate, sight=batch.sight), partial(self._attention, sight=batch.sight))
 
-    def transform(self, x: Tensor, attention) -> Tensor:
-        """The block around any attention [T, B, packed QKV] -> [T, B, heads D]; generation passes one with a cache."""
+    def transform(self, x: Tensor, rotate: Projection, attention: Projection) -> Tensor:
+        """The block around any attention; generation passes one with a cache.
+
+        `rotate` turns packed queries and keys by their positions, in place; `attention` takes [T, B, packed QKV] to
+        [T, B, heads D] and may run twice, when it is recomputed.
+        """
         region, eps, again = self.region, self.model.rms_norm_eps, self.recompute == "selective"
-        h = rms_norm(x, self.attention_norm, eps)
-        h = enter_linear(h, self.qkv, region, "attention.enter")
-        x = linear_leave(h, attention, self.o, region, "attention.leave", again).add_(x)
-        h = rms_norm(x, self.mlp_norm, eps)
+        h, x = norm(x, self.attention_norm, eps)
+        h = rotate(enter_linear(h, self.qkv, region, "attention.enter"))
+        h = linear_leave(h, attention, self.o, region, "attention.leave", again)
+        h, x = add_norm(h, x, self.mlp_norm, eps)
         h = enter_linear(h, self.gate_up, region, "mlp.enter")
-        return linear_leave(h, swiglu, self.down, region, "mlp.leave", again).add_(x)
+        return linear_leave(h, partial(swiglu, kernels=self.kernels), self.down, region, "mlp.leave", again).add_(x)
+
+    def _rotate(self, qkv: Tensor, sight: Sight) -> Tensor:
+        return rotate(qkv, sight.angles, self.queries, self.model.head_dim, self.kernels)
 
     def _attention(self, qkv: Tensor, sight: Sight) -> Tensor:
-        queries = self.model.num_attention_heads // self.model.num_key_value_heads
-        return causal_attention(qkv, self.model.head_dim, queries, sight)
+        return causal_attention(qkv, self.model.head_dim, self.queries, sight, self.kernels)
 
 
 class Head:
@@ -90,13 +102,14 @@ class Head:
 
     def logits(self, x: Tensor) -> Tensor:
         """Local logits [T, B, V/tp]."""
-        h = rms_norm(x, self.norm, self.model.rms_norm_eps)
+        h, _ = norm(x, self.norm, self.model.rms_norm_eps)
         return enter_linear(h, self.projection, self.region, "head.enter")
 
     def forward(self, x: Tensor, batch: Microbatch) -> Tensor:
         """The microbatch's share of the objective, a scalar: (sum of losses + z_loss * sum of lse^2) / count."""
         logits = self.logits(x)
-        loss, log_sum = vocabulary_cross_entropy(logits, batch.labels, self.model.vocab_size, self.region.tensor)
+        vocabulary = Vocabulary(self.model.vocab_size, self.region.tensor, self.projection.kernels)
+        loss, log_sum = vocabulary_cross_entropy(logits, batch.labels, vocabulary)
         counted = (batch.labels >= 0) & (batch.labels < self.model.vocab_size)
         # PaLM, arXiv 2204.02311, section 5: z_loss * log^2 Z keeps the softmax's normalizer near 1.
         z_loss = self.z_loss * torch.where(counted, log_sum, torch.zeros_like(log_sum)).square()

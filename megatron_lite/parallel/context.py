@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from megatron_lite.kernels.reference.attention import attention, attention_backward
+from megatron_lite.kernels.choice import Kernels
 from megatron_lite.kernels.visibility import Visible, visible_in_documents
 from megatron_lite.parallel.collectives import Communicator, alone
 
@@ -41,10 +41,6 @@ class ContextSplit:
     def swaps_heads(self) -> bool:
         """Whether attention exchanges positions for heads."""
         return self.kind == "ulysses" and self.communicator.size > 1
-
-    def rotated_positions(self, length: int) -> Tensor:
-        """The positions of what attention gets after the exchange of heads, if there is one."""
-        return self.whole.positions(length) if self.swaps_heads else self.positions(length)
 
     def heads(self, queries: int, key_values: int) -> int:
         """Query heads a key-value head has after the exchange: fewer, where one of these goes to several ranks."""
@@ -73,59 +69,93 @@ class Documents:
         return visible_in_documents(self.numbers, queries.to(device), keys.to(device))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, split: ContextSplit, documents: Documents | None) -> Tensor:
-    """Causal attention of this rank's queries [B, H, T, D] to keys and values [B, G, T, D] of the ring's ranks.
+@dataclass(frozen=True)
+class Attention:
+    """What attention takes beside queries, keys and values."""
 
-    With one rank, or under ulysses (which calls it with whole sequences), there is nobody to ask.
+    split: ContextSplit
+    documents: Documents | None
+    kernels: Kernels
+
+
+def attend(packed: Tensor, how: Attention) -> Tensor:
+    """Causal attention of this rank's queries to the keys and values of the ring's ranks -> [B, G R, T, D].
+
+    packed [T, B, G, R + 2, D]: for each key-value head its R queries, itself, its value. With one rank, or under
+    ulysses (which calls it with whole sequences), there is nobody to ask.
     """
-    return _RingAttention.apply(q, k, v, split, documents)
+    return _RingAttention.apply(packed, how)
+
+
+def parts_of(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[T, B, G, R + 2, D] -> queries [B, G, R, T, D], keys and values [B, G, T, D], all views."""
+    q, k, v = (part.permute(1, 2, 3, 0, 4) for part in packed.split([packed.shape[3] - 2, 1, 1], dim=3))
+    return q, k.squeeze(2), v.squeeze(2)
 
 
 class _RingAttention(Function):
     @staticmethod
-    def forward(ctx, q, k, v, split, documents):
-        ring = _Ring(split, q.shape[2], documents)
+    def forward(ctx, packed, how):
+        q, k, v = parts_of(packed)
+        ring = _Ring(how.split, q.shape[-2], how.documents)
         exact = ring.sum_dtype(q.dtype)
         output = log_sum = None
         block = (k, v)
         for step in range(ring.size):
             arriving = ring.pass_on(block, "context.ring") if step < ring.size - 1 else None
             queries, keys, causal, visible = ring.part(step)
-            some, its_log_sum = attention(q[:, :, queries], *(x[:, :, keys] for x in block), causal, visible)
+            its_keys = (x[:, :, keys] for x in block)
+            some, its_log_sum = how.kernels.attention(q[..., queries, :], *its_keys, causal, visible)
             if output is None:
                 output, log_sum = some.to(exact), its_log_sum
             else:
                 _merge(output[:, :, queries], log_sum[:, :, queries], some, its_log_sum)
             block = arriving.take() if arriving is not None else block
         output = output.to(q.dtype)
-        ctx.save_for_backward(q, k, v, output, log_sum)
-        ctx.ring = ring
+        ctx.save_for_backward(packed, output, log_sum)
+        ctx.ring, ctx.kernels = ring, how.kernels
         return output
 
     @staticmethod
     def backward(ctx, gradient):
-        q, k, v, output, log_sum = ctx.saved_tensors
-        ring, block = ctx.ring, (k, v)
-        exact = ring.sum_dtype(q.dtype)
-        travelling = None  # a block's gradients follow it one step later and gather what each rank adds
-        for step in range(ring.size):
-            arriving = ring.pass_on(block, "context.ring.again") if step < ring.size - 1 else None
-            queries, keys, causal, visible = ring.part(step)
-            some = [x[:, :, queries] for x in (gradient, q)]
-            own = [x[:, :, queries] for x in (output, log_sum)]
-            parts = attention_backward(*some, *(x[:, :, keys] for x in block), *own, causal, visible)
-            if step == 0:
-                q_gradient, *gradients = (part.to(exact) for part in parts)
-            else:
-                q_gradient[:, :, queries] += parts[0]
-                gradients = travelling.take()
-                for total, part in zip(gradients, parts[1:], strict=True):
-                    total[:, :, keys] += part
-            if ring.size > 1:
-                travelling = ring.pass_on(gradients, "context.ring.gradient")
-            block = arriving.take() if arriving is not None else block
-        k_gradient, v_gradient = gradients if travelling is None else travelling.take()
-        return q_gradient.to(q.dtype), k_gradient.to(k.dtype), v_gradient.to(v.dtype), None, None
+        packed, output, log_sum = ctx.saved_tensors
+        ring, kernels = ctx.ring, ctx.kernels
+        if ring.size > 1:
+            shares = _ring_backward(gradient, parts_of(packed), output, log_sum, ring, kernels)
+            result = torch.empty_like(packed)
+            for place, share in zip(parts_of(result), shares, strict=True):
+                place.copy_(share)
+        else:
+            result = torch.empty_like(packed)
+            _, _, causal, visible = ring.part(0)
+            places = parts_of(result)
+            kernels.attention_backward_(gradient, *parts_of(packed), output, log_sum, causal, visible, *places)
+        return result, None
+
+
+def _ring_backward(gradient: Tensor, parts: Sequence[Tensor], output: Tensor, log_sum: Tensor, ring: "_Ring",
+                   kernels: Kernels) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of queries, keys and values, in the dtype of sums."""
+    q, *block = parts
+    exact = ring.sum_dtype(q.dtype)
+    travelling = None  # a block's gradients follow it one step later and gather what each rank adds
+    for step in range(ring.size):
+        arriving = ring.pass_on(block, "context.ring.again") if step < ring.size - 1 else None
+        queries, keys, causal, visible = ring.part(step)
+        some = gradient[:, :, queries], q[..., queries, :]
+        own = [x[:, :, queries] for x in (output, log_sum)]
+        its_keys = (x[:, :, keys] for x in block)
+        shares = kernels.attention_backward(*some, *its_keys, *own, causal, visible)
+        if step == 0:
+            q_gradient, *gradients = (share.to(exact) for share in shares)
+        else:
+            q_gradient[..., queries, :] += shares[0]
+            gradients = travelling.take()
+            for total, share in zip(gradients, shares[1:], strict=True):
+                total[:, :, keys] += share
+        travelling = ring.pass_on(gradients, "context.ring.gradient")
+        block = arriving.take() if arriving is not None else block
+    return q_gradient, *travelling.take()
 
 
 def _merge(output: Tensor, log_sum: Tensor, some: Tensor, its_log_sum: Tensor) -> None:

@@ -20,10 +20,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from megatron_lite.kernels.choice import Kernels
+from megatron_lite.kernels.reference.cross_entropy import combine_statistics
 from megatron_lite.parallel.collectives import Communicator, Handle, ready
 from megatron_lite.parallel.zero import Weight
 
@@ -190,79 +191,68 @@ class _VocabularyEmbedding(Function):
         rows = weight.data.shape[0]
         local = tokens - region.tensor.rank * rows
         mine = (local >= 0) & (local < rows)
-        local = torch.where(mine, local, 0)
-        ctx.save_for_backward(local, mine)
+        ctx.save_for_backward(local)
         ctx.weight, ctx.region = weight, region
-        embedded = weight.data[local] * mine.unsqueeze(-1).to(weight.data.dtype)
+        embedded = weight.data[torch.where(mine, local, 0)] * mine.unsqueeze(-1).to(weight.data.dtype)
         return region.leave(embedded, "embedding.leave").wait()
 
     @staticmethod
     def backward(ctx, gradient):
-        local, mine = ctx.saved_tensors
+        local = _saved(ctx)
         weight = ctx.weight
         full = ctx.region.leave_backward(gradient, "embedding.leave.backward").wait()
-
-        def weight_gradient():
-            rows = _rows(full * mine.unsqueeze(-1).to(full.dtype))
-            weight.add_rows(local.reshape(-1), rows)
-
-        weight.run_or_defer(weight_gradient)
+        weight.run_or_defer(lambda: weight.add_rows(local.flatten(), _rows(full)))
         return None, None, None, None
 
 
-def vocabulary_cross_entropy(
-    logits: Tensor, labels: Tensor, vocab_size: int, tensor: Communicator
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Vocabulary:
+    """The token ids that count, [0, size), the ranks over which their columns are split, and the kernels."""
+
+    size: int
+    tensor: Communicator
+    kernels: Kernels
+
+    def real(self, columns: int) -> int:
+        """How many of a rank's `columns` belong to a token id; the rest is padding."""
+        return min(max(self.size - self.tensor.rank * columns, 0), columns)
+
+    def local(self, labels: Tensor, columns: int) -> Tensor:
+        """The column of each label on this rank; -1 where it is another's or does not count."""
+        column = labels - self.tensor.rank * columns
+        return torch.where((column >= 0) & (column < self.real(columns)), column, -1)
+
+
+def vocabulary_cross_entropy(logits: Tensor, labels: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
     """Per-token loss and log-sum-exp, each [T, B] in float32 (float64 for float64), from local logits [T, B, V/tp].
 
-    Labels outside [0, vocab_size) have loss 0: they are not counted. Columns past `vocab_size` are padding: outside the
+    Labels outside the vocabulary have loss 0: they are not counted. Columns past its size are padding: outside the
     softmax, gradient 0. One all-gather carries two numbers a token, the local log-sum-exp and the local target logit,
-    combined in rank order.
+    combined in rank order. Backward writes the gradient over the logits.
     """
-    return _VocabularyCrossEntropy.apply(logits, labels, vocab_size, tensor)
+    return _VocabularyCrossEntropy.apply(logits, labels, vocabulary)
 
 
 class _VocabularyCrossEntropy(Function):
     @staticmethod
-    def forward(ctx, logits, labels, vocab_size, tensor):
-        first = tensor.rank * logits.shape[-1]
-        real = min(max(vocab_size - first, 0), logits.shape[-1])
-        exact = torch.promote_types(logits.dtype, torch.float32)
-        target = labels - first
-        mine = (target >= 0) & (target < real)
-        target = torch.where(mine, target, 0)
-        picked = torch.gather(logits, -1, target.unsqueeze(-1)).squeeze(-1).to(exact)
-        picked = torch.where(mine, picked, torch.zeros_like(picked))
-        softmax, local_log_sum = _softmax(logits[..., :real].to(exact))
-        pair = torch.stack([local_log_sum, picked]).unsqueeze(0)
-        pairs = tensor.all_gather(pair, "cross_entropy.combine").wait()  # [tp, 2, T, B]
-        log_sum = torch.logsumexp(pairs[:, 0], dim=0)
-        counted = (labels >= 0) & (labels < vocab_size)
-        loss = torch.where(counted, log_sum - pairs[:, 1].sum(0), torch.zeros_like(log_sum))
-        # What is kept is as large as the logits, which nobody needs any more.
-        ctx.save_for_backward(softmax.to(logits.dtype), local_log_sum, log_sum, target, mine, counted)
-        ctx.padding = logits.shape[-1] - real
+    def forward(ctx, logits, labels, vocabulary):
+        columns, kernels = logits.shape[-1], vocabulary.kernels
+        target = vocabulary.local(labels, columns)
+        pair = torch.stack(kernels.cross_entropy_statistics(logits, target, vocabulary.real(columns)))
+        pairs = vocabulary.tensor.all_gather(pair.unsqueeze(0), "cross_entropy.combine").wait()  # [tp, 2, T, B]
+        log_sum, target_logit = combine_statistics(pairs)
+        counted = (labels >= 0) & (labels < vocabulary.size)
+        loss = torch.where(counted, log_sum - target_logit, torch.zeros_like(log_sum))
+        ctx.save_for_backward(logits, log_sum, target, counted)
+        ctx.vocabulary = vocabulary
         return loss, log_sum
 
     @staticmethod
     def backward(ctx, loss_gradient, log_sum_gradient):
-        softmax, local_log_sum, log_sum, target, mine, counted = ctx.saved_tensors
+        logits, log_sum, target, counted = ctx.saved_tensors
         loss_gradient = torch.where(counted, loss_gradient, torch.zeros_like(loss_gradient))
-        # softmax over all columns = softmax over this rank's, times this rank's share of the sum
-        share = torch.exp(local_log_sum - log_sum) * (loss_gradient + log_sum_gradient)
-        gradient = softmax.to(log_sum.dtype).mul_(share.unsqueeze(-1))  # in place where the dtypes agree
-        if ctx.padding:
-            gradient = F.pad(gradient, (0, ctx.padding))
-        hit = torch.where(mine, loss_gradient, torch.zeros_like(loss_gradient)).flatten()
-        place = torch.arange(hit.numel(), device=hit.device) * gradient.shape[-1] + target.flatten()
-        gradient.view(-1).index_add_(0, place, hit, alpha=-1)
-        return gradient.to(softmax.dtype), None, None, None
-
-
-def _softmax(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax and log-sum-exp over the last dimension; empty and -inf where a rank holds padding alone."""
-    if columns.shape[-1] == 0:
-        return columns, columns.new_full(columns.shape[:-1], float("-inf"))
-    softmax = torch.softmax(columns, dim=-1)
-    # The largest entry is exp(largest - log_sum) and at least 1 / columns: its logarithm is safe.
-    return softmax, columns.amax(-1) - softmax.amax(-1).log()
+        gradient, vocabulary = logits.detach(), ctx.vocabulary
+        vocabulary.kernels.cross_entropy_gradient_(
+            gradient, target, vocabulary.real(logits.shape[-1]), log_sum, loss_gradient, log_sum_gradient
+        )
+        return gradient, None, None

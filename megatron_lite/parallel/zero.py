@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from megatron_lite.kernels.choice import Kernels
 from megatron_lite.parallel.collectives import Communicator, Handle, alone
 from megatron_lite.parallel.layout import Local, ShardLayout
 
@@ -45,12 +46,16 @@ def policy(zero_stage: int, zero_regather: Lifetime) -> Policy:
 
 
 @dataclass(frozen=True)
-class Precision:
-    """Dtypes of a run: matrix products and activations; weights' masters and gradient sums; gradients on the wire."""
+class Numerics:
+    """What a run computes in: dtypes of matrix products and activations, of weights' masters and gradient sums, of
+    gradients on the wire; the device; the operations.
+    """
 
     compute: torch.dtype
     master: torch.dtype
     reduce: torch.dtype
+    device: torch.device
+    kernels: Kernels
 
 
 class Weight:
@@ -60,8 +65,9 @@ class Weight:
     weight.
     """
 
-    def __init__(self, local: Local):
-        self.local = local
+    def __init__(self, local: Local, numerics: Numerics):
+        self.local, self.numerics = local, numerics
+        self.kernels = numerics.kernels
         self.full: Tensor | None = None
         self.gradient: Tensor | None = None  # full, in the master dtype
         self.later: list[Callable[[], None]] | None = None  # where a split backward puts its weight gradients
@@ -81,28 +87,23 @@ class Weight:
             self.later.append(compute)
 
     def add_product(self, output_gradient: Tensor, x: Tensor) -> None:
-        """gradient += output_gradient^T x, [N, rows]^T [N, columns]; one rounding of the product, the sum in master."""
-        if self.gradient is None:
-            self.gradient = (output_gradient.t() @ x).to(self.master_dtype)
-        elif self.gradient.dtype == x.dtype:
-            self.gradient.addmm_(output_gradient.t(), x)
-        else:
-            self.gradient.add_(output_gradient.t() @ x)
+        """gradient += output_gradient^T x, [N, rows]^T [N, columns], in the master dtype."""
+        self.kernels.add_product_(self._sum(), output_gradient, x)
 
-    def add_gradient(self, gradient: Tensor) -> None:
-        """gradient += a full-sized contribution."""
-        if self.gradient is None:
-            self.gradient = gradient.to(self.master_dtype, copy=True)
-        else:
-            self.gradient.add_(gradient)
+    def add_partials(self, partials: Tensor) -> None:
+        """gradient [H] += the sum of partials [P, H]."""
+        self.kernels.add_partials_(self._sum(), partials)
 
     def add_rows(self, index: Tensor, rows: Tensor) -> None:
-        """gradient[index[i]] += rows[i], in order of i."""
-        if self.gradient is None:
-            self.gradient = torch.zeros(self.local.shape, dtype=self.master_dtype, device=rows.device)
-        self.gradient.index_add_(0, index, rows.to(self.gradient.dtype))
+        """gradient[index[i]] += rows[i], in order of i; an index outside the weight is another rank's."""
+        self.kernels.embedding_backward_(self._sum(), index, rows)
 
-    master_dtype: torch.dtype = torch.float32  # set by the Shards that own it
+    def _sum(self) -> Tensor:
+        """The full gradient so far, in the master dtype."""
+        if self.gradient is None:
+            numerics = self.numerics
+            self.gradient = torch.zeros(self.local.shape, dtype=numerics.master, device=numerics.device)
+        return self.gradient
 
 
 class Shards:
@@ -112,15 +113,13 @@ class Shards:
     """
 
     def __init__(self, name: str, layout: ShardLayout, sharding: Communicator, replicas: Communicator,
-                 precision: Precision, device: torch.device):  # fmt: skip
-        self.name, self.layout, self.precision = name, layout, precision
+                 numerics: Numerics):  # fmt: skip
+        self.name, self.layout, self.numerics = name, layout, numerics
         self.sharding, self.replicas = sharding, replicas
-        self.master = torch.zeros(layout.size, dtype=precision.master, device=device)
+        self.master = torch.zeros(layout.size, dtype=numerics.master, device=numerics.device)
         self.gradient = torch.zeros_like(self.master)
-        self.compute = self.master if precision.compute == precision.master else self.master.to(precision.compute)
-        self.weights = [Weight(local) for local in layout.locals]
-        for weight in self.weights:
-            weight.master_dtype = precision.master
+        self.compute = self.master if numerics.compute == numerics.master else self.master.to(numerics.compute)
+        self.weights = [Weight(local, numerics) for local in layout.locals]
         self._gathering: Handle | None = None
         self._reducing: Handle | None = None
 
@@ -193,16 +192,18 @@ class Shards:
     def _packed_gradients(self) -> Tensor:
         """[ranks, S]: row r is what goes to rank r; takes the full gradients and frees them."""
         packed = torch.zeros(
-            (self.sharding.size, self.layout.size), dtype=self.precision.reduce, device=self.master.device
+            (self.sharding.size, self.layout.size), dtype=self.numerics.reduce, device=self.master.device
         )
         for weight, (local, begin, end) in zip(self.weights, self.layout.ranges(), strict=True):
             if weight.gradient is None:
                 continue
             gradient, weight.gradient = weight.gradient, None
-            missing = self.layout.rows(local) * self.sharding.size - local.shape[0]
-            if missing:
-                gradient = torch.cat([gradient, gradient.new_zeros((missing, *local.shape[1:]))])
-            packed[:, begin:end].copy_(gradient.reshape(self.sharding.size, -1))
+            rows = self.layout.rows(local)
+            full = local.shape[0] // rows  # ranks whose rows all exist; the next has what is left, the others none
+            packed[:full, begin:end].copy_(gradient[: full * rows].reshape(full, end - begin))
+            rest = gradient[full * rows :].flatten()
+            if rest.numel():
+                packed[full, begin : begin + rest.numel()].copy_(rest)
         return packed
 
 
@@ -219,13 +220,13 @@ class ShardGroups:
     replicas: Communicator
 
 
-def build_shards(name: str, locals_: Sequence[Local], groups: ShardGroups, rule: Policy, precision: Precision,
-                 device: torch.device) -> Shards:  # fmt: skip
+def build_shards(name: str, locals_: Sequence[Local], groups: ShardGroups, rule: Policy,
+                 numerics: Numerics) -> Shards:  # fmt: skip
     """Shard a unit's weights over its sharding group, or replicate them over the whole zero axis."""
     sharding, replicas = groups.sharding, groups.replicas
     if not rule.sharded:
         sharding, replicas = alone(groups.zero.ranks[groups.zero.rank]), groups.zero
-    return Shards(name, ShardLayout(tuple(locals_), sharding.size), sharding, replicas, precision, device)
+    return Shards(name, ShardLayout(tuple(locals_), sharding.size), sharding, replicas, numerics)
 
 
 @dataclass(frozen=True)

@@ -207,14 +207,13 @@ class StepMemory(StageSizes):
         return {name for chunk in self.chunks for unit in chunk for name in unit.shards}
 
     def _tokens(self) -> int:
-        """Samples, tokens and labels of the step, int64; cosines and sines of packed heads."""
-        train, model, resolved = self.config.train, self.config.model, self.resolved
+        """Samples, tokens and labels of the step, int64; tables of cosines and sines, positions int32."""
+        train, resolved = self.config.train, self.resolved
         sequences = resolved.microbatches * train.micro_batch_size
         positions = train.sequence_length // resolved.context
         ids = 8 * sequences * (train.sequence_length + 1 + 2 * positions)
-        attended = train.sequence_length if self.forms.swaps > 1 else positions
-        columns = model.num_attention_heads // model.num_key_value_heads // self.forms.copies + 2
-        return ids + 2 * attended * columns * resolved.head_dim * self.exact
+        angles = train.sequence_length * resolved.head_dim * self.exact + 4 * positions
+        return ids + angles
 
     def _padded(self, name: str) -> int:
         return self.sharding * self.shard_size(name)

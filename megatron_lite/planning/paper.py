@@ -14,6 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_lite.config import Config, resolve
 from megatron_lite.mesh import MeshShape, build_mesh
+from megatron_lite.model.build import choice_of
 from megatron_lite.parallel.collectives import Recorder
 from megatron_lite.parallel.ledger import Entry, ledger, phase_totals
 from megatron_lite.planning.memory import StorageTracker, bytes_of
@@ -66,7 +67,7 @@ def step_on_paper(config: Config, world_size: int, rank: int, microbatches: int 
     recorder, tracker = Recorder(), StorageTracker(META)
     with fake_world(rank, world_size), tracker:
         mesh = build_mesh(shape, META, schedule_of(config, resolved, count).placement, recorder)
-        trainer = Trainer(config, resolved, mesh, recorder=recorder)
+        trainer = Trainer(config, resolved, mesh, recorder=recorder, choice=choice_of(config, "cuda"))
         tracker.inspect = lambda: _holdings(trainer)
         size = (count * config.train.micro_batch_size, config.train.sequence_length + 1)
         trainer.train_step(torch.empty(size, dtype=torch.int64, device=META), learning_rate=config.optim.lr)

@@ -15,9 +15,10 @@ and its product; grouped keys and values; fused attention; a norm's output kept 
 backward and its weight backward a block keeps what its four products need, 2 n H + N (2 H + Q + O + 3 F).
 
 What it takes while it runs is told as a `Tape`, line after line of the program (model/, parallel/tensor.py,
-parallel/context.py).
+parallel/context.py). Kernels take nothing beside their results; PyTorch's operations in their place may, for a moment.
 """
 
+from megatron_lite.kernels.costs import PARTIALS
 from megatron_lite.parallel.sizes import StageSizes, Unit
 
 
@@ -66,8 +67,6 @@ class UnitMemory:
         self.copies = max(1, self.swaps // key_values)  # of a key-value head, where ranks are more (ulysses)
         self.attended = self.queries + self.keys * self.copies
         self.vocabulary = resolved.padded_vocab_size // tensor
-        self.pads = resolved.padded_vocab_size != model.vocab_size
-        self.permutes = config.train.micro_batch_size > 1  # then [B, T] attention is copied to be multiplied as [T, B]
 
     # Sizes
 
@@ -88,9 +87,9 @@ class UnitMemory:
     def saved(self, unit: Unit) -> int:
         """Between forward and backward, the unit's input included."""
         if unit.kind == "embedding":
-            return self.tokens * 9  # the row of each token, and whether it is here
+            return self.tokens * 8  # the row of each token
         if unit.kind == "head":
-            # Softmax; log-sum-exps, here, over all ranks and squared; targets and three masks.
+            # Logits; log-sum-exps, as they are and counted ones; targets; two masks of what counts.
             return self.outside(2 * self.hidden) + self._scales() + self.inside(self.vocabulary) + self._losses()
         if unit.recompute == "full":
             return self.outside(self.hidden)
@@ -102,7 +101,7 @@ class UnitMemory:
     def queued(self, unit: Unit) -> int:
         """Between an input backward and its weight backward."""
         if unit.kind == "embedding":
-            return self.inside(self.hidden) + self.tokens * 9
+            return self.inside(self.hidden) + self.tokens * 8
         if unit.kind == "head":
             return self.inside(self.vocabulary) + self.outside(self.hidden)
         products = self.inside(2 * self.hidden + self.packed + self.queries + 3 * self.feed)
@@ -112,16 +111,15 @@ class UnitMemory:
         return self.outer * self.exact
 
     def _losses(self) -> int:
-        return self.tokens * (3 * self.exact + 8 + 3)
+        return self.tokens * (2 * self.exact + 8 + 2)
 
     def _attention_saved(self) -> int:
         returned = self.inside(self.queries) if self.swaps > 1 else 0
         return self.inside(self.attended + self.queries) + returned + self.tokens * self.heads * self.exact
 
     def logits(self) -> int:
-        """At the fullest moment of the head's forward: logits, in float32 too where they are not, and their softmax."""
-        logits = self.inside(self.vocabulary)
-        return logits + self.wide(logits) * (2 if self.mixed else 1)
+        """The head's, over which backward writes their gradient."""
+        return self.inside(self.vocabulary)
 
     # What an action takes while it runs
 
@@ -129,7 +127,7 @@ class UnitMemory:
         """Beside its input, which is there."""
         tape = Tape()
         if unit.kind == "embedding":
-            tape.take(self.tokens * 9, self.inside(self.hidden), self.inside(self.hidden))
+            tape.take(self.tokens * 17, self.inside(self.hidden), self.inside(self.hidden))
         elif unit.kind == "head":
             self._head_forward(tape)
         else:
@@ -174,18 +172,19 @@ class UnitMemory:
         """Ends with what it saved, but its input, and its output taken; nothing but the output with `full`."""
         h, packed, fed = self.outside(self.hidden), self.inside(self.packed), self.inside(2 * self.feed)
         lost = recompute == "full"
-        self._norm_forward(tape)
+        tape.take(h, self._scales())
         self._enter(tape, packed)
         tape.give(h + self._scales() if lost else 0)
         self._attention_forward(tape)
-        self._leave(tape, self.inside(self.queries) if self.permutes else 0)
-        tape.give(0 if recompute == "none" else self._attention_saved())
-        self._norm_forward(tape)
-        tape.give(0 if recompute == "selective" else packed)
+        self._leave(tape)
+        tape.give(0 if recompute == "none" else self._attention_added())
+        tape.give(packed if lost or (recompute == "none" and self.swaps > 1) else 0)
+        tape.take(2 * h, self._scales())  # the sum with the residual, and its norm
+        tape.give(h)
         self._enter(tape, fed)
         tape.give(h + self._scales() if lost else 0)
         tape.take(self.inside(self.feed))
-        self._leave(tape, 0)
+        self._leave(tape)
         tape.give(0 if recompute == "none" else self.inside(self.feed))
         tape.give(fed + h if lost else 0)
 
@@ -208,8 +207,6 @@ class UnitMemory:
         tape.give(self.inside(2 * self.feed))
         self._enter_backward(tape, gate_up, self.inside(2 * self.feed), summed, queues)
         self._norm_backward(tape)
-        tape.take(self.outside(self.hidden))  # the sum with the residual's gradient
-        tape.give(self.outside(2 * self.hidden))  # the norm's input too
         # Attention
         tape.take(self._gathered())
         if again:
@@ -226,17 +223,17 @@ class UnitMemory:
         self._enter_backward(tape, qkv, self.inside(self.packed), summed, queues)
         self._norm_backward(tape)
 
+    def _attention_added(self) -> int:
+        """What attention saves beside the packed projection that it is given."""
+        return self._attention_saved() - (self.inside(self.packed) if self.swaps == 1 else 0)
+
     def _attention_forward(self, tape: Tape) -> None:
-        """Ends with what it saves taken."""
-        packed, wide = self.inside(self.attended), self.wide(self.inside(self.attended))
+        """Ends with what it adds to what is saved taken."""
         if self.swaps > 1:
+            packed = self.inside(self.attended)
             copied = packed if self.attended != self.packed else 0
             tape.take(copied, packed, packed)
             tape.give(copied, packed)
-        tape.take(wide, packed if self.mixed else 0)
-        tape.give(wide if self.mixed else 0)
-        tape.take(packed)
-        tape.give(packed)
         output, log_sum = self.inside(self.queries), self.tokens * self.heads * self.exact
         if self.ring > 1:
             self._ring_forward(tape, output, log_sum)
@@ -244,7 +241,7 @@ class UnitMemory:
             tape.take(output, log_sum)
         if self.swaps > 1:
             tape.take(output, output)
-            tape.give(output, packed)
+            tape.give(output)
 
     def _ring_forward(self, tape: Tape, output: int, log_sum: int) -> None:
         """The sum so far, this block's part and that times its share; the blocks in hand, leaving and coming."""
@@ -266,9 +263,6 @@ class UnitMemory:
             tape.give(ring)
         tape.take(packed)
         tape.give(output + self._attention_saved() - kept)
-        tape.take(packed)
-        tape.take(self.wide(packed), packed if self.mixed else 0)
-        tape.give(2 * packed, self.wide(packed) if self.mixed else 0)
 
     def _ring_backward(self) -> int:
         """At the fullest moment, while a step's part is worked out: the blocks in hand, leaving and coming (on two
@@ -284,25 +278,13 @@ class UnitMemory:
     # Head and embedding
 
     def _head_forward(self, tape: Tape) -> None:
-        logits = self.inside(self.vocabulary)
-        self._norm_forward(tape)
-        self._enter(tape, logits)
+        tape.take(self.outside(self.hidden), self._scales())
+        self._enter(tape, self.inside(self.vocabulary))
         tape.take(self._losses())
-        wide = self.wide(logits)
-        tape.take(wide if self.mixed else 0, wide)
-        tape.give(wide if self.mixed else 0)
-        tape.take(logits if self.mixed else 0)
 
     def _head_backward(self, tape: Tape, summed: bool, queues: bool) -> None:
-        logits = self.inside(self.vocabulary)
-        tape.take(self.wide(logits) if self.mixed else 0)
-        if self.pads:
-            tape.take(self.wide(logits))
-            tape.give(self.wide(logits) if self.mixed else 0)
-        tape.take(logits if self.mixed else 0)
-        tape.give(self.wide(logits) if self.mixed else 0)
-        tape.give(logits if self.mixed or self.pads else 0, self._losses())
-        self._enter_backward(tape, self.vocabulary * self.hidden, logits, summed, queues)
+        tape.give(self._losses())
+        self._enter_backward(tape, self.vocabulary * self.hidden, self.inside(self.vocabulary), summed, queues)
         self._norm_backward(tape)
 
     def _embedding_backward(self, tape: Tape, summed: bool, queues: bool) -> None:
@@ -311,29 +293,20 @@ class UnitMemory:
             self._rows(tape, summed)
 
     def _rows(self, tape: Tape, summed: bool) -> None:
-        rows = self.inside(self.hidden)
-        tape.take(rows)
         if not summed:
             tape.take_gradient(self.vocabulary * self.hidden * self.exact)
-        tape.take(self.wide(rows) if self.mixed else 0)
 
     # Operations
 
     def _gathered(self) -> int:
         return self.inside(self.hidden) if self.gathers else 0
 
-    def _norm_forward(self, tape: Tape) -> None:
-        x = self.outside(self.hidden)
-        wide = self.wide(x)
-        tape.take(self._scales(), wide if self.mixed else 0, wide, x if self.mixed else 0)
-        tape.give(2 * wide if self.mixed else 0)
-
     def _norm_backward(self, tape: Tape) -> None:
-        """Its gradient in, its gradient out; what it saved is freed."""
+        """Its gradient and the residual's in, its gradient out; what it saved is freed."""
         x = self.outside(self.hidden)
-        wide = self.wide(x)
-        tape.take(2 * wide, (wide + x) if self.mixed else 0)
-        tape.give(wide, 2 * wide if self.mixed else 0, x, self._scales())
+        partials = min(PARTIALS, self.outer) * self.hidden * self.exact
+        tape.take(x, partials)
+        tape.give(partials, 2 * x, self._scales())
 
     def _enter(self, tape: Tape, output: int) -> None:
         tape.take(self._gathered(), output)
@@ -348,20 +321,14 @@ class UnitMemory:
         tape.give(gathered, self.inside(self.hidden) if self.gathers else 0)
         tape.give(0 if queues else gradient + self.outside(self.hidden))
 
-    def _leave(self, tape: Tape, copied: int) -> None:
-        """The product after attention or SwiGLU, and its sum over tensor ranks. `copied`: its input in order."""
-        tape.take(copied, self.inside(self.hidden))
-        tape.give(copied)
+    def _leave(self, tape: Tape) -> None:
+        """The product after attention or SwiGLU, and its sum over tensor ranks."""
+        tape.take(self.inside(self.hidden))
         if self.gathers:
             tape.take(self.outside(self.hidden))
             tape.give(self.inside(self.hidden))
 
     def _weight_gradient(self, tape: Tape, elements: int, summed: bool, queues: bool) -> None:
-        """The product, and the sum that it makes or is added to."""
-        if queues:
-            return
-        product = elements * self.element if self.mixed else 0
-        tape.take(product)
-        if not summed:
+        """The sum that the product is added to, where it is not there yet."""
+        if not queues and not summed:
             tape.take_gradient(elements * self.exact)
-        tape.give(product)

@@ -106,6 +106,7 @@ class Run:
         if self.writes:
             write_run_files(self.run_dir, self.config, self.resolved)
             log.info(self._describe())
+            log.info(self.trainer.choice)
             if self.config.parallel.zero_stage == 3 and self.resolved.zero_size > 1:
                 log.info(self._regather_choice())
         total = self.config.train.steps

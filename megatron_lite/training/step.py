@@ -9,9 +9,10 @@ from torch import Tensor
 
 from megatron_lite.config import Config, Resolved
 from megatron_lite.device import memory_bytes
+from megatron_lite.kernels.choice import Choice, kernels_of
 from megatron_lite.mesh import Mesh
-from megatron_lite.model.build import build_stage, initialize, region_of, split_of
-from megatron_lite.model.operations import Rotary, Sight, rotary
+from megatron_lite.model.build import build_stage, choice_of, initialize, region_of, split_of
+from megatron_lite.model.operations import Angles, Sight, angles_of
 from megatron_lite.model.transformer import Microbatch
 from megatron_lite.optim.adamw import AdamW, AdamWSettings
 from megatron_lite.optim.norm import clip_coefficient, local_square_sum
@@ -42,7 +43,8 @@ def schedule_of(config: Config, resolved: Resolved, microbatches: int) -> Schedu
 
 class Trainer:
     """A stage, its optimizer and its executors. `schedule` makes one for a number of microbatches (None: the
-    configuration's); `end_of_document` is the token that ends one, where attention minds it.
+    configuration's); `end_of_document` is the token that ends one, where attention minds it; `choice` the kernels
+    (None: what the configuration means on the mesh's device).
 
     Memory of a step's microbatches is freed as their backward ends.
     """
@@ -55,9 +57,11 @@ class Trainer:
         schedule: Callable[[int], Schedule] | None = None,
         recorder: Recorder | None = None,
         end_of_document: int | None = None,
+        choice: Choice | None = None,
     ):
         self.config, self.resolved, self.mesh, self.recorder = config, resolved, mesh, recorder
-        self.stage: Stage = build_stage(config, resolved, mesh)
+        self.choice = choice or choice_of(config, mesh.device.type)
+        self.stage: Stage = build_stage(config, resolved, mesh, kernels_of(self.choice))
         initialize(self.stage, config.train.seed)
         optim = config.optim
         self.optimizer = AdamW(self.stage.shards, AdamWSettings(optim.betas, optim.eps, optim.weight_decay))
@@ -113,10 +117,10 @@ class Trainer:
         tokens, labels = samples[:, :-1][:, positions], samples[:, 1:][:, positions]
         count = ((labels >= 0) & (labels < self.config.model.vocab_size)).sum(dtype=torch.float64)
         count = self.mesh.zero.all_reduce(count, "loss.count").wait()
-        rope = self._rope(length)
+        angles = self._angles(length)
         size = self.config.train.micro_batch_size
         return [
-            Microbatch(part.t().contiguous(), label.t().contiguous(), Sight(rope, self.split, documents), count)
+            Microbatch(part.t().contiguous(), label.t().contiguous(), Sight(angles, self.split, documents), count)
             for part, label, documents in zip(
                 tokens.split(size), labels.split(size), self._documents(samples[:, :-1], size), strict=True
             )
@@ -129,12 +133,10 @@ class Trainer:
         ends = (tokens == self.end_of_document).long()
         return [Documents(part) for part in (ends.cumsum(1) - ends).split(size)]  # an end belongs to what it ends
 
-    def _rope(self, length: int) -> Rotary:
-        model = self.config.model
-        key_values = model.num_key_value_heads // self.mesh.tensor.size
-        queries = self.split.heads(model.num_attention_heads // model.num_key_value_heads, key_values)
-        positions = self.split.rotated_positions(length).to(self.mesh.device)
-        return rotary(positions, model.head_dim, queries, model.rope_theta, getattr(torch, self.resolved.compute_dtype))
+    def _angles(self, length: int) -> Angles:
+        model, dtype = self.config.model, getattr(torch, self.resolved.compute_dtype)
+        positions = self.split.positions(length).to(self.mesh.device).unsqueeze(1)
+        return angles_of(positions, length, model.head_dim, model.rope_theta, dtype)
 
     def _message(self) -> Tensor:
         """An empty tensor like what passes between stages: [T or T/tp, B, H]."""

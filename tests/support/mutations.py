@@ -23,6 +23,7 @@ KERNELS = Path(megatron_lite.kernels.__file__).parent  # setup.py maps them into
 # The code that makes the numbers of a step.
 NUMERIC = (
     "kernels.reference.attention",
+    "kernels.reference.rms_norm",
     "model.operations",
     "model.parameters",
     "model.transformer",
@@ -216,6 +217,6 @@ def _find_code(code: types.CodeType, path: str) -> types.CodeType:
         if isinstance(constant, types.CodeType):
             if constant.co_qualname == path:
                 return constant
-            if path.startswith(constant.co_qualname):
+            if path.startswith(f"{constant.co_qualname}."):
                 return _find_code(constant, path)
     raise LookupError(f"no function {path}")
