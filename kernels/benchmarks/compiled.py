@@ -61,7 +61,6 @@ class Machine:
 
     read: Callable[[str], Code]
     memory: str  # global loads and stores
-    stores: str
     tensor_core: str
     fp64: str
     sizes: tuple[tuple[str, int], ...]  # bytes a thread moves by what an instruction's name contains
@@ -69,8 +68,7 @@ class Machine:
 
 NVIDIA = Machine(
     read_nvidia,
-    memory=r"LDG|STG|LDGSTS|UTMALDG|UTMASTG",
-    stores=r"STG|UTMASTG",
+    memory=r"(LDG|STG|LDGSTS|UTMALDG|UTMASTG)\b",
     tensor_core=r"HMMA|HGMMA|UTC\w*MMA",
     fp64=r"D(ADD|MUL|FMA|SETP|MNMX|MMA)|\w+\.(\w+\.)*F64|MUFU\.\w+64H",
     sizes=((".256", 32), (".128", 16), (".64", 8), (".U8", 1), (".S8", 1), (".U16", 2), (".S16", 2), ("UTMA", 16)),
@@ -78,7 +76,6 @@ NVIDIA = Machine(
 AMD = Machine(
     read_amd,
     memory=r"(buffer|global|flat)_(load|store)",
-    stores=r"(buffer|global|flat)_store",
     tensor_core=r"v_s?mfmac?_",
     fp64=r"v_\w+_f64",
     sizes=(("dwordx4", 16), ("dwordx3", 12), ("dwordx2", 8), ("short", 2), ("byte", 1)),

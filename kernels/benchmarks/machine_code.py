@@ -95,10 +95,16 @@ def loops_of(code: Code) -> list[MachineLoop]:
     for head, sources in enumerate(before):
         for branch in sources if len(sources) > 1 else []:
             body = _natural_loop(before, head, branch)
-            if body is not None:
+            if body is not None and not _only_waits(code, body):
                 # Branches back to one place are one loop.
                 found[head] = MachineLoop(body | (found[head].body if head in found else frozenset()), branch)
     return list(found.values())
+
+
+def _only_waits(code: Code, body: frozenset[int]) -> bool:
+    """Asking a barrier, or for room in the tensor cores' memory, until it is there: counted as asked once."""
+    names = " ".join(code.instructions[index].name for index in body)
+    return len(body) < 8 and re.search(r"TRYWAIT|NANOSLEEP", names) is not None
 
 
 def _natural_loop(before: list[list[int]], head: int, branch: int) -> frozenset[int] | None:
