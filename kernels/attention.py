@@ -37,7 +37,7 @@ __all__ = ["attention", "attention_backward", "attention_backward_", "split_pack
 # By head dimension: tiles of queries and of keys, warps, stages.
 FORWARD = {
     64: same(128, 64, 4, 3),
-    128: same(128, 64, 8, 3),
+    128: same(128, 64, 8, 3, sm_80=(128, 32, 8, 2), gfx942=(128, 32, 4, 1)),
     256: same(64, 32, 8, 2),
 }
 
@@ -95,9 +95,9 @@ def forward_kernel(q, k, v, output, log_sum, first, last, q_strides, k_strides, 
     rows, span = (row_first, row_last), (lowest, highest)
     state = (tl.zeros([ROWS, WIDTH], ACC), tl.zeros([ROWS], ACC), tl.full([ROWS], LOWEST, ACC))
     state = visit_keys(state, query, k, v, k_strides[3], v_strides[3], rows, span, counts, SCALE * LOG2_E, STEP,
-                       D, WIDTH, True)  # fmt: skip
+                       D, WIDTH, False)  # fmt: skip
     weighted, total, largest = visit_keys(state, query, k, v, k_strides[3], v_strides[3], rows, span, counts,
-                                          SCALE * LOG2_E, STEP, D, WIDTH, False)  # fmt: skip
+                                          SCALE * LOG2_E, STEP, D, WIDTH, True)  # fmt: skip
     # A query that saw nothing has total 0.
     nothing = total == 0
     total = tl.where(nothing, 1.0, total)

@@ -36,16 +36,17 @@ from torch import Tensor
 # By head dimension: tiles of queries and of keys for dq, of keys and of queries for dk and dv; warps, stages.
 QUERIES = {
     64: same(128, 64, 4, 2),
-    128: same(128, 64, 8, 2),
+    128: same(128, 64, 8, 2, sm_80=(128, 32, 8, 2), gfx942=(128, 32, 4, 1)),
     256: same(64, 32, 8, 1),
 }
 KEYS = {
     64: same(128, 64, 8, 2),
-    128: same(128, 64, 8, 2),
+    128: same(128, 64, 8, 2, sm_80=(64, 64, 8, 2), gfx942=(128, 32, 4, 1)),
     256: same(64, 32, 8, 1),
 }
 SUM = same(32, 1, 4, 1)
-ENOUGH = 512  # programs that fill a GPU
+ENOUGH = 512  # programs that fill a GPU, at
+ENOUGH_ROWS = 128  # keys each, whatever the target's tile
 
 RANGES = ("first", "last", "first_query", "last_query")
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -110,9 +111,9 @@ def dq_kernel(gradient, q, k, v, output, log_sum, first, last, dq, delta, gradie
     rows, span = (row_first, row_last), (lowest, highest)
     result = tl.zeros([ROWS, WIDTH], ACC)
     result = dq_visit(result, query, dy, sums, inner, k, v, k_strides[3], v_strides[3], rows, span, counts,
-                      SCALE * LOG2_E, STEP, D, WIDTH, True)  # fmt: skip
-    result = dq_visit(result, query, dy, sums, inner, k, v, k_strides[3], v_strides[3], rows, span, counts,
                       SCALE * LOG2_E, STEP, D, WIDTH, False)  # fmt: skip
+    result = dq_visit(result, query, dy, sums, inner, k, v, k_strides[3], v_strides[3], rows, span, counts,
+                      SCALE * LOG2_E, STEP, D, WIDTH, True)  # fmt: skip
     store_rows(row_start(dq, dq_strides, batch, group, head, start), dq_strides[3], left, result * SCALE,
                ROWS, D, WIDTH)  # fmt: skip
 
@@ -127,10 +128,10 @@ def dkv_visit(state, key, value, q, gradient, log_sum, delta, q_strides, gradien
     lowest, highest = span
     before, whole, edges = tiles
     count = whole if WHOLE else edges
-    for index in range(HEADS * count):
-        # One loop over heads and tiles: the next head's first tile is under way while this one's last is worked on.
-        head = tl.cast(index // count, tl.int64)
-        start = tile_start(index % count, lowest, before, whole, STEP, WHOLE)
+    head, index = tl.cast(count * 0, tl.int64), count * 0
+    # One loop over heads and tiles: the next head's first tile is under way while this one's last is worked on.
+    for _ in range(HEADS * count):
+        start = tile_start(index, lowest, before, whole, STEP, WHOLE)
         column = start + tl.arange(0, STEP)
         query = load_rows(row_start(q, q_strides, 0, 0, head, start), q_strides[3], highest - start,
                           STEP, D, WIDTH, WHOLE)  # fmt: skip
@@ -148,6 +149,10 @@ def dkv_visit(state, key, value, q, gradient, log_sum, delta, q_strides, gradien
         inner = load_numbers(delta + head * queries, column, highest, WHOLE)
         to_scores = weights * (to_weights - inner[None, :])
         dk = tl.dot(to_scores.to(query.dtype), query, dk, input_precision="ieee", out_dtype=dk.dtype)
+        # Cheaper than to divide a running number by the count.
+        index += 1
+        head += tl.cast(index == count, tl.int64)
+        index = tl.where(index == count, 0, index)
     return dk, dv
 
 
@@ -175,9 +180,9 @@ def dkv_kernel(gradient, q, k, v, log_sum, delta, first, last, dk, dv, gradient_
     rows, span = (row_first, row_last), (lowest, highest)
     state = (tl.zeros([ROWS, WIDTH], ACC), tl.zeros([ROWS, WIDTH], ACC))
     state = dkv_visit(state, key, value, q, gradient, log_sum, delta, q_strides, gradient_strides, queries, rows, span,
-                      counts, HEADS // PARTS, SCALE * LOG2_E, STEP, D, WIDTH, True)  # fmt: skip
-    state = dkv_visit(state, key, value, q, gradient, log_sum, delta, q_strides, gradient_strides, queries, rows, span,
                       counts, HEADS // PARTS, SCALE * LOG2_E, STEP, D, WIDTH, False)  # fmt: skip
+    state = dkv_visit(state, key, value, q, gradient, log_sum, delta, q_strides, gradient_strides, queries, rows, span,
+                      counts, HEADS // PARTS, SCALE * LOG2_E, STEP, D, WIDTH, True)  # fmt: skip
     store_rows(row_start(dk, dk_strides, batch, group, part, start), dk_strides[3], left, state[0] * SCALE,
                ROWS, D, WIDTH)  # fmt: skip
     store_rows(row_start(dv, dv_strides, batch, group, part, start), dv_strides[3], left, state[1],
@@ -198,8 +203,9 @@ def sum_kernel(partials, result, partial_strides, strides, keys, GROUPS: tl.cons
     store_rows(row_start(result, strides, batch, group, 0, start), strides[3], left, total, ROWS, D, WIDTH)
 
 
-def parts_of(programs: int, heads: int) -> int:
-    """Into how many parts a group's heads are shared out, at `programs` programs a part."""
+def parts_of(sequences: int, keys: int, heads: int) -> int:
+    """Into how many parts a group's heads are shared out, where so many sequences of groups have so many keys."""
+    programs = sequences * triton.cdiv(keys, ENOUGH_ROWS)
     enough = (parts for parts in range(1, heads) if heads % parts == 0 and parts * programs >= ENOUGH)
     return next(enough, heads)
 
@@ -229,7 +235,7 @@ def _launch_dkv(gradient, q, k, v, log_sum, delta, causal, first, last, dk, dv, 
     grid = (batch * groups, triton.cdiv(keys, tiles.rows))
     if not all(grid):
         return
-    parts = parts or parts_of(grid[0] * grid[1], heads)
+    parts = parts or parts_of(grid[0], keys, heads)
     shape = (2, batch, groups, parts, keys, head_dim)
     into = (dk, dv) if parts == 1 else dk.new_empty(shape, dtype=accumulator_dtype(dk.dtype)).unbind()
     dkv_kernel[(grid[0] * parts, grid[1])](

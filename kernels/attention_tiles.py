@@ -1,8 +1,8 @@
 """What attention's kernels share: tile sizes of each target, tiles of a range, loads of rows.
 
 A kernel works on a tile of queries (or keys) and goes over tiles of keys (or queries) from the first that any of its
-own sees to the last. Tiles that all of them see whole need no mask; they come in the middle and are visited first, the
-edges on both sides after them.
+own sees to the last. Tiles that all of them see whole need no mask; they come in the middle and are visited last, after
+the edges on both sides: what only the edges need holds no registers in the longer loop.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from megatron_lite.kernels.launch import FLOATS, Launch, block_of, check, target_of
+from megatron_lite.kernels.launch import FLOATS, Launch, block_of, check, for_device
 from torch import Tensor
 
 WIDEST = 256
@@ -39,7 +39,7 @@ def same(rows: int, step: int, warps: int, stages: int, **others: tuple[int, int
 
 def tiles_for(tables: dict[int, Table], head_dim: int, device: torch.device) -> Tiles:
     """Of the narrowest table that holds the head dimension."""
-    return tables[min(width for width in tables if width >= head_dim)][target_of(device)]
+    return for_device(tables[min(width for width in tables if width >= head_dim)], device)
 
 
 def width_of(head_dim: int) -> int:
@@ -96,7 +96,7 @@ def row_start(x, strides, batch, group, head, row):
 def load_rows(x, stride, rows, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, ALL: tl.constexpr):
     """[ROWS, WIDTH] from x on; zeros beyond `rows` rows, unless all are there, and beyond D columns."""
     row, lane = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDTH)[None, :]
-    address = x + row * stride + lane
+    address = x + (row * stride + lane)
     if ALL:
         if D == WIDTH:
             return tl.load(address)
@@ -109,7 +109,7 @@ def load_rows(x, stride, rows, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.co
 @triton.jit
 def store_rows(x, stride, rows, value, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr):
     row, lane = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDTH)[None, :]
-    tl.store(x + row * stride + lane, value.to(x.dtype.element_ty), mask=(row < rows) & (lane < D))
+    tl.store(x + (row * stride + lane), value.to(x.dtype.element_ty), mask=(row < rows) & (lane < D))
 
 
 @triton.jit

@@ -6,6 +6,7 @@ A table instead of autotuning: nothing is timed while a job runs, and no sum's o
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import torch
 import triton
@@ -29,6 +30,7 @@ class Launch:
 
 
 Launches = Mapping[str, Launch]
+Entry = TypeVar("Entry")
 
 
 def on_every_target(usual: Launch, **others: Launch) -> Launches:
@@ -47,8 +49,13 @@ def target_of(device: torch.device) -> str:
     return {8: "sm_80", 9: "sm_90"}.get(properties.major, "sm_100")
 
 
+def for_device(table: Mapping[str, Entry], device: torch.device) -> Entry:
+    """A table's entry for the device's target."""
+    return table[target_of(device)]
+
+
 def options_for(launches: Launches, device: torch.device) -> dict:
-    return launches[target_of(device)].options
+    return for_device(launches, device).options
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:

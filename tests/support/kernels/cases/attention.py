@@ -72,8 +72,7 @@ def forward_cost(size, element, exact):
 
 def backward_cost(size, element, exact):
     tiles = tiles_of(QUERIES, size).rows, tiles_of(KEYS, size).rows
-    programs = size.batch * size.groups * -(-size.keys // tiles[1])
-    parts = parts_of(programs, size.heads // size.groups)
+    parts = parts_of(size.batch * size.groups, size.keys, size.heads // size.groups)
     return costs.attention_backward(size, parts, element, exact, tiles)
 
 
