@@ -113,8 +113,8 @@ def _amd(specimen: Specimen, kernel: CompiledKernel, threads: int) -> Facts:
     number = {name: int(value) for name, value in re.findall(r"^\s+\.(\w+): +(\d+)$", text, re.MULTILINE)}
     # A quarter of a multiprocessor holds at most 8 waves.
     waves = int(re.search(r"; Occupancy: (\d+)", text)[1])
-    spills = number["vgpr_spill_count"] + number["sgpr_spill_count"]
-    held = Held(number["vgpr_count"], spills, kernel.metadata.shared, waves * 100 // 8)
+    # Scalar registers spill into lanes of vector registers, not into memory.
+    held = Held(number["vgpr_count"], number["vgpr_spill_count"], kernel.metadata.shared, waves * 100 // 8)
     return _facts(specimen, AMD, read_amd(text), threads, held)
 
 

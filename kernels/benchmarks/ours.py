@@ -4,6 +4,8 @@ Tensor parallel 8 with sequence parallelism, one sequence of 8,192 tokens, bfloa
 and 1 of 8 key-value heads of 128 each, 3,200 of 25,600 columns of the feed-forward layer, 16,000 of 128,000 words.
 """
 
+from dataclasses import replace
+
 import torch
 from megatron_lite.kernels import (
     adamw,
@@ -132,14 +134,18 @@ def _visits(a, keys: bool, document: int) -> tuple[Loop, Loop]:
             whole += (start + 1 - begin) // step
         all_tiles += -(-seen // step)
     heads = a["HEADS"] // a["PARTS"] if keys else 1
-    return Loop(heads * whole / len(starts)), Loop(heads * (all_tiles - whole) / len(starts))
+    return Loop(heads * (all_tiles - whole) / len(starts)), Loop(heads * whole / len(starts))
 
 
 def _attention(document: int) -> list[Operation]:
     """Of one causal sequence, or of documents as ranges of what is seen."""
     size = cost.Attention(1, HEADS, GROUPS, TOKENS, TOKENS, HEAD, causal=document == TOKENS,
                           document=document if document < TOKENS else 0)  # fmt: skip
-    pairs = HEADS * TOKENS * (document + 1) / 2
+    pairs = HEADS * TOKENS * (document + 1) // 2
+
+    def seen_alone(whole: cost.Cost, products: int) -> cost.Cost:
+        """The closed form does not know what ranges hide."""
+        return replace(whole, flops=2 * products * pairs * HEAD)
 
     def packed(memory: Memory):
         return attention.split_packed(memory.normal(TOKENS, 1, GROUPS, HEADS // GROUPS + 2, HEAD))
@@ -159,23 +165,26 @@ def _attention(document: int) -> list[Operation]:
         log_sum = memory.normal(1, HEADS, TOKENS, dtype=float32) + 64
         return gradient, *packed(memory), output, log_sum, *seen(memory), *packed(memory)
 
-    def kernel(single: tuple[str, ...], keys: bool) -> Kernel:
+    def kernel(single: tuple[str, ...], keys: bool, waived: dict[str, str]) -> Kernel:
         numbers = ("first", "last", "row_first", "row_last", *single)
-        return Kernel(pairs, lambda a: {"index": _visits(a, keys, document)}, numbers, products=True)
+        return Kernel(pairs, lambda a: {"_" if keys else "index": _visits(a, keys, document)}, numbers, True, waived)
 
-    parts = attention_backward.parts_of(GROUPS * TOKENS // 128, HEADS // GROUPS)
+    output = {"narrow on gfx942": "results leave as its products lay them out: four numbers in bfloat16 a thread, once"}
+    addresses = {"spills on sm_90": "two addresses, put away before the edges and taken back after them, once"}
+    parts = attention_backward.parts_of(GROUPS, TOKENS, HEADS // GROUPS)
     suffix = " of documents" if document < TOKENS else ""
     return [
         Operation(
-            f"attention{suffix}", attention.attention, torch_attention.attention, forward, cost.attention(size, WIDE),
-            {"forward_kernel": kernel(("log_sum",), keys=False)}, by_products=True,
+            f"attention{suffix}", attention.attention, torch_attention.attention, forward,
+            seen_alone(cost.attention(size, WIDE), 2),
+            {"forward_kernel": kernel(("log_sum",), False, output)}, by_products=True,
         ),
         Operation(
             f"attention_backward_{suffix}", attention.attention_backward_, torch_attention.attention_backward_,
-            backward, cost.attention_backward(size, parts, WIDE),
+            backward, seen_alone(cost.attention_backward(size, parts, WIDE), 5),
             {
-                "dq_kernel": kernel(("log_sum", "delta"), keys=False),
-                "dkv_kernel": kernel(("log_sum", "delta"), keys=True),
+                "dq_kernel": kernel(("log_sum", "delta"), False, output),
+                "dkv_kernel": kernel(("log_sum", "delta"), True, addresses if document < TOKENS else {}),
                 "sum_kernel": Kernel(TOKENS * GROUPS * HEAD),
             },
             by_products=True,

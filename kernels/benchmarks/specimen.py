@@ -36,7 +36,7 @@ class Specimen:
 
     `single` names the pointers of which a thread needs one element at a time: only those may be read or written in less
     than 128 bits. `products` says whether it multiplies matrices, for which it has to use tensor cores. `waived` has
-    facts that may break the gate's rules, and why.
+    facts ("FACT", "FACT on TARGET") that may break the gate's rules, and why.
     """
 
     name: str

@@ -8,11 +8,13 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import triton
-from megatron_lite.kernels.benchmarks import gate
+from megatron_lite.kernels import rms_norm
+from megatron_lite.kernels.benchmarks import gate, timing
 from megatron_lite.kernels.benchmarks.compiled import Facts, compiled, nvidia_occupancy
 from megatron_lite.kernels.benchmarks.machine_code import loops_of, read_amd, read_nvidia
 from megatron_lite.kernels.benchmarks.specimen import Launched, Specimen
@@ -93,6 +95,33 @@ def test_a_good_kernel_has_no_fault(probed):
     assert probed["faults"]["good"] == []
 
 
+def test_a_recorded_launch_is_that_of_the_target(probed):
+    recorded = probed["recorded"]
+    assert recorded["options"] == {target: launch.options for target, launch in rms_norm.FORWARD.items()}
+    assert (recorded["programs"], recorded["x"], recorded["COLUMNS"]) == (4, "*bf16", 64)
+
+
+def test_a_kernel_that_nobody_described_is_an_error(probed):
+    assert probed["recorded"]["error"] == "norm launches ['forward_kernel'], known are ['other']"
+
+
+def test_arguments_are_specialized_as_tritons_jit_does(probed):
+    """Pointers and multiples of 16 are marked, 1 and None are constants, items of tuples alike; 3 and 0.5 neither."""
+    found = probed["special"]["sm_90"]
+    assert list(found["signature"].values()) == [
+        "*bf16", "i32", "i32", "constexpr", "fp32", ["i32", "constexpr", "i32"], "constexpr", "constexpr",
+    ]  # fmt: skip
+    assert found["constants"] == {"(3,)": 1, "(5, 1)": 1, "(6,)": None, "(7,)": 64}
+    marked = [["tt.divisibility", 16]]
+    assert found["attributes"] == {"(0,)": marked, "(1,)": marked, "(5, 0)": marked}
+    assert probed["special"]["gfx942"]["attributes"]["(0,)"] == [*marked, ["tt.pointer_range", 32]]
+
+
+@pytest.mark.skipif(not find_spec("liger_kernel"), reason="needs liger-kernel")
+def test_liger_takes_the_arguments_of_the_operations_it_is_timed_beside(probed):
+    assert sorted(probed["rivals"]) == sorted(timing.liger())
+
+
 FACTS = Facts(40, 0, 64, 75, 6, 0, (), 0, 0, 200, 10.0)
 SPECIMEN = Specimen("norm", "sm_90", Launched(None, {}, {}, 1), 1)
 
@@ -110,6 +139,14 @@ def test_five_per_cent_more_than_committed_pass_and_six_do_not():
 def test_less_occupancy_than_committed_is_a_fault():
     (fault,) = gate.regressions(SPECIMEN, replace(FACTS, occupancy=62), FACTS)
     assert str(fault) == "norm, sm_90, occupancy: 62%, committed 75%"
+
+
+def test_one_narrow_access_or_spill_more_than_committed_is_a_fault_whatever_is_waived():
+    found = texts(gate.regressions(SPECIMEN, replace(FACTS, narrow=1, spills=2), FACTS))
+    assert found == [
+        "norm, sm_90, more spills: 2, committed 0",
+        "norm, sm_90, more narrow: 1 accesses of less than 128 bits, committed 0",
+    ]
 
 
 def test_a_peer_of_the_same_name_must_not_be_better():
@@ -150,11 +187,20 @@ def test_what_is_written_is_what_is_read_and_absent_peers_are_kept(tmp_path):
 def test_a_waiver_moves_a_fault_aside_and_is_a_fault_where_none_needs_it(monkeypatch):
     waiving = replace(SPECIMEN, waived={"spills": "a reason"})
     monkeypatch.setattr(gate, "specimens_of", lambda module: [waiving])
-    committed = {"sm_90": {"norm": FACTS}}
-    wrong, waived = gate.verdict("", {"sm_90": {"norm": replace(FACTS, spills=1)}}, committed)
+    committed, spilling = {"sm_90": {"norm": FACTS}}, {"sm_90": {"norm": replace(FACTS, spills=1)}}
+    wrong, waived = gate.verdict("", spilling, spilling)
     assert not wrong and waived == ["waived: norm, sm_90, spills: 1, must be none (a reason)"]
     (fault,), waived = gate.verdict("", committed, committed)
     assert str(fault) == "norm, sm_90, spills: is waived, and need not be" and not waived
+
+
+def test_a_waiver_may_be_of_one_target(monkeypatch):
+    waived = {"spills on gfx942": "a reason"}
+    both = [replace(SPECIMEN, waived=waived), replace(SPECIMEN, waived=waived, target="gfx942")]
+    monkeypatch.setattr(gate, "specimens_of", lambda module: both)
+    spilling = {target: {"norm": replace(FACTS, spills=1)} for target in ("sm_90", "gfx942")}
+    (fault,), (line,) = gate.verdict("", spilling, None)
+    assert fault.target == "sm_90" and line.startswith("waived: norm, gfx942")
 
 
 def test_nothing_is_compiled_where_kernels_are_interpreted():

@@ -5,14 +5,17 @@ Run without TRITON_INTERPRET, as a process of its own.
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import triton
 import triton.language as tl
-from megatron_lite.kernels.benchmarks import gate
+from megatron_lite.kernels import rms_norm
+from megatron_lite.kernels.benchmarks import gate, ours, timing
 from megatron_lite.kernels.benchmarks.compiled import compiled
 from megatron_lite.kernels.benchmarks.machine_code import Loop
-from megatron_lite.kernels.benchmarks.specimen import Launched, Specimen
+from megatron_lite.kernels.benchmarks.operation import Kernel, Memory, Operation, specimens_of
+from megatron_lite.kernels.benchmarks.specimen import DEVICES, Launched, Specimen, recording, specialized
+from megatron_lite.kernels.costs import Cost
 from megatron_lite.kernels.launch import Launch
 
 BLOCK, WARPS = 1024, {"sm_90": 8, "gfx942": 4}  # one vector of float32 a thread
@@ -125,6 +128,56 @@ def bad() -> list[Specimen]:
     ]
 
 
+def small(memory: Memory):
+    return memory.normal(4, 64), memory.normal(64), 1e-5
+
+
+def recorded() -> dict:
+    """What is noted of RMSNorm's launch on each target, and the error where its kernel is not the one described."""
+    operation = Operation("norm", rms_norm.rms_norm, None, small, Cost(0, 0), {"forward_kernel": Kernel(256)})
+    launches = {one.target: one.launched for one in specimens_of([operation])}
+    try:
+        specimens_of([replace(operation, kernels={"other": Kernel(1)})])
+    except ValueError as error:
+        wrong = str(error)
+    return {
+        "options": {target: dict(launched.options) for target, launched in launches.items()},
+        "programs": launches["sm_90"].programs,
+        "x": launches["sm_90"].arguments["x"],
+        "COLUMNS": launches["sm_90"].arguments["COLUMNS"],
+        "error": wrong,
+    }
+
+
+@triton.jit
+def takes_all(x, sixteen, three, one, scale, strides, absent, BLOCK: tl.constexpr):
+    pass
+
+
+def special() -> dict:
+    """Keys as text."""
+    arguments = {"x": "*bf16", "sixteen": 32, "three": 3, "one": 1, "scale": 0.5, "strides": (48, 1, 5),
+                 "absent": None, "BLOCK": 64}  # fmt: skip
+    found = {}
+    for target in ("sm_90", "gfx942"):
+        signature, constants, attributes = specialized(Launched(takes_all, arguments, {}, 1), DEVICES[target])
+        found[target] = {"signature": signature, "constants": {str(key): value for key, value in constants.items()},
+                         "attributes": {str(key): value for key, value in attributes.items()}}  # fmt: skip
+    return found
+
+
+def rivals() -> list[str]:
+    """Operations whose arguments Liger's launchers take, where it is installed."""
+    found = []
+    for operation in ours.operations():
+        rival = timing.liger().get(operation.name)
+        if rival is not None:
+            with recording("sm_90") as launches:
+                rival(*operation.inputs(Memory()))
+            found += [operation.name] * (len(launches) == 1)
+    return found
+
+
 def undeclared() -> str:
     try:
         compiled(specimen(repeat, turns=8))
@@ -141,6 +194,9 @@ if __name__ == "__main__":
             "faults": {name: list(map(str, gate.forbidden(*pair))) for name, pair in facts.items()},
             "facts": {name: asdict(pair[1]) for name, pair in facts.items()},
             "undeclared": undeclared(),
+            "recorded": recorded(),
+            "special": special(),
+            "rivals": rivals(),
         },
         sys.stdout,
     )

@@ -1,0 +1,116 @@
+"""The benchmarks' table, bounds, timing and picture, without a GPU: clocks are given, nothing is waited for."""
+
+import csv
+from dataclasses import replace
+
+import pytest
+import torch
+from megatron_lite.kernels import rms_norm
+from megatron_lite.kernels.benchmarks import __main__ as command
+from megatron_lite.kernels.benchmarks import gate, ours, plot, timing
+from megatron_lite.kernels.benchmarks.compiled import Facts
+from megatron_lite.kernels.benchmarks.operation import Kernel, Memory, Operation
+from megatron_lite.kernels.benchmarks.roofline import Device, least_seconds, roofline_rows
+from megatron_lite.kernels.benchmarks.table import Row, printed, write_csv
+from megatron_lite.kernels.costs import Cost
+from megatron_lite.kernels.reference import rms_norm as reference
+
+FACTS = Facts(40, 0, 64, 75, 6, 0, (), 0, 0, 200, 10.0)
+
+
+def small(memory: Memory):
+    return memory.normal(4, 64), memory.normal(64), 1e-5
+
+
+OPERATION = Operation(
+    "rms_norm",
+    rms_norm.rms_norm,
+    reference.rms_norm,
+    small,
+    Cost(600, 400, flops=8000),
+    {"forward_kernel": Kernel(256)},
+)
+
+
+def test_a_bound_is_bytes_over_bandwidth_and_for_products_flops_where_they_take_longer():
+    device = Device(bytes=1e3, flops=1e3)
+    assert least_seconds(OPERATION, device) == 1.0
+    assert least_seconds(replace(OPERATION, by_products=True), device) == 8.0
+    assert least_seconds(replace(OPERATION, by_products=True), replace(device, flops=1e9)) == 1.0
+
+
+def test_published_figures_bound_a_norm_of_a_megabyte():
+    """2 MB at 3.35 TB/s."""
+    (row,) = roofline_rows([replace(OPERATION, cost=Cost(10**6, 10**6))], "H100 SXM")
+    assert row.kind == "roofline" and row.median_ms == pytest.approx(2 / 3350)
+    assert row.rate == pytest.approx(3.35e12) and row.unit == "B/s"
+
+
+def test_attentions_bound_counts_the_pairs_that_are_seen_alone():
+    """8 heads of 128; a quarter of the causal pairs in documents of 2048 tokens, 2 products forward, 5 backward."""
+    flops = {one.name: one.cost.flops for one in ours.operations()}
+    assert flops["attention"] == 2 * 2 * 8 * (8192 * 8193 // 2) * 128
+    assert flops["attention of documents"] == 2 * 2 * 8 * 4 * (2048 * 2049 // 2) * 128
+    assert flops["attention_backward_ of documents"] == 2.5 * flops["attention of documents"]
+
+
+def test_measured_rows_have_quantiles_rate_and_share_of_what_the_device_reached(monkeypatch):
+    monkeypatch.setattr(timing, "liger", dict)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    calls = []
+
+    def bench(call):
+        calls.append(call())
+        return 2.0, 1.5, 3.0
+
+    rows = list(timing.measured_rows([OPERATION], Memory(filled=True), bench, Device(1e6, 1e9), "a clock"))
+    assert [row.by for row in rows] == ["ours", "torch", "torch.compile"]
+    assert {row.kind for row in rows} == {"measured"}
+    for row in rows:
+        assert (row.median_ms, row.low_ms, row.high_ms) == (2.0, 1.5, 3.0)
+        assert row.rate == pytest.approx(1000 / 2e-3) and row.share == pytest.approx(0.5)
+    for y, scale in calls[1:]:
+        assert y.shape == (4, 64) and scale.shape == (4,)
+
+
+def test_ceilings_are_twice_a_copys_bytes_and_a_products_flops_over_their_times():
+    reached = timing.ceilings(lambda call: (call(), 0.5)[1:] * 3, Memory(filled=True), size=1000, edge=16)
+    assert reached == Device(2 * 2000 / 0.5e-3, 2 * 16**3 / 0.5e-3)
+
+
+def test_one_csv_holds_rows_of_every_kind_and_what_does_not_apply_is_empty(tmp_path):
+    rows = [Row("measured", "op", "ours", "GPU", 2.0, 1.0, 3.0), Row("compiled", "op", "ours", "sm_90", registers=40)]
+    write_csv(rows, tmp_path / "rows.csv")
+    with (tmp_path / "rows.csv").open() as file:
+        measured, compiled = csv.DictReader(file)
+    assert measured["median_ms"] == "2.0" and measured["registers"] == ""
+    assert compiled["registers"] == "40" and compiled["median_ms"] == ""
+
+
+def test_printed_columns_are_those_that_are_used():
+    text = printed([Row("roofline", "op", "bound", "a device", 0.12345)])
+    assert text.splitlines() == [
+        "kind      operation  by     device    median_ms",
+        "roofline  op         bound  a device  0.1235",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["measured", "roofline"])
+def test_a_picture_says_whether_its_times_were_measured(tmp_path, kind):
+    rows = [Row(kind, "op", by, "a device", 2.0, 1.0, 3.0) for by in ("ours", "torch")]
+    plot.draw(rows, tmp_path / "times.svg")
+    text = (tmp_path / "times.svg").read_text()
+    assert ("not measured" in text) == (kind == "roofline")
+    assert ("Measured on a device" in text) == (kind == "measured")
+
+
+def test_without_a_gpu_the_command_says_that_nothing_was_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gate, "all_facts", lambda modules: {"sm_90": {"rms_norm": FACTS}})
+    assert command.main(["--output", str(tmp_path), "--device", "MI300X"]) == 0
+    assert "NOT MEASURED" in capsys.readouterr().out
+    with (tmp_path / "kernels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["kind"] for row in rows} == {"roofline", "compiled"}
+    assert {row["operation"] for row in rows if row["kind"] == "roofline"} == {op.name for op in ours.operations()}
+    assert all(row["device"] == "MI300X" for row in rows if row["kind"] == "roofline")
