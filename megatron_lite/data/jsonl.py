@@ -1,20 +1,13 @@
 """Lines of JSONL files, plain, .gz or .zst, in batches that know where they stood."""
 
-import contextlib
-import gzip
-import io
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import orjson
-import zstandard
 
+from megatron_lite.compression import DAMAGE, decompressed
 from megatron_lite.errors import DataError
-
-CHUNK = 1 << 17  # bytes of a .zst file decompressed at once
 
 
 @dataclass(frozen=True)
@@ -40,12 +33,12 @@ def read_batches(paths: Sequence[str | Path], batch_bytes: int) -> Iterator[Batc
     for path in paths:
         line = 1
         try:
-            with Path(path).open("rb") as raw, _decompressed(raw, str(path)) as text:
+            with Path(path).open("rb") as raw, decompressed(raw, str(path)) as text:
                 while lines := text.readlines(batch_bytes):
                     yield Batch(str(path), line, [one.rstrip(b"\r\n") for one in lines], before + raw.tell())
                     line += len(lines)
                 before += raw.tell()
-        except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
+        except DAMAGE as error:
             raise DataError(
                 f"{path}: compressed data is damaged or cut short after line {line - 1} ({error})"
             ) from None
@@ -77,43 +70,3 @@ def parse_texts(line: bytes, keys: Sequence[str]) -> list[str]:
         if not isinstance(document[key], str):
             raise MalformedLine(f"{key!r} holds a {type(document[key]).__name__}, not a string")
     return [document[key] for key in keys]
-
-
-@contextlib.contextmanager
-def _decompressed(raw: BinaryIO, name: str) -> Iterator[BinaryIO]:
-    if name.endswith(".gz"):
-        with gzip.GzipFile(fileobj=raw) as text:
-            yield text
-    elif name.endswith(".zst"):
-        with io.BufferedReader(_ZstdReader(raw), 1 << 20) as text:
-            yield text
-    else:
-        yield raw
-
-
-class _ZstdReader(io.RawIOBase):
-    """Frame after frame of a .zst file. zstandard's own reader takes a file that is cut short for its end."""
-
-    def __init__(self, raw: BinaryIO):
-        self._raw = raw
-        self._frame = None
-        self._compressed, self._text = b"", memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
-        while not self._text:
-            compressed = self._compressed or self._raw.read(CHUNK)
-            if not compressed:
-                if self._frame is not None:
-                    raise EOFError("the last frame has no end")
-                return 0
-            if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-            self._text, self._compressed = memoryview(self._frame.decompress(compressed)), b""
-            if self._frame.eof:
-                self._compressed, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._text))
-        buffer[:count], self._text = self._text[:count], self._text[count:]
-        return count

@@ -1,0 +1,1 @@
+"""From raw web pages, papers and code to a corpus: read, filter, deduplicate, split, and say what became of everything."""
