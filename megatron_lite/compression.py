@@ -17,7 +17,7 @@ DAMAGE = (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile)
 
 @contextlib.contextmanager
 def decompressed(raw: BinaryIO, name: str) -> Iterator[BinaryIO]:
-    """The text bytes of `raw`, compressed as the ending of `name` says (.gz, .zst, else plain), all its members or frames.
+    """The text bytes of `raw`, all members or frames, compressed as the ending of `name` says: .gz, .zst, else plain.
 
     Reading raises one of DAMAGE where the compressed data is damaged or cut short.
     """

@@ -1,1 +1,1 @@
-"""From raw web pages, papers and code to a corpus: read, filter, deduplicate, split, and say what became of everything."""
+"""From raw web pages, papers and code to a corpus: read, filter, deduplicate, split, and account for everything."""

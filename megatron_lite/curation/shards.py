@@ -25,7 +25,7 @@ class RecordWriter:
 
     def __init__(self, path: str | Path):
         self.records = 0
-        self._file = Path(path).open("wb")
+        self._file = Path(path).open("wb")  # noqa: SIM115 (closed with the compressor)
         # With a checksum of the text in the frame, damage on the disk is found by whoever reads it.
         self._compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).stream_writer(self._file)
 

@@ -1,7 +1,6 @@
 """Shard files give back what was written, byte for byte the same each time, and name what is damaged."""
 
 import json
-import subprocess
 
 import pytest
 import zstandard
