@@ -13,7 +13,8 @@ from math import sqrt
 import numpy as np
 import triton
 import triton.language as tl
-from megatron_lite.kernels.launch import FLOATS, Launch, accumulator, check, on_every_target, options_for
+from megatron_lite.kernels.checks import FLOATS, check
+from megatron_lite.kernels.launch import Launch, accumulator, on_every_target, options_for
 from megatron_lite.kernels.registration import operation
 from torch import float32, float64
 

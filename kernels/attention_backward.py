@@ -28,7 +28,8 @@ from megatron_lite.kernels.attention_tiles import (
     tiles_for,
     width_of,
 )
-from megatron_lite.kernels.launch import accumulator, accumulator_dtype, check
+from megatron_lite.kernels.checks import check
+from megatron_lite.kernels.launch import accumulator, accumulator_dtype
 from megatron_lite.kernels.registration import operation
 from megatron_lite.kernels.visibility import Visible
 from torch import Tensor

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from megatron_lite.kernels.launch import FLOATS, Launch, block_of, check, for_device
+from megatron_lite.kernels.checks import FLOATS, check
+from megatron_lite.kernels.launch import Launch, block_of, for_device
 from torch import Tensor
 
 WIDEST = 256

@@ -22,16 +22,8 @@ Backward writes the gradient over the logits. In bfloat16 that is 2 + 4 bytes an
 import torch
 import triton
 import triton.language as tl
-from megatron_lite.kernels.launch import (
-    FLOATS,
-    Launch,
-    accumulator,
-    accumulator_dtype,
-    check,
-    on_every_target,
-    options_for,
-    rows_of,
-)
+from megatron_lite.kernels.checks import FLOATS, check
+from megatron_lite.kernels.launch import Launch, accumulator, accumulator_dtype, on_every_target, options_for, rows_of
 from megatron_lite.kernels.registration import differentiable, operation
 from torch import Tensor
 

@@ -7,7 +7,8 @@ programs write to one row: the same bits in every run and on every GPU.
 import torch
 import triton
 import triton.language as tl
-from megatron_lite.kernels.launch import FLOATS, Launch, accumulator, check, on_every_target, options_for, rows_of
+from megatron_lite.kernels.checks import FLOATS, check
+from megatron_lite.kernels.launch import Launch, accumulator, on_every_target, options_for, rows_of
 from megatron_lite.kernels.registration import operation
 
 BLOCK = 1024

@@ -1,4 +1,4 @@
-"""How kernels are started: fixed launch parameters for each target, and checks whose errors name the thing.
+"""How kernels are started: fixed launch parameters for each target.
 
 A table instead of autotuning: nothing is timed while a job runs, and no sum's order depends on what was found fastest.
 """
@@ -77,18 +77,3 @@ def rows_of(x: Tensor) -> Tensor:
 def block_of(columns: int) -> int:
     """The power of two that holds a row."""
     return triton.next_power_of_2(columns)
-
-
-def check(operation: str, name: str, tensor: Tensor, like: Tensor, shape=None, dtype=None) -> None:
-    """Raises ValueError unless the tensor is on `like`'s device and has the shape and dtype (or one of them)."""
-    if tensor.device != like.device:
-        raise ValueError(f"{operation}: {name} is on {tensor.device}, must be on {like.device}, as its other inputs")
-    if shape is not None and tuple(tensor.shape) != tuple(shape):
-        raise ValueError(f"{operation}: {name} has shape {list(tensor.shape)}, must be {list(shape)}")
-    allowed = dtype if isinstance(dtype, tuple) else (dtype,)
-    if dtype is not None and tensor.dtype not in allowed:
-        names = " or ".join(map(str, allowed))
-        raise ValueError(f"{operation}: {name} is {tensor.dtype}, must be {names}")
-
-
-FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

@@ -10,14 +10,13 @@ bits on every GPU.
 
 import triton
 import triton.language as tl
+from megatron_lite.kernels.checks import FLOATS, check
 from megatron_lite.kernels.costs import PARTIALS
 from megatron_lite.kernels.launch import (
-    FLOATS,
     Launch,
     accumulator,
     accumulator_dtype,
     block_of,
-    check,
     on_every_target,
     options_for,
     rows_of,

@@ -10,16 +10,8 @@ One program loads the angles of a tile of positions once and turns HEADS heads b
 
 import triton
 import triton.language as tl
-from megatron_lite.kernels.launch import (
-    FLOATS,
-    Launch,
-    accumulator,
-    accumulator_dtype,
-    block_of,
-    check,
-    on_every_target,
-    options_for,
-)
+from megatron_lite.kernels.checks import FLOATS, check
+from megatron_lite.kernels.launch import Launch, accumulator, accumulator_dtype, block_of, on_every_target, options_for
 from megatron_lite.kernels.registration import operation
 from torch import Tensor, int32
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from megatron_lite.kernels.launch import Launch, accumulator, check, on_every_target, options_for
+from megatron_lite.kernels.checks import check
+from megatron_lite.kernels.launch import Launch, accumulator, on_every_target, options_for
 from megatron_lite.kernels.registration import operation
 from torch import Tensor, float32, float64
 

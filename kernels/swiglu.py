@@ -10,16 +10,8 @@ so that lengths such as 3200 = 25 x 128 waste no lane; its rows are what that le
 import torch
 import triton
 import triton.language as tl
-from megatron_lite.kernels.launch import (
-    FLOATS,
-    Launch,
-    accumulator,
-    block_of,
-    check,
-    on_every_target,
-    options_for,
-    rows_of,
-)
+from megatron_lite.kernels.checks import FLOATS, check
+from megatron_lite.kernels.launch import Launch, accumulator, block_of, on_every_target, options_for, rows_of
 from megatron_lite.kernels.registration import differentiable, operation
 from torch import Tensor
 

@@ -6,7 +6,7 @@ size, written in bfloat16, read again and added. On a GPU this is one call of cu
 """
 
 import torch
-from megatron_lite.kernels.launch import FLOATS, check
+from megatron_lite.kernels.checks import FLOATS, check
 from megatron_lite.kernels.registration import operation
 
 

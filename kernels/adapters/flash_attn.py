@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 import torch
-from megatron_lite.kernels.launch import check
+from megatron_lite.kernels.checks import check
 from megatron_lite.kernels.visibility import Visible
 from torch import Tensor
 
