@@ -19,6 +19,13 @@ setup(
             cxx_std=17,
             # Without contraction a blend rounds alike on every processor, fused multiply-add or not.
             extra_compile_args=["-O3", "-Wall", "-Wextra", "-ffp-contract=off"],
-        )
+        ),
+        Pybind11Extension(
+            "megatron_lite.curation._text",
+            ["megatron_lite/curation/csrc/text.cpp"],
+            depends=["megatron_lite/curation/csrc/words.h", "megatron_lite/curation/csrc/word_table.h"],
+            cxx_std=17,
+            extra_compile_args=["-O3", "-Wall", "-Wextra", "-ffp-contract=off"],
+        ),
     ],
 )

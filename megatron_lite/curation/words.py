@@ -1,0 +1,45 @@
+"""The splitter: what a word is, here and everywhere in curation.
+
+Papers state thresholds over "words" and leave open what a word is, though that decides more than the thresholds do. A
+token is a word or a symbol:
+
+    word    a run of letters, digits and underscores that starts with one of them and goes on over marks (accents,
+            vowel signs) and joiners; between two such runs one apostrophe, ' or U+2019: "don't" is one word
+    word    each character of a script written without spaces (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar),
+            with the marks that follow it
+    symbol  every other character that is not white space, by itself
+
+The classes are Unicode general categories (letters L, digits N, marks M and the joiners U+200C and U+200D), pinned in
+word_table.py to one version of Unicode; white space is what str.isspace() says. Where a published rule counts
+punctuation among its words, as datatrove's word tokenizers do, its words are all tokens.
+
+`split` is C++ (csrc/words.h), `split_reference` says the same in Python, token for token.
+"""
+
+import re
+from functools import cache
+
+from . import word_table
+from ._text import split
+
+__all__ = ["split", "split_reference"]
+
+
+@cache
+def token_pattern() -> re.Pattern[str]:
+    letter, number, spaceless, mark = (
+        "".join(_range(run) for run in runs.split())
+        for runs in (word_table.LETTER, word_table.NUMBER, word_table.SPACELESS, word_table.MARK)
+    )
+    run = f"[{letter}{number}_][{letter}{number}_{mark}]*"
+    return re.compile(f"{run}(?:['\u2019]{run})?|[{spaceless}][{mark}]*|\\S")
+
+
+def split_reference(text: str) -> list[str]:
+    """The tokens of a text, in order."""
+    return token_pattern().findall(text)
+
+
+def _range(run: str) -> str:
+    first, _, last = run.partition("-")
+    return f"{chr(int(first, 16))}-{chr(int(last or first, 16))}"
