@@ -24,7 +24,7 @@ make_venv() {
 new_enough .venv/bin/python || { echo "install: .venv has $(.venv/bin/python --version), 3.11 or newer is needed; remove .venv and run again" >&2; exit 1; }
 
 stamp=".venv/installed${extras:+-$extras}"
-key="$(cat constraints.txt pyproject.toml setup.py tools/install.sh megatron_lite/*/csrc/* | .venv/bin/python -c \
+key="$(cat constraints.txt pyproject.toml setup.py tools/install.sh megatron_lite/*/csrc/*.* | .venv/bin/python -c \
     'import hashlib, os, sys; print(hashlib.sha256(sys.stdin.buffer.read() + os.getcwd().encode() + sys.version.encode()).hexdigest())')"
 # The compiled modules are looked for too: `git clean` takes them away and leaves .venv standing.
 built() { for module in $(grep -o 'megatron_lite\.[a-z]*\._[a-z]*' setup.py); do compgen -G "${module//.//}.*.so" || return; done; }
