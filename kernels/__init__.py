@@ -4,7 +4,8 @@
     reference/          every operation in plain PyTorch, same names and signatures: what a CPU uses
     adapters/           flash-attn and apex behind the same signatures; neither has run with this code
     registration.py     makes a launch an operation of torch: meta form, gradient, FLOP formula
-    launch.py           launch parameters of each target, checks of arguments
+    launch.py           launch parameters of each target
+    checks.py           checks of arguments, whose errors name the thing
     costs.py            bytes and FLOPs of every operation, in closed form
     visibility.py       which keys a query sees, as ranges
     interpreter.py      Triton's CPU interpreter, made right for bfloat16

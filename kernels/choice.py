@@ -6,7 +6,11 @@ backend    torch     plain PyTorch: what a CPU uses
 attention  auto        the backend's own
            sdpa        PyTorch's
            triton      ours
-           flash_attn  the flash-attn package's, which has not run with this code yet
+           flash_attn  the flash-attn package's
+
+What auto takes has at least been proved in Triton's interpreter. The flash-attn adapter has not run with its package
+anywhere, so auto leaves it alone even where that is installed. Weight gradients are apex's where that is installed,
+the backend is triton and operands are bfloat16.
 """
 
 from collections.abc import Callable
@@ -14,8 +18,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 
+from megatron_lite.kernels.adapters import apex, flash_attn
+
 BACKENDS = ("auto", "torch", "triton")
-ATTENTIONS = ("auto", "sdpa", "triton", "flash_attn")
+ATTENTIONS = ("auto", "flash_attn", "triton", "sdpa")
 OPTIMIZERS = ("auto", "torch", "triton", "apex")
 
 # Which file holds an operation, under kernels/ and under kernels/reference/.
@@ -58,20 +64,38 @@ class Kernels:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What the kernels will work on: a device type, a dtype by torch's name, heads of so many elements; and whether a
+    ring of ranks attends within documents.
+    """
+
+    device: str
+    dtype: str
+    head_dim: int
+    documents_in_ring: bool = False
+
+
+@dataclass(frozen=True)
 class Choice:
-    """The backends of the model's operations, of attention and of the optimizer, and why: a line for the log."""
+    """The backends of the model's operations, of attention, of weight gradients and of the optimizer, and why: a line
+    for the log.
+    """
 
     backend: str
     attention: str
+    product: str
     optimizer: str
     why: str
 
     def __str__(self) -> str:
-        return f"kernels: {self.backend}, attention {self.attention}, optimizer {self.optimizer} ({self.why})"
+        return (
+            f"kernels: {self.backend}, attention {self.attention}, weight gradients {self.product}, "
+            f"optimizer {self.optimizer} ({self.why})"
+        )
 
 
-def choose(backend: str, attention: str, optimizer: str, device: str) -> Choice:
-    """What the keys mean for a device type. Raises ValueError for what cannot run there."""
+def choose(backend: str, attention: str, optimizer: str, work: Work) -> Choice:
+    """What the keys mean for the work. Raises ValueError for what cannot do it."""
     for key, value, known in (
         ("kernels.backend", backend, BACKENDS),
         ("kernels.attention", attention, ATTENTIONS),
@@ -79,13 +103,17 @@ def choose(backend: str, attention: str, optimizer: str, device: str) -> Choice:
     ):
         if value not in known:
             raise ValueError(f"{key} = {value}: must be one of {', '.join(known)}")
-    chosen, why = _backend(backend, device)
+    chosen, why = _backend(backend, work.device)
     own = "triton" if chosen == "triton" else "sdpa"
     # PyTorch's fused update, until the optimizer takes ours.
     update = "torch" if optimizer == "auto" else optimizer
-    choice = Choice(chosen, own if attention == "auto" else attention, update, why)
+    choice = Choice(chosen, own if attention == "auto" else attention, _product(chosen, work), update, why)
     if "triton" in (choice.backend, choice.attention, choice.optimizer):
-        _require_triton(device)
+        _require_triton(work.device)
+    if choice.attention == "flash_attn":
+        _require_flash_attn(work)
+    if choice.optimizer == "apex":
+        _require_package("optim.backend = apex", apex.installed(), "apex", apex.OPTIMIZER, work.device)
     return choice
 
 
@@ -99,6 +127,11 @@ def _backend(backend: str, device: str) -> tuple[str, str]:
     return "triton", f"auto, on {device}"
 
 
+def _product(backend: str, work: Work) -> str:
+    takes_apex = backend == "triton" and work.device != "cpu" and work.dtype == "bfloat16"
+    return "apex" if takes_apex and apex.installed(apex.PRODUCT) else backend
+
+
 def _require_triton(device: str) -> None:
     if find_spec("triton") is None:
         raise ValueError("the Triton backend needs the package triton: install it, or set kernels.backend = torch")
@@ -109,17 +142,41 @@ def _require_triton(device: str) -> None:
         )
 
 
+def _require_flash_attn(work: Work) -> None:
+    asked, instead = "kernels.attention = flash_attn", "set kernels.attention = auto"
+    _require_package(asked, flash_attn.installed(), "flash-attn", " and ".join(flash_attn.SECOND), work.device)
+    if work.dtype != "bfloat16":
+        raise ValueError(f"{asked} with train.dtype = {work.dtype}: must be bfloat16; or {instead}")
+    if not flash_attn.fits(work.head_dim):
+        raise ValueError(
+            f"{asked} with heads of {work.head_dim} elements: must be a multiple of 8 up to {flash_attn.WIDEST}; or "
+            f"{instead}"
+        )
+    if work.documents_in_ring:
+        raise ValueError(
+            f"{asked} with data.document_mask in a ring of parallel.context: flash-attn knows whole documents alone; "
+            f"set parallel.context_kind = ulysses, or {instead}"
+        )
+
+
+def _require_package(asked: str, installed: bool, package: str, modules: str, device: str) -> None:
+    key = asked.split(" ")[0]
+    if device == "cpu":
+        raise ValueError(f"{asked}: {package} has no kernels for a CPU; set {key} = auto")
+    if not installed:
+        raise ValueError(f"{asked}: {package} is not installed here (no {modules}); install it, or set {key} = auto")
+
+
 def kernels_of(choice: Choice) -> Kernels:
     """The operations themselves. Importing Triton's waits until they are chosen: a CPU may have no Triton."""
     if choice.backend == "triton" or choice.attention == "triton":
         interpreter = import_module("megatron_lite.kernels.interpreter")
         if interpreter.interpreting():
             interpreter.make_exact()
-    homes = {"torch": "reference.", "triton": "", "sdpa": "reference.", "flash_attn": "adapters."}
+    homes = {"torch": "reference.", "triton": "", "sdpa": "reference.", "flash_attn": "adapters.", "apex": "adapters."}
     found = {}
     for name, file in FILES.items():
-        attends = file == "attention"
-        home = homes[choice.attention if attends else choice.backend]
-        file = "flash_attn" if attends and choice.attention == "flash_attn" else file
-        found[name] = getattr(import_module(f"megatron_lite.kernels.{home}{file}"), name)
+        chosen = {"attention": choice.attention, "weight_gradient": choice.product}.get(file, choice.backend)
+        file = chosen if homes[chosen] == "adapters." else file  # an adapter is named after its package
+        found[name] = getattr(import_module(f"megatron_lite.kernels.{homes[chosen]}{file}"), name)
     return Kernels(**found)

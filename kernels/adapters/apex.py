@@ -61,10 +61,12 @@ def _update(lists, clip: Tensor | None, updates: int, learning_rate: float, beta
 
 
 def add_product_(gradient: Tensor, dy: Tensor, x: Tensor) -> None:
-    """As kernels/weight_gradient.py, into a contiguous float32 gradient."""
+    """As kernels/weight_gradient.py, into a contiguous float32 gradient; on meta tensors nothing."""
     name = "add_product_"
     check(name, "gradient", gradient, gradient, (dy.shape[1], x.shape[1]), torch.float32)
     check(name, "dy", dy, x, (x.shape[0], dy.shape[1]), x.dtype)
     if not gradient.is_contiguous():
         raise ValueError(f"{name}: gradient has strides {gradient.stride()}, must be contiguous")
+    if gradient.is_meta:
+        return
     import_module(PRODUCT).wgrad_gemm_accum_fp32(x.contiguous(), dy.contiguous(), gradient)

@@ -5,7 +5,10 @@ in the package's own source and every layout against a stand-in; numbers, speed 
 
 Whole blocks and causal squares go to the dense functions. Packed documents go to those that take lengths, which have to
 be read back to the host in each call. Key ranges of any other shape, as a ring over packed documents has, are refused.
-The backward is asked for its deterministic form: without it, it adds in whatever order its blocks finish.
+The backward is asked for its deterministic form: without it, it adds in whatever order its blocks finish. Version 3
+before September 2025 takes that request and drops it (flash-attention, issue 1596 and pull request 1893).
+
+On meta tensors, as in a step on paper, the functions give sizes and call nothing.
 """
 
 from dataclasses import dataclass
@@ -21,11 +24,17 @@ from torch import Tensor
 SECOND = ("flash_attn", "flash_attn_2_cuda")
 THIRD = ("flash_attn_interface", "flash_attn_3")
 NARROW = (torch.bfloat16, torch.float16)
+WIDEST = 256  # elements of a head
 
 
 def installed(modules: tuple[str, ...] = SECOND) -> bool:
     """Whether the modules can be found. Imports nothing."""
     return all(find_spec(module) is not None for module in modules)
+
+
+def fits(head_dim: int) -> bool:
+    """Whether the package has kernels for heads of so many elements."""
+    return head_dim % 8 == 0 and head_dim <= WIDEST
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Visible | 
     """
     q = _in_one(q)
     _check("attention", q, k, v)
+    if q.is_meta:
+        return _empty(q), q.new_empty(q.shape[:-1], dtype=torch.float32)
     lengths = None if visible is None else lengths_of(visible)
     inputs = [_to_theirs(x, lengths) for x in (q, k, v)]
     forward = _third_forward if _on_hopper(q) else _second_forward
@@ -59,17 +70,37 @@ def attention_backward(
     visible: Visible | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v in their dtypes; `output`, `log_sum` are those over all keys, of which k may be a part."""
-    shape, q = q.shape, _in_one(q)
-    _check("attention_backward", q, k, v)
+    results = _empty(q), _empty(k), _empty(v)
+    attention_backward_(gradient, q, k, v, output, log_sum, causal, visible, *results)
+    return results
+
+
+def attention_backward_(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor, log_sum: Tensor, causal: bool,
+    visible: Visible | None, dq: Tensor, dk: Tensor, dv: Tensor,
+) -> None:  # fmt: skip
+    """The same, written into dq, dk and dv, which may be views of a packed buffer.
+
+    The package asks of them a contiguous last dimension alone. Heads, and documents' sequences, that do not follow each
+    other at one stride, as the queries of several groups in a packed buffer, go there by a copy.
+    """
+    name = "attention_backward_"
+    _check(name, _in_one(q), k, v)
+    for label, into, like in (("dq", dq, q), ("dk", dk, k), ("dv", dv, v)):
+        check(name, label, into, q, like.shape, q.dtype)
+    if q.is_meta:
+        return
     lengths = None if visible is None else lengths_of(visible)
-    gradient, output = gradient.to(q.dtype), output.to(q.dtype)
-    inputs = [_to_theirs(x, lengths) for x in (gradient, q, k, v, output)]
+    given = (gradient.to(q.dtype), _in_one(q), k, v, output.to(q.dtype))
     log_sum = log_sum.contiguous() if lengths is None else log_sum.transpose(0, 1).flatten(1).contiguous()
-    results = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[1:4]]
+    places = [into if _evenly(into, lengths) else _empty(into) for into in (dq, dk, dv)]
+    results = [_to_theirs(_in_one(place), lengths) for place in places]
     backward = _third_backward if _on_hopper(q) else _second_backward
-    backward(*inputs, log_sum, *results, q.shape[-1] ** -0.5, causal or lengths is not None, lengths)
-    dq, dk, dv = (_to_ours(result, x) for result, x in zip(results, (q, k, v), strict=True))
-    return dq.reshape(shape), dk, dv
+    backward(*(_to_theirs(x, lengths) for x in given), log_sum, *results, q.shape[-1] ** -0.5,
+             causal or lengths is not None, lengths)  # fmt: skip
+    for into, place in zip((dq, dk, dv), places, strict=True):
+        if place is not into:
+            into.copy_(place)
 
 
 def lengths_of(visible: Visible) -> Lengths:
@@ -158,13 +189,27 @@ def _check(name: str, q: Tensor, k: Tensor, v: Tensor) -> None:
     check(name, "q", q, q, dtype=NARROW)
     check(name, "k", k, q, (q.shape[0], k.shape[1], k.shape[2], q.shape[3]), q.dtype)
     check(name, "v", v, q, k.shape, q.dtype)
-    if q.shape[-1] % 8 or q.shape[-1] > 256:
-        raise ValueError(f"{name}: head dimension is {q.shape[-1]}, must be a multiple of 8 up to 256 for flash-attn")
+    if not fits(q.shape[-1]):
+        raise ValueError(
+            f"{name}: head dimension is {q.shape[-1]}, must be a multiple of 8 up to {WIDEST} for flash-attn"
+        )
 
 
 def _in_one(q: Tensor) -> Tensor:
-    """Queries by group [B, G, R, T, D] as [B, H, T, D]."""
-    return q.flatten(1, 2) if q.dim() == 5 else q
+    """Queries by group [B, G, R, T, D] as [B, H, T, D], in memory [T, B, H, D], as their output is wanted."""
+    return q.permute(3, 0, 1, 2, 4).flatten(2, 3).permute(1, 2, 0, 3) if q.dim() == 5 else q
+
+
+def _empty(x: Tensor) -> Tensor:
+    """Of x's shape, lying in memory as [B, T, ..], as the package has it."""
+    return x.new_empty(x.movedim(-2, 1).shape).movedim(1, -2)
+
+
+def _evenly(x: Tensor, lengths: Lengths | None) -> bool:
+    """Whether the package's form of [B, H, T, D] or [B, G, R, T, D] is a view of it."""
+    heads = x.dim() == 4 or 1 in x.shape[1:3] or x.stride(1) == x.shape[2] * x.stride(2)
+    sequences = lengths is None or x.shape[0] == 1 or x.stride(0) == x.shape[-2] * x.stride(-2)
+    return heads and sequences and x.stride(-1) == 1
 
 
 def _to_theirs(x: Tensor, lengths: Lengths | None) -> Tensor:

@@ -216,7 +216,7 @@ ACCEPTED_TODAY: Mapping[str, tuple[Any, ...]] = {
     "parallel.schedule": ("gpipe", "1f1b", "interleaved_1f1b", "zb_h1", "zb_v"),
     "parallel.context_kind": ("ring", "ulysses"),
     "kernels.backend": ("auto", "torch", "triton"),
-    "kernels.attention": ("auto", "sdpa", "triton"),
+    "kernels.attention": ("auto", "flash_attn", "triton", "sdpa"),
     "data.order": ("stable",),
     "optim.backend": ("auto", "torch"),
 }

@@ -6,7 +6,7 @@ import torch
 
 from megatron_lite.config import Config, Resolved
 from megatron_lite.errors import UsageError
-from megatron_lite.kernels.choice import Choice, Kernels, choose
+from megatron_lite.kernels.choice import Choice, Kernels, Work, choose
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.initialization import fill_box
 from megatron_lite.model.parameters import Specification
@@ -37,8 +37,10 @@ def numerics_of(resolved: Resolved, device: torch.device, kernels: Kernels) -> N
 
 def choice_of(config: Config, device: str) -> Choice:
     """The kernels that a configuration means on a device type. Raises UsageError for what cannot run there."""
+    ring = config.parallel.context > 1 and config.parallel.context_kind == "ring"
+    work = Work(device, config.train.dtype, config.model.head_dim, config.data.document_mask and ring)
     try:
-        return choose(config.kernels.backend, config.kernels.attention, config.optim.backend, device)
+        return choose(config.kernels.backend, config.kernels.attention, config.optim.backend, work)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

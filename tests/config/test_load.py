@@ -132,7 +132,7 @@ def test_a_mistake_ends_in_one_line_that_names_key_value_and_what_is_right(
         ("parallel.context_kind=rings", "did you mean ring"),
         ("data.order=megatron", "accepted today: stable"),
         ("kernels.backend=cuda", "accepted today: auto or torch or triton"),
-        ("kernels.attention=flash", "accepted today: auto or sdpa or triton"),
+        ("kernels.attention=flash", "accepted today: auto or flash_attn or triton or sdpa"),
         ("optim.backend=triton", "accepted today: auto or torch"),
     ],
 )

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from megatron_lite.kernels.adapters import apex, flash_attn
+from megatron_lite.kernels.attention import split_packed as parts_of
 from megatron_lite.kernels.reference import adamw, attention, weight_gradient
 from megatron_lite.kernels.visibility import visible_from, visible_in_documents
 from support.kernels.harness import fresh, random
@@ -81,8 +82,15 @@ def assert_plain(others):
     assert all(value is None or value == plain[name] for name, value in others.items()), others
 
 
-def install(monkeypatch, entry):
-    behind = {name: theirs_backward if "backward" in name else theirs_forward for name in entry["functions"]}
+def install(monkeypatch, entry, given=None):
+    """`given` gathers the tensors that a backward is to write into, by name."""
+
+    def noting(**arguments):
+        if given is not None:
+            given.update({name: arguments[name] for name in ("dq", "dk", "dv")})
+        return theirs_backward(**arguments)
+
+    behind = {name: noting if "backward" in name else theirs_forward for name in entry["functions"]}
     stand_in(monkeypatch, entry, behind)
     monkeypatch.setattr(flash_attn, "_on_hopper", lambda q: entry["package"] == "flash-attn-3")
 
@@ -118,6 +126,51 @@ def test_flash_attention_takes_queries_by_group(monkeypatch, entry):
     expected = flash_attn.attention_backward(gradient, q, k, v, *plain, True, None)
     assert dq.shape == grouped.shape
     assert all(map(torch.equal, (dq.flatten(1, 2), dk, dv), expected))
+
+
+@FLASH
+@pytest.mark.parametrize(
+    ("batch", "groups", "documents", "in_place"),
+    [
+        (2, 2, False, "dk dv"),  # queries of several groups lie apart
+        (2, 1, False, "dq dk dv"),
+        (1, 1, True, "dq dk dv"),
+        (2, 1, True, ""),  # sequences alternate in memory, and the package wants one after the other
+        (1, 2, True, "dk dv"),
+    ],
+)
+def test_flash_attention_writes_gradients_into_a_packed_buffer(monkeypatch, entry, batch, groups, documents, in_place):
+    given = {}
+    install(monkeypatch, entry, given)
+    generator = fresh()
+    qkv = random((12, batch, groups, 4, 8), torch.bfloat16, generator)
+    gradient = random((12, batch, 2 * groups, 8), torch.bfloat16, generator).permute(1, 2, 0, 3)
+    position = torch.arange(12)
+    visible = visible_in_documents(DOCUMENTS[:batch], position, position) if documents else None
+    output, log_sum = flash_attn.attention(*parts_of(qkv), True, visible)
+    assert documents or output.permute(2, 0, 1, 3).is_contiguous()  # joining heads is a view
+    buffers = [torch.full_like(qkv, float("nan")) for _ in range(2)]
+    flash_attn.attention_backward_(gradient, *parts_of(qkv), output, log_sum, True, visible, *parts_of(buffers[0]))
+    attention.attention_backward_(gradient, *parts_of(qkv), output, log_sum, True, visible, *parts_of(buffers[1]))
+    torch.testing.assert_close(*buffers, rtol=2e-2, atol=1e-2)
+    memory = buffers[0].untyped_storage().data_ptr()
+    assert " ".join(name for name in given if given[name].untyped_storage().data_ptr() == memory) == in_place
+
+
+def test_flash_attention_has_sizes_alone_on_meta_tensors():
+    qkv = torch.empty(12, 2, 2, 4, 8, dtype=torch.bfloat16, device="meta")
+    output, log_sum = flash_attn.attention(*parts_of(qkv), True, None)
+    assert (output.shape, output.dtype, output.device) == ((2, 4, 12, 8), torch.bfloat16, qkv.device)
+    assert (log_sum.shape, log_sum.dtype) == ((2, 4, 12), torch.float32)
+    found = flash_attn.attention_backward(output, *parts_of(qkv), output, log_sum, True, None)
+    assert [x.shape for x in found] == [x.shape for x in parts_of(qkv)]
+    flash_attn.attention_backward_(output, *parts_of(qkv), output, log_sum, True, None, *parts_of(qkv))
+
+
+def test_flash_attention_refuses_a_place_of_another_shape():
+    q, k, v, gradient = inputs()
+    with pytest.raises(ValueError, match=r"attention_backward_: dk has shape \[2, 2, 7, 8\], must be \[2, 2, 12, 8\]"):
+        flash_attn.attention_backward_(gradient, q, k, v, q, q[..., 0].float(), True, None, q, k[:, :, :7], v)
 
 
 def test_packed_documents_are_told_by_where_they_begin_and_the_longest():
