@@ -1,7 +1,8 @@
 """Train a SentencePiece BPE tokenizer on a sample of JSONL text; writes {model-prefix}.model.
 
-Every valid text comes back from its tokens as it was, except that U+2581, SentencePiece's own mark for a space, comes
-back as a space. </s> ends a document; <|system|>, <|user|>, <|assistant|>, <|end|> and twelve more are kept for chat.
+Every valid text comes back from its tokens as it was. </s> ends a document, <pad> fills; kept as well, and never found
+in text: <|system|>, <|user|>, <|assistant|>, <|tool|>, <|end|>, <|fim_prefix|>, <|fim_middle|>, <|fim_suffix|>,
+<|fim_pad|> and <|reserved_0|> to <|reserved_50|>.
 """
 
 import argparse

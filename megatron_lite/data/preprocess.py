@@ -20,7 +20,7 @@ import numpy as np
 from megatron_lite.data.indexed import IndexedDatasetWriter, token_dtype
 from megatron_lite.data.jsonl import Batch, MalformedLine, parse_texts, read_batches, total_bytes
 from megatron_lite.data.progress import Progress
-from megatron_lite.data.tokenizer import Tokenizer
+from megatron_lite.data.tokenizer import SPACE_MARK, Tokenizer
 from megatron_lite.errors import DataError, MegatronLiteError
 
 BATCH_BYTES = 1 << 20  # large enough that passing it to a worker costs little beside tokenizing it
@@ -55,7 +55,7 @@ class Encoded:
     documents: tuple[Documents, ...]  # one a key
     malformed: list[str]  # "file:line: what is wrong"
     text_bytes: int
-    lost_marks: int  # U+2581 in the text, which SentencePiece turns into spaces
+    lost_marks: int  # U+2581 in the text that the tokenizer cannot spell and turns into spaces
     position: int
 
 
@@ -148,7 +148,7 @@ def encode(settings: Settings, batch: Batch) -> Encoded:
         for documents, text in zip(encoded, texts, strict=True):
             documents.append(tokenizer.encode(text) + end if text else [])
             text_bytes += len(text.encode())
-            lost_marks += text.count("\u2581")
+            lost_marks += 0 if tokenizer.spells_space_mark else text.count(SPACE_MARK)
     packed = tuple(_pack(documents, dtype) for documents in encoded)
     return Encoded(packed, malformed, text_bytes, lost_marks, batch.position)
 

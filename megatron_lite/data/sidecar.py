@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_lite.errors import DataError
@@ -15,11 +15,15 @@ def sidecar_path(prefix: str | Path) -> Path:
 
 @dataclass(frozen=True)
 class TokenizerIdentity:
-    """sha256 of the tokenizer's model file, the number of its pieces, and the id that ends a document."""
+    """sha256 of the tokenizer's model file, the number of its pieces, the id that ends a document, and all special ids.
+
+    The sha256 says the rest, so two identities are equal without a look at `special_tokens`, which older files lack.
+    """
 
     sha256: str
     vocab_size: int
     eod_id: int
+    special_tokens: dict[str, int] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
@@ -9,13 +10,16 @@ from sentencepiece import SentencePieceProcessor
 from megatron_lite.data.sidecar import TokenizerIdentity
 from megatron_lite.errors import DataError
 
+SPACE_MARK = "\u2581"  # what SentencePiece writes for a space inside, and decodes as one
+
 
 class Tokenizer:
     """Text to ids and back.
 
-    A model that tools/train_tokenizer.py trained gives every valid UTF-8 text back as it was, with one exception:
-    SentencePiece writes a space as U+2581 inside, so a U+2581 of the text comes back as a space. Text never becomes a
-    control token: "</s>" in a document is four characters, not the end of it.
+    A model that tools/train_tokenizer.py trained gives every valid UTF-8 text back byte for byte. SentencePiece alone
+    would return a space for each U+2581; here that character is spelled in its three bytes, which decode as they are.
+    Where the model cannot (`spells_space_mark` is false: no byte pieces, or it adds or strips spaces), the ids are
+    SentencePiece's own. Text never becomes a control token: "</s>" in a document is four characters, not the end of it.
     """
 
     def __init__(self, path: str | Path):
@@ -35,14 +39,41 @@ class Tokenizer:
         self.eod_id = self._processor.eos_id()
         if self.eod_id < 0:
             raise DataError(f"tokenizer {path} has no </s>, which ends a document")
+        self._space_mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
+        self.spells_space_mark = self._keeps_spaces() and self._processor.decode(self._space_mark_ids) == SPACE_MARK
 
     @property
     def identity(self) -> TokenizerIdentity:
-        return TokenizerIdentity(self.sha256, self.vocab_size, self.eod_id)
+        return TokenizerIdentity(self.sha256, self.vocab_size, self.eod_id, self.special_tokens)
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of the pieces that no text gives: <unk>, <s>, </s>, <pad>, chat, fill-in-the-middle, spare ones."""
+        control = self._processor.is_control(list(range(self.vocab_size)))
+        special = [i for i in range(self.vocab_size) if control[i] or i == self._processor.unk_id()]
+        return dict(zip(self._processor.id_to_piece(special), special, strict=True))
 
     def encode(self, text: str) -> list[int]:
-        return self._processor.encode(text)
+        if SPACE_MARK not in text or not self.spells_space_mark:
+            return self._encode(text)
+        first, *rest = text.split(SPACE_MARK)
+        ids = self._encode(first)
+        for part in rest:
+            ids += self._space_mark_ids
+            ids += self._encode(part)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; control tokens have none. Raises IndexError for an id outside the vocabulary."""
         return self._processor.decode([int(i) for i in ids])
+
+    def is_byte(self, token: int) -> bool:
+        """Whether a token spells one byte of what the vocabulary lacks."""
+        return self._processor.is_byte(token)
+
+    def _encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def _keeps_spaces(self) -> bool:
+        """Whether text is encoded as it stands, so that the parts of a text can be encoded one by one."""
+        return "".join(self._processor.encode("  x  y ", out_type=str)) == "▁▁x▁▁y▁"

@@ -1,8 +1,7 @@
 """Trains the tokenizer: SentencePiece BPE that gives every text back as it was.
 
 Text is neither normalized nor stripped, whitespace runs and newlines may become pieces, digits stand alone, and what
-the vocabulary lacks is spelled in bytes. One exception: SentencePiece writes a space as U+2581 inside, so a U+2581 of
-the text comes back as a space.
+the vocabulary lacks is spelled in bytes.
 """
 
 import heapq
@@ -20,8 +19,11 @@ from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.files import partial_path, publish
 
-CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", *(f"<|reserved_{i}|>" for i in range(12)))
-SPECIAL_PIECES = 3 + len(CHAT_TOKENS) + 256  # <unk>, <s> and </s>; every byte
+CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
+FILL_IN_THE_MIDDLE = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>")
+CONTROL_TOKENS = (*CHAT_TOKENS, *FILL_IN_THE_MIDDLE, *(f"<|reserved_{i}|>" for i in range(51)))
+SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", *CONTROL_TOKENS)  # in the order of their ids, 0 to 63
+SPECIAL_PIECES = len(SPECIAL_TOKENS) + 256  # and every byte
 CHUNK_CHARACTERS = 2048  # text is sampled and learned from in pieces of this size, so no document outweighs the rest
 READ_BYTES = 1 << 20
 # SentencePiece passes over every chunk that holds one of its own marks or a NUL; without them it learns from the rest.
@@ -36,13 +38,10 @@ class Trained:
     sample_bytes: int
     sample_tokens: int
     malformed: int
-    lost_marks: int  # U+2581 in the sample
 
     def lines(self) -> Iterator[str]:
         rate = self.sample_bytes / max(self.sample_tokens, 1)
         yield f"{self.tokenizer.vocab_size} pieces from {self.sample_bytes} bytes of text, {rate:.2f} bytes a token"
-        if self.lost_marks:
-            yield f"{self.lost_marks} characters U+2581 in the sample will decode as spaces; all else came back"
         if self.malformed:
             yield f"{self.malformed} malformed lines skipped"
 
@@ -60,7 +59,7 @@ class Sampling:
 def train_tokenizer(inputs: Sequence[str], model_prefix: str, vocab_size: int, sampling: Sampling) -> Trained:
     """Write {model_prefix}.model, whole or not at all. The same input and seed give the same bytes.
 
-    Ids: <unk> 0, <s> 1, </s> 2 (which ends a document), CHAT_TOKENS, the 256 bytes, then the learned pieces. Raises
+    Ids: SPECIAL_TOKENS (</s>, id 2, ends a document), the 256 bytes, then the learned pieces. Raises
     UsageError for a vocabulary too small for these, DataError for a malformed line (unless they are skipped), for text
     too short for the vocabulary, and for a model that does not give its sample back.
     """
@@ -79,8 +78,7 @@ def train_tokenizer(inputs: Sequence[str], model_prefix: str, vocab_size: int, s
     finally:
         partial_path(path).unlink(missing_ok=True)
     sample_bytes = sum(len(chunk.encode()) for chunk in chunks)
-    marks = sum(chunk.count("\u2581") for chunk in chunks)
-    return Trained(Tokenizer(path), sample_bytes, tokens, malformed, marks)
+    return Trained(Tokenizer(path), sample_bytes, tokens, malformed)
 
 
 def sample_chunks(inputs: Sequence[str], sampling: Sampling) -> tuple[list[str], int]:
@@ -142,8 +140,8 @@ def _train(chunks: Iterable[str], vocab_size: int) -> bytes:
             unk_id=0,
             bos_id=1,
             eos_id=2,
-            pad_id=-1,
-            control_symbols=list(CHAT_TOKENS),
+            pad_id=3,
+            control_symbols=list(CONTROL_TOKENS),
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -154,6 +152,6 @@ def _train(chunks: Iterable[str], vocab_size: int) -> bytes:
 def _check_round_trip(tokenizer: Tokenizer, chunk: str) -> int:
     """The number of its tokens. Raises DataError where they do not give the chunk back."""
     ids = tokenizer.encode(chunk)
-    if tokenizer.decode(ids) != chunk.replace("\u2581", " "):
+    if tokenizer.decode(ids) != chunk:
         raise DataError(f"the trained tokenizer does not give back {chunk[:200]!r}")
     return len(ids)

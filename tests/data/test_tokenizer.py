@@ -6,7 +6,7 @@ import sentencepiece
 from support.text import random_texts, train_small_tokenizer
 
 from megatron_lite.data.tokenizer import Tokenizer
-from megatron_lite.data.tokenizer_training import CHAT_TOKENS, SPECIAL_PIECES
+from megatron_lite.data.tokenizer_training import SPECIAL_PIECES, SPECIAL_TOKENS
 from megatron_lite.errors import DataError
 
 
@@ -41,18 +41,47 @@ def test_random_unicode_comes_back_as_it_was(tokenizer):
     surrogates = range(0xD800, 0xE000)
     for size in (1, 10, 1000):
         for high in (0x80, 0x3000, sys.maxunicode + 1):
-            points = [p for p in rng.integers(0, high, size).tolist() if p not in surrogates and p != 0x2581]
+            points = [p for p in rng.integers(0, high, size).tolist() if p not in surrogates]
             text = "".join(map(chr, points))
             assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_the_mark_of_a_space_comes_back_as_a_space(tokenizer):
-    assert tokenizer.decode(tokenizer.encode("a\u2581b")) == "a b"
+@pytest.mark.parametrize("text", ["a\u2581b", "\u2581", "\u2581\u2581 \u2581 ", " \u2581é\u2581\u0301"])
+def test_the_mark_of_a_space_is_told_from_a_space(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_ids_of_text_without_the_mark_of_a_space_are_sentencepieces_own(tokenizer):
+    own = sentencepiece.SentencePieceProcessor(model_file=tokenizer.path)
+    for text in [*ODD_TEXTS.values(), *random_texts(5, 50)]:
+        assert tokenizer.encode(text) == own.encode(text)
+
+
+def test_a_model_that_adds_a_space_keeps_sentencepieces_ids_for_its_mark(tmp_path):
+    texts = tmp_path / "texts"
+    texts.write_text("the model reads a shard of text\n" * 200)
+    options = {"model_prefix": tmp_path / "m", "vocab_size": 290, "model_type": "bpe", "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.train(input=texts, byte_fallback=True, **options)
+    tokenizer = Tokenizer(tmp_path / "m.model")
+    assert not tokenizer.spells_space_mark
+    own = sentencepiece.SentencePieceProcessor(model_file=tokenizer.path)
+    assert tokenizer.encode("a\u2581b") == own.encode("a\u2581b")
 
 
 def test_text_never_becomes_a_control_token(tokenizer):
-    ids = tokenizer.encode("".join(CHAT_TOKENS) + "<unk><s></s>")
-    assert min(ids) >= 3 + len(CHAT_TOKENS)
+    ids = tokenizer.encode("".join(SPECIAL_TOKENS))
+    assert min(ids) >= len(SPECIAL_TOKENS)
+    assert tokenizer.decode(ids) == "".join(SPECIAL_TOKENS)
+
+
+def test_the_special_tokens_are_known_by_name(tokenizer):
+    assert tokenizer.special_tokens == {name: i for i, name in enumerate(SPECIAL_TOKENS)}
+    assert len(SPECIAL_TOKENS) == 64
+    assert tokenizer.identity.special_tokens["<|fim_middle|>"] == tokenizer.special_tokens["<|fim_middle|>"]
+
+
+def test_only_byte_pieces_are_bytes(tokenizer):
+    assert [i for i in range(tokenizer.vocab_size) if tokenizer.is_byte(i)] == list(range(64, 64 + 256))
 
 
 def test_every_digit_stands_alone(tokenizer):

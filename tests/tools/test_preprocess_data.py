@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import zstandard
 from support.text import random_texts, train_small_tokenizer, write_jsonl
 
@@ -114,8 +115,14 @@ def test_skipped_lines_are_counted_and_the_first_named(tmp_path, tokenizer, smal
     assert [tokenizer.decode(dataset.sequence(i)) for i in range(dataset.sequence_count)] == texts
 
 
-def test_the_marks_of_a_space_that_a_text_holds_are_counted(tmp_path, tokenizer):
-    report = run(tokenizer, [write_jsonl(tmp_path / "c.jsonl", ["a\u2581b", "\u2581"])], tmp_path / "c")
+def test_the_marks_of_a_space_that_a_foreign_tokenizer_loses_are_counted(tmp_path):
+    (tmp_path / "texts").write_text("the model reads a shard of text\n" * 200)
+    sentencepiece.SentencePieceTrainer.train(
+        input=tmp_path / "texts", model_prefix=tmp_path / "m", vocab_size=30, model_type="bpe", minloglevel=2
+    )
+    report = run(
+        Tokenizer(tmp_path / "m.model"), [write_jsonl(tmp_path / "c.jsonl", ["a\u2581b", "\u2581"])], tmp_path / "c"
+    )
     assert report.lost_marks == 2
     assert any("2 characters U+2581" in line for line in report.lines())
 

@@ -7,8 +7,8 @@ import sentencepiece
 from support.text import random_texts, write_jsonl
 
 from megatron_lite.data.tokenizer_training import (
-    CHAT_TOKENS,
     SPECIAL_PIECES,
+    SPECIAL_TOKENS,
     Sampling,
     cut,
     sample_chunks,
@@ -26,33 +26,32 @@ def corpus(tmp_path):
 
 def test_the_same_input_and_seed_give_the_same_bytes(tmp_path, corpus):
     for name in "ab":
-        train_tokenizer([corpus], str(tmp_path / name), 350, Sampling(sample_bytes=20_000))
+        train_tokenizer([corpus], str(tmp_path / name), 400, Sampling(sample_bytes=20_000))
     assert (tmp_path / "a.model").read_bytes() == (tmp_path / "b.model").read_bytes()
 
 
 def test_special_pieces_come_first_then_the_bytes(tmp_path, corpus):
-    train_tokenizer([corpus], str(tmp_path / "t"), 350, Sampling())
+    train_tokenizer([corpus], str(tmp_path / "t"), 400, Sampling())
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "t.model"))
     pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
-    assert len(pieces) == 350
-    assert pieces[:3] == ["<unk>", "<s>", "</s>"]
-    assert tuple(pieces[3 : 3 + len(CHAT_TOKENS)]) == CHAT_TOKENS
-    assert pieces[3 + len(CHAT_TOKENS) : SPECIAL_PIECES] == [f"<0x{byte:02X}>" for byte in range(256)]
-    assert all(processor.is_control(i) for i in range(1, 3 + len(CHAT_TOKENS)))
+    assert len(pieces) == 400
+    assert pieces[:4] == ["<unk>", "<s>", "</s>", "<pad>"]
+    assert tuple(pieces[: len(SPECIAL_TOKENS)]) == SPECIAL_TOKENS
+    assert pieces[len(SPECIAL_TOKENS) : SPECIAL_PIECES] == [f"<0x{byte:02X}>" for byte in range(256)]
+    assert all(processor.is_control(i) for i in range(1, len(SPECIAL_TOKENS)))
 
 
 def test_newlines_and_runs_of_spaces_are_learned(tmp_path):
     code = "def f(x):\n    if x:\n        return x\n\n"
     corpus = write_jsonl(tmp_path / "c.jsonl", [code * 20] * 20)
-    trained = train_tokenizer([str(corpus)], str(tmp_path / "t"), 305, Sampling())
+    trained = train_tokenizer([str(corpus)], str(tmp_path / "t"), 350, Sampling())
     assert len(trained.tokenizer.encode("    " * 2)) == 1
     assert len(trained.tokenizer.encode("\n\n")) == 1
 
 
 def test_text_beside_the_trainers_own_marks_is_learned_too(tmp_path):
     texts = [f"\u2585 \u2581 \0 {text}" for text in random_texts(0, 200)]
-    trained = train_tokenizer([str(write_jsonl(tmp_path / "c.jsonl", texts))], str(tmp_path / "t"), 350, Sampling())
-    assert trained.lost_marks == 200
+    trained = train_tokenizer([str(write_jsonl(tmp_path / "c.jsonl", texts))], str(tmp_path / "t"), 400, Sampling())
     assert len(trained.tokenizer.encode("the model reads")) < 10
 
 
@@ -92,7 +91,7 @@ def test_too_little_text_for_the_vocabulary_is_refused_and_leaves_no_file(tmp_pa
 
 def test_no_text_at_all_is_refused(tmp_path):
     with pytest.raises(DataError, match="no text to learn from"):
-        train_tokenizer([str(write_jsonl(tmp_path / "c.jsonl", [""]))], str(tmp_path / "t"), 350, Sampling())
+        train_tokenizer([str(write_jsonl(tmp_path / "c.jsonl", [""]))], str(tmp_path / "t"), 400, Sampling())
 
 
 def test_a_malformed_line_is_named_or_counted(tmp_path, corpus):
@@ -107,10 +106,10 @@ def test_the_command_writes_a_model_and_exits_with_the_right_codes(tmp_path, cor
         command = [sys.executable, TOOL, "--model-prefix", tmp_path / "m" / "t", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True)
 
-    done = tool("--input", corpus, "--vocab-size", 350)
+    done = tool("--input", corpus, "--vocab-size", 400)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("350 pieces from ")
+    assert done.stdout.startswith("400 pieces from ")
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["t.model"]
     assert tool("--input", corpus, "--vocab-size", 100).returncode == 2
     assert tool("--input", corpus).returncode == 2
-    assert tool("--input", tmp_path / "none", "--vocab-size", 350).returncode == 3
+    assert tool("--input", tmp_path / "none", "--vocab-size", 400).returncode == 3
