@@ -1,14 +1,23 @@
-"""Attention in plain PyTorch; kernels/attention.py says what it computes."""
+"""Attention in plain PyTorch; kernels/attention.py says what it computes.
+
+Without ranges PyTorch's own fused operations do it, on a CPU and, in bfloat16 and float16, on NVIDIA's GPUs, where its
+backward is asked for a fixed order of sums. Elsewhere the definition is computed as written, whole scores and all.
+What a GPU would run has not run on one: tests hold its calls against the operations' schemas.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from megatron_lite.kernels.visibility import Visible
 from torch import Tensor
 
-# PyTorch's fused operation with a log-sum-exp; on meta tensors it keeps what a fused GPU kernel would. Elsewhere, and
-# with ranges, the definition is computed as written, whole scores and all.
+# PyTorch's fused operation with a log-sum-exp; on meta tensors it keeps what a fused GPU kernel would.
 _FUSED = ("cpu", "meta")
 _CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_GPU = torch.ops.aten._scaled_dot_product_flash_attention.default
+_GPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_backward.default
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Visible | None) -> tuple[Tensor, Tensor]:
@@ -21,6 +30,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Visible | 
     q = _in_one(q)
     if visible is None and q.device.type in _FUSED:
         return _CPU(q, k, v, 0.0, causal)
+    if visible is None and _gpu_has_it(q):
+        return _GPU(q, k, v, 0.0, causal)[:2]
     scores = _scores(q, k, _seen(q, k, causal, visible))
     log_sum = scores.logsumexp(-1)
     return _heads_times(_probabilities(scores, log_sum), v).to(q.dtype), log_sum
@@ -38,6 +49,9 @@ def attention_backward(
     shape, q = q.shape, _in_one(q)
     if visible is None and q.device.type in _FUSED:
         dq, dk, dv = _CPU_BACKWARD(gradient, q, k, v, output, log_sum, 0.0, causal)
+        return dq.reshape(shape), dk, dv
+    if visible is None and _gpu_has_it(q):
+        dq, dk, dv = _gpu_backward(gradient, q, k, v, output, log_sum, causal)
         return dq.reshape(shape), dk, dv
     probabilities = _probabilities(_scores(q, k, _seen(q, k, causal, visible)), log_sum)
     exact = gradient.to(probabilities.dtype)
@@ -62,6 +76,33 @@ def attention_backward_(
         into.copy_(result)
 
 
+def _gpu_has_it(q: Tensor) -> bool:
+    """Whether PyTorch's build for CUDA has a fused operation for such queries: its FlashAttention 2."""
+    fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 and q.dtype in (torch.bfloat16, torch.float16)
+    return q.is_cuda and torch.version.hip is None and fits
+
+
+def _gpu_backward(gradient, q, k, v, output, log_sum, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """As attention_backward. What the forward pass returned beside its results is of use with dropout alone."""
+    unused = q.new_empty(0, dtype=torch.uint64)
+    with _fixed_order():
+        return _GPU_BACKWARD(
+            gradient.to(q.dtype), q, k, v, output.to(q.dtype), log_sum.contiguous(), None, None, q.shape[2], k.shape[2],
+            0.0, causal, unused, unused,
+        )  # fmt: skip
+
+
+@contextmanager
+def _fixed_order() -> Iterator[None]:
+    """PyTorch's switch for the process, which is the only way to ask its backward for the same bits each time."""
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before)
+
+
 def _in_one(q: Tensor) -> Tensor:
     """Queries by group [B, G, R, T, D] as [B, H, T, D], in memory [T, B, H, D], as their output is wanted."""
     return q.permute(3, 0, 1, 2, 4).flatten(2, 3).permute(1, 2, 0, 3) if q.dim() == 5 else q
@@ -80,7 +121,7 @@ def _scores(q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
     exact = torch.promote_types(q.dtype, torch.float32)
     groups = (*k.shape[:2], q.shape[1] // k.shape[1], *q.shape[2:])
     scores = q.reshape(groups).to(exact) @ k.unsqueeze(2).to(exact).transpose(-1, -2) / q.shape[-1] ** 0.5
-    return scores.view(*q.shape[:3], -1).masked_fill(~seen, float("-inf"))
+    return scores.view(*q.shape[:3], -1).masked_fill(seen.logical_not(), float("-inf"))
 
 
 def _probabilities(scores: Tensor, log_sum: Tensor) -> Tensor:
