@@ -9,7 +9,7 @@ token is a word or a symbol:
             with the marks that follow it
     symbol  every other character that is not white space, by itself
 
-The classes are Unicode general categories (letters L, digits N, marks M and the joiners U+200C and U+200D), pinned in
+The classes are Unicode general categories (letters L, digits and numbers N, marks M and the joiners U+200C and U+200D), pinned in
 word_table.py to one version of Unicode; white space is what str.isspace() says. Where a published rule counts
 punctuation among its words, as datatrove's word tokenizers do, its words are all tokens.
 
@@ -27,11 +27,9 @@ __all__ = ["split", "split_reference"]
 
 @cache
 def token_pattern() -> re.Pattern[str]:
-    letter, number, spaceless, mark = (
-        "".join(_range(run) for run in runs.split())
-        for runs in (word_table.LETTER, word_table.NUMBER, word_table.SPACELESS, word_table.MARK)
-    )
-    run = f"[{letter}{number}_][{letter}{number}_{mark}]*"
+    first = _set(word_table.LETTER) + _set(word_table.DIGIT) + _set(word_table.NUMBER) + "_"
+    mark, spaceless = _set(word_table.MARK), _set(word_table.SPACELESS)
+    run = f"[{first}][{first}{mark}]*"
     return re.compile(f"{run}(?:['\u2019]{run})?|[{spaceless}][{mark}]*|\\S")
 
 
@@ -40,6 +38,7 @@ def split_reference(text: str) -> list[str]:
     return token_pattern().findall(text)
 
 
-def _range(run: str) -> str:
-    first, _, last = run.partition("-")
-    return f"{chr(int(first, 16))}-{chr(int(last or first, 16))}"
+def _set(runs: str) -> str:
+    """Runs of word_table as the inside of a regular expression's [...]."""
+    ends = (run.partition("-") for run in runs.split())
+    return "".join(f"{chr(int(first, 16))}-{chr(int(last or first, 16))}" for first, _, last in ends)

@@ -17,9 +17,7 @@ SPACELESS_BLOCKS = [
     (0x0E80, 0x0EFF),  # Lao
     (0x1000, 0x109F),  # Myanmar
     (0x1780, 0x17FF),  # Khmer
-    (0x3005, 0x3007),  # the ideographic iteration mark, closing mark and zero
-    (0x3021, 0x3029),  # Hangzhou numerals
-    (0x3038, 0x303C),  # more numerals, the vertical iteration mark, masu
+    (0x3005, 0x303C),  # iteration and closing marks
     (0x3041, 0x30FF),  # Hiragana, Katakana
     (0x31F0, 0x31FF),  # Katakana phonetic extensions
     (0x3400, 0x4DBF),  # Han, extension A
@@ -36,14 +34,13 @@ JOINERS = (0x200C, 0x200D)
 
 
 def class_of(code: int, unicodedata: ModuleType) -> str | None:
-    """The class "letter", "number", "spaceless" or "mark"; None for the underscore, white space and symbols."""
+    """The class "letter", "digit", "number", "spaceless" or "mark"; None for the underscore, space and symbols."""
     category = unicodedata.category(chr(code))
     if category[0] == "M" or code in JOINERS:
         return "mark"
-    in_block = any(first <= code <= last for first, last in SPACELESS_BLOCKS)
-    if in_block and (category[0] == "L" or category == "Nl"):
-        return "spaceless"
-    return {"L": "letter", "N": "number"}.get(category[0])
+    if category[0] == "L":
+        return "spaceless" if any(first <= code <= last for first, last in SPACELESS_BLOCKS) else "letter"
+    return {"Nd": "digit", "Nl": "number", "No": "number"}.get(category)
 
 
 def runs_of(codes: Iterable[int]) -> list[tuple[int, int]]:
@@ -71,7 +68,7 @@ def main() -> None:
     import unicodedata2
 
     folder = Path(__file__).resolve().parent
-    members: dict[str, list[int]] = {"letter": [], "number": [], "spaceless": [], "mark": []}
+    members: dict[str, list[int]] = {"letter": [], "digit": [], "number": [], "spaceless": [], "mark": []}
     for code in range(0x110000):
         members.get(class_of(code, unicodedata2), []).append(code)
     uppercase = [code for code in range(0x110000) if unicodedata2.category(chr(code)) == "Lu"]

@@ -16,10 +16,11 @@
 
 namespace curation {
 
-enum class Class : std::uint8_t { symbol, space, letter, number, underscore, mark, spaceless };
+// In this order: letter to underscore start a word, mark as well goes on with one.
+enum class Class : std::uint8_t { symbol, space, letter, digit, number, underscore, mark, spaceless };
 
-inline bool starts_word(Class c) { return c == Class::letter || c == Class::number || c == Class::underscore; }
-inline bool continues_word(Class c) { return starts_word(c) || c == Class::mark; }
+inline bool starts_word(Class c) { return c >= Class::letter && c <= Class::underscore; }
+inline bool continues_word(Class c) { return c >= Class::letter && c <= Class::mark; }
 
 // Class and case of every code point: pages of 256, equal pages stored once.
 class CharacterTable {
@@ -41,6 +42,7 @@ private:
                 for (std::uint32_t code = run.first; code <= run.last; ++code) all[code] = static_cast<std::uint8_t>(value);
         };
         set(letter_runs, Class::letter);
+        set(digit_runs, Class::digit);
         set(number_runs, Class::number);
         set(spaceless_runs, Class::spaceless);
         set(mark_runs, Class::mark);
