@@ -4,9 +4,9 @@
     python tools/step_on_paper.py examples/pretrain_65b/gpus_512.yaml --world-size 512 --recompute
 
 With --recompute, the first stage's memory under each choice of recomputation instead; with --phases, its traffic by
-phase of the step and axis of the mesh. Runs the real training step on
-meta tensors, so it takes seconds for any model and any world. Memory does not depend on the number of microbatches once
-the pipeline is full; traffic does, and is that of a whole step.
+phase of the step and axis of the mesh. The first line says which kernels the step would run on a GPU. Runs the real
+training step on meta tensors, so it takes seconds for any model and any world. Memory does not depend on the number of
+microbatches once the pipeline is full; traffic does, and is that of a whole step.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from megatron_lite.config import Config, load_config, resolve
 from megatron_lite.errors import run_face
 from megatron_lite.parallel.traffic import step_traffic
 from megatron_lite.planning.memory_forms import StepMemory
-from megatron_lite.planning.paper import PaperStep, step_on_paper
+from megatron_lite.planning.paper import PaperStep, choice_on_paper, step_on_paper
 from megatron_lite.training.step import schedule_of
 
 PHASES = {
@@ -131,7 +131,8 @@ def block_keeps(config: Config, world_size: int) -> float:
 def main() -> None:
     options = parse_arguments()
     show = recompute_table if options.recompute else phase_table if options.phases else table
-    print("\n".join(show(load_config(options.config, options.overrides), options.world_size)))
+    config = load_config(options.config, options.overrides)
+    print(choice_on_paper(config), "", *show(config, options.world_size), sep="\n")
 
 
 if __name__ == "__main__":

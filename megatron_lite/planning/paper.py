@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_lite.config import Config, resolve
+from megatron_lite.kernels.choice import Choice
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.model.build import choice_of
 from megatron_lite.parallel.collectives import Recorder
@@ -56,10 +57,15 @@ def fake_world(rank: int, world_size: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def choice_on_paper(config: Config) -> Choice:
+    """The kernels of a step on paper: what the configuration means on a GPU. Raises UsageError."""
+    return choice_of(config, "cuda")
+
+
 def step_on_paper(config: Config, world_size: int, rank: int, microbatches: int | None = None) -> PaperStep:
     """Run one training step as `rank` of `world_size`; `microbatches` instead of the configuration's, if given.
 
-    Raises UsageError for a world that the configuration does not fit.
+    Raises UsageError for a world that the configuration does not fit, and for kernels that cannot be had.
     """
     resolved = resolve(config, world_size)
     count = microbatches or resolved.microbatches
@@ -67,7 +73,7 @@ def step_on_paper(config: Config, world_size: int, rank: int, microbatches: int 
     recorder, tracker = Recorder(), StorageTracker(META)
     with fake_world(rank, world_size), tracker:
         mesh = build_mesh(shape, META, schedule_of(config, resolved, count).placement, recorder)
-        trainer = Trainer(config, resolved, mesh, recorder=recorder, choice=choice_of(config, "cuda"))
+        trainer = Trainer(config, resolved, mesh, recorder=recorder, choice=choice_on_paper(config))
         tracker.inspect = lambda: _holdings(trainer)
         size = (count * config.train.micro_batch_size, config.train.sequence_length + 1)
         trainer.train_step(torch.empty(size, dtype=torch.int64, device=META), learning_rate=config.optim.lr)

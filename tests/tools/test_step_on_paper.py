@@ -1,6 +1,17 @@
-"""The command line takes overrides wherever they stand, and its rows are those of each stage once."""
+"""The command line takes overrides wherever they stand, its rows are those of each stage once, and it names kernels."""
 
-from tools.step_on_paper import parse_arguments, roles
+import pytest
+
+from megatron_lite.errors import UsageError
+from megatron_lite.training import step
+from tools.step_on_paper import main, parse_arguments, roles
+
+CONFIG = """
+model: {preset: nano}
+parallel: {pipeline: 2}
+optim: {lr: 1e-3}
+train: {steps: 1, global_batch_size: 8, sequence_length: 32, run_dir: unused}
+"""
 
 
 def test_overrides_may_stand_before_and_after_options(monkeypatch):
@@ -15,3 +26,34 @@ def test_each_stage_has_one_row():
     assert roles(8) == {"first": 0, "middle": 4, "last": 7}
     assert list(roles(2).values()) == [0, 1]
     assert list(roles(1).values()) == [0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], ("triton", "triton", "auto, on cuda")),
+        (["kernels.attention=sdpa"], ("triton", "sdpa", "auto, on cuda")),
+        (["kernels.backend=torch", "--phases"], ("torch", "sdpa", "kernels.backend asks for it")),
+    ],
+)
+def test_the_first_line_is_the_choice_of_kernels_that_the_step_ran_with(
+    tmp_path, monkeypatch, capsys, overrides, expected
+):
+    ran, kernels_of = [], step.kernels_of
+    monkeypatch.setattr(step, "kernels_of", lambda choice: ran.append(choice) or kernels_of(choice))
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG)
+    monkeypatch.setattr("sys.argv", ["step_on_paper.py", str(path), "--world-size", "4", *overrides])
+    main()
+    first, second, third, *_ = capsys.readouterr().out.splitlines()
+    assert {first} == set(map(str, ran))
+    assert (ran[0].backend, ran[0].attention, ran[0].why) == expected
+    assert (second, third[0]) == ("", "|")
+
+
+def test_kernels_that_cannot_be_had_are_a_usage_error(tmp_path, monkeypatch):
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG)
+    monkeypatch.setattr("sys.argv", ["s", str(path), "kernels.attention=flash_attn", "--world-size", "4"])
+    with pytest.raises(UsageError, match=r"kernels\.attention = flash_attn: flash-attn is not installed here"):
+        main()
