@@ -2,6 +2,7 @@
 
 import sys
 import time
+from datetime import timedelta
 
 from tqdm import tqdm
 
@@ -9,13 +10,21 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Use in a `with` statement and call `advance` as bytes are done."""
+    """Use in a `with` statement and call `advance` as bytes are done; `done_before` of them in an earlier run."""
 
-    def __init__(self, title: str, total_bytes: int):
+    def __init__(self, title: str, total_bytes: int, done_before: int = 0):
         self.title, self.total = title, total_bytes
-        self._last_line = time.monotonic()
+        self._done_before = done_before
+        self._started = self._last_line = time.monotonic()
         # tqdm draws nothing where stderr is no terminal.
-        self._bar = tqdm(total=total_bytes, desc=title, unit="B", unit_scale=True, disable=not sys.stderr.isatty())
+        self._bar = tqdm(
+            total=total_bytes,
+            initial=done_before,
+            desc=title,
+            unit="B",
+            unit_scale=True,
+            disable=not sys.stderr.isatty(),
+        )
 
     def __enter__(self) -> "Progress":
         return self
@@ -30,4 +39,13 @@ class Progress:
             self._bar.update(position - self._bar.n)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            print(f"{self.title}: {100 * position / max(self.total, 1):.0f} % {note}", file=sys.stderr, flush=True)
+            percent = 100 * position / max(self.total, 1)
+            print(f"{self.title}: {percent:.0f} %, {self._remaining(position)}{note}", file=sys.stderr, flush=True)
+
+    def _remaining(self, position: int) -> str:
+        """How long it will take at the rate so far."""
+        done = position - self._done_before
+        if done <= 0:
+            return ""
+        seconds = (time.monotonic() - self._started) / done * (self.total - position)
+        return f"about {timedelta(seconds=round(seconds))} left, "
