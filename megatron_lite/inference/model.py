@@ -65,11 +65,14 @@ def load_model(checkpoint: Checkpoint, mesh: Mesh) -> LanguageModel:
 
 
 def single_process_config(tree: Mapping[str, Any]) -> Config:
-    """A run's configuration, with its layout replaced by one process.
+    """A run's configuration with one process for its layout, and auto for kernels that another machine may lack.
 
     Selective recomputation makes a block run its attention outside autograd, where it may write into a cache.
     """
     try:
-        return config_from_tree({**tree, "parallel": {"recompute": "selective"}})
+        config = config_from_tree({**tree, "parallel": {"recompute": "selective"}})
     except UsageError as error:
         raise DataError(f"the checkpoint's configuration cannot be used here: {error}") from None
+    backend = "torch" if config.kernels.backend == "torch" else "auto"
+    kernels = config.kernels.model_copy(update={"backend": backend, "attention": "auto"})
+    return config.model_copy(update={"kernels": kernels, "optim": config.optim.model_copy(update={"backend": "auto"})})

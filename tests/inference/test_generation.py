@@ -10,6 +10,7 @@ from megatron_lite.errors import DataError, UsageError
 from megatron_lite.inference.generation import Limits, generate
 from megatron_lite.inference.model import single_process_config
 from megatron_lite.inference.sampling import Sampling
+from megatron_lite.model.build import choice_of
 
 GREEDY = Sampling(temperature=0)
 PROMPTS = [[5], [60, 0, 17], [1, 2, 3, 4, 5, 6, 7], [9] * 12]
@@ -124,3 +125,12 @@ def test_the_cache_keeps_no_autograd_graph(case):
 def test_a_configuration_that_is_not_understood_is_bad_data():
     with pytest.raises(DataError, match="the checkpoint's configuration cannot be used here"):
         single_process_config({"model": {"hidden": 3}})
+
+
+def test_a_model_trained_on_kernels_that_are_not_here_runs_on_those_that_are():
+    tree = Layout(dtype="bfloat16").config().model_dump(mode="json")
+    trained = tree | {"kernels": {"backend": "triton", "attention": "flash_attn"}}
+    choice = choice_of(single_process_config(trained), "cpu")
+    assert (choice.backend, choice.attention, choice.optimizer) == ("torch", "sdpa", "torch")
+    plain = tree | {"kernels": {"backend": "torch"}}
+    assert choice_of(single_process_config(plain), "cuda").backend == "torch"
