@@ -80,8 +80,13 @@ class ParallelConfig(Section):
 
 
 class KernelsConfig(Section):
+    """Which implementations run. `loss_chunk`: so many tokens of each rank go through the output projection and the
+    loss at a time, so that full logits never exist (null: all of a microbatch's at once).
+    """
+
     backend: str = "auto"
     attention: str = "auto"
+    loss_chunk: Positive | None = None
 
 
 class BlendEntry(Section):
@@ -218,7 +223,7 @@ ACCEPTED_TODAY: Mapping[str, tuple[Any, ...]] = {
     "kernels.backend": ("auto", "torch", "triton"),
     "kernels.attention": ("auto", "flash_attn", "triton", "sdpa"),
     "data.order": ("stable",),
-    "optim.backend": ("auto", "torch"),
+    "optim.backend": ("auto", "torch", "triton", "apex"),
 }
 
 

@@ -15,7 +15,7 @@ from megatron_lite.kernels.choice import kernels_of
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.build import build_stage, choice_of
 from megatron_lite.parallel.pipeline.stage import Stage
-from megatron_lite.parallel.tensor import vocabulary_embedding
+from megatron_lite.parallel.vocabulary import vocabulary_embedding
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from megatron_lite.kernels.choice import Choice, Kernels, Work, choose
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.initialization import fill_box
 from megatron_lite.model.parameters import Specification
-from megatron_lite.model.transformer import Block, Embedding, Head
+from megatron_lite.model.transformer import Block, Embedding, Head, LossRule
 from megatron_lite.parallel.context import ContextSplit
 from megatron_lite.parallel.pipeline.stage import Stage, Unit
 from megatron_lite.parallel.tensor import Region, ReplicatedRegion, SequenceRegion
@@ -73,7 +73,8 @@ def build_stage(config: Config, resolved: Resolved, mesh: Mesh, kernels: Kernels
     if mesh.has_head:
         tied = embedding if model.tie_word_embeddings else None
         shards = shard("head", specification.head(beside_embedding=mesh.has_embedding))
-        chunks[-1].append(Head(model, shards, region, tied, config.train.z_loss))
+        rule = LossRule(config.train.z_loss, config.kernels.loss_chunk)
+        chunks[-1].append(Head(model, shards, region, tied, rule))
     distinct = {id(s): s for chunk in chunks for unit in chunk for s in unit.shards}
     return Stage(tuple(map(tuple, chunks)), tuple(distinct.values()))
 

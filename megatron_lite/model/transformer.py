@@ -16,11 +16,11 @@ from torch import Tensor
 from megatron_lite.config import ModelConfig
 from megatron_lite.model.operations import Sight, add_norm, causal_attention, norm, rotate, swiglu
 from megatron_lite.parallel.pipeline.stage import Recompute
-from megatron_lite.parallel.tensor import (
-    Region,
+from megatron_lite.parallel.tensor import Region, enter_linear, linear_leave
+from megatron_lite.parallel.vocabulary import (
     Vocabulary,
-    enter_linear,
-    linear_leave,
+    chunked_cross_entropy,
+    projection_of,
     vocabulary_cross_entropy,
     vocabulary_embedding,
 )
@@ -90,11 +90,21 @@ class Block:
         return causal_attention(qkv, self.model.head_dim, self.queries, sight, self.kernels)
 
 
+@dataclass(frozen=True)
+class LossRule:
+    """z_loss * log^2 Z keeps the softmax's normalizer near 1 (PaLM, arXiv 2204.02311, section 5). With `chunk`, so many
+    tokens of each rank go through projection and loss at a time; without, all of a microbatch's.
+    """
+
+    z_loss: float
+    chunk: int | None
+
+
 class Head:
     """Final norm, output projection, cross-entropy. On the embedding's stage a tied head uses its weight."""
 
-    def __init__(self, model: ModelConfig, shards: Shards, region: Region, tied: Shards | None, z_loss: float):
-        self.model, self.region, self.z_loss = model, region, z_loss
+    def __init__(self, model: ModelConfig, shards: Shards, region: Region, tied: Shards | None, rule: LossRule):
+        self.model, self.region, self.rule = model, region, rule
         self.shards = (shards,) if tied is None else (shards, tied)
         self.norm: Weight = shards.weights[-1]
         self.projection: Weight = shards.weights[0] if tied is None else tied.weights[0]
@@ -102,16 +112,28 @@ class Head:
 
     def logits(self, x: Tensor) -> Tensor:
         """Local logits [T, B, V/tp]."""
-        h, _ = norm(x, self.norm, self.model.rms_norm_eps)
-        return enter_linear(h, self.projection, self.region, "head.enter")
+        return self._project(self._normed(x))
 
     def forward(self, x: Tensor, batch: Microbatch) -> Tensor:
         """The microbatch's share of the objective, a scalar: (sum of losses + z_loss * sum of lse^2) / count."""
-        logits = self.logits(x)
+        h = self._normed(x)
+        if self.rule.chunk is None:
+            return self._whole(h, batch)
+        projection = projection_of(self.projection, self.model.vocab_size, self.region, self.rule.chunk)
+        arguments = h, batch.labels, projection, batch.count, self.rule.z_loss
+        objective, batch.loss, batch.z_loss = chunked_cross_entropy(*arguments)
+        return objective
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return norm(x, self.norm, self.model.rms_norm_eps)[0]
+
+    def _project(self, h: Tensor) -> Tensor:
+        return enter_linear(h, self.projection, self.region, "head.enter")
+
+    def _whole(self, h: Tensor, batch: Microbatch) -> Tensor:
         vocabulary = Vocabulary(self.model.vocab_size, self.region.tensor, self.projection.kernels)
-        loss, log_sum = vocabulary_cross_entropy(logits, batch.labels, vocabulary)
+        loss, log_sum = vocabulary_cross_entropy(self._project(h), batch.labels, vocabulary)
         counted = (batch.labels >= 0) & (batch.labels < self.model.vocab_size)
-        # PaLM, arXiv 2204.02311, section 5: z_loss * log^2 Z keeps the softmax's normalizer near 1.
-        z_loss = self.z_loss * torch.where(counted, log_sum, torch.zeros_like(log_sum)).square()
+        z_loss = self.rule.z_loss * torch.where(counted, log_sum, torch.zeros_like(log_sum)).square()
         batch.loss, batch.z_loss = loss.detach().sum(), z_loss.detach().sum()
         return (loss.sum() + z_loss.sum()) / batch.count

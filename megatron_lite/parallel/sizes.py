@@ -50,6 +50,24 @@ class StageSizes:
         return train.sequence_length // self.resolved.context * train.micro_batch_size
 
     @property
+    def outer(self) -> int:
+        """Those outside a region."""
+        return self.tokens // self.resolved.tensor if self.config.parallel.sequence else self.tokens
+
+    @property
+    def chunk(self) -> int | None:
+        """Tokens of each rank that go through the loss at a time; None where all do."""
+        chunk = self.config.kernels.loss_chunk
+        return None if chunk is None else min(chunk, self.outer)
+
+    def loss_chunks(self) -> Iterator[tuple[int, int]]:
+        """(tokens, how many chunks of so many) of a microbatch on this rank."""
+        whole, rest = divmod(self.outer, self.chunk)
+        yield self.chunk, whole
+        if rest:
+            yield rest, 1
+
+    @property
     def region(self) -> int:
         """Bytes of one microbatch's activations inside a tensor-parallel region."""
         return self.tokens * self.config.model.hidden_size * self.element

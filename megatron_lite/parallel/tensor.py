@@ -23,8 +23,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from megatron_lite.kernels.choice import Kernels
-from megatron_lite.kernels.reference.cross_entropy import combine_statistics
 from megatron_lite.parallel.collectives import Communicator, Handle, ready
 from megatron_lite.parallel.zero import Weight
 
@@ -175,84 +173,3 @@ def _product(x: Tensor, matrix: Tensor) -> Tensor:
 
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
-
-
-def vocabulary_embedding(tokens: Tensor, weight: Weight, region: Region, anchor: Tensor) -> Tensor:
-    """Tokens [T, B] -> [T or T/tp, B, H]: each rank looks up its own rows, the sum leaves as from a region.
-
-    `anchor` is any tensor that requires a gradient; it makes autograd call this operation's backward.
-    """
-    return _VocabularyEmbedding.apply(tokens, weight, region, anchor)
-
-
-class _VocabularyEmbedding(Function):
-    @staticmethod
-    def forward(ctx, tokens, weight, region, anchor):
-        rows = weight.data.shape[0]
-        local = tokens - region.tensor.rank * rows
-        mine = (local >= 0) & (local < rows)
-        ctx.save_for_backward(local)
-        ctx.weight, ctx.region = weight, region
-        embedded = weight.data[torch.where(mine, local, 0)] * mine.unsqueeze(-1).to(weight.data.dtype)
-        return region.leave(embedded, "embedding.leave").wait()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        local = _saved(ctx)
-        weight = ctx.weight
-        full = ctx.region.leave_backward(gradient, "embedding.leave.backward").wait()
-        weight.run_or_defer(lambda: weight.add_rows(local.flatten(), _rows(full)))
-        return None, None, None, None
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The token ids that count, [0, size), the ranks over which their columns are split, and the kernels."""
-
-    size: int
-    tensor: Communicator
-    kernels: Kernels
-
-    def real(self, columns: int) -> int:
-        """How many of a rank's `columns` belong to a token id; the rest is padding."""
-        return min(max(self.size - self.tensor.rank * columns, 0), columns)
-
-    def local(self, labels: Tensor, columns: int) -> Tensor:
-        """The column of each label on this rank; -1 where it is another's or does not count."""
-        column = labels - self.tensor.rank * columns
-        return torch.where((column >= 0) & (column < self.real(columns)), column, -1)
-
-
-def vocabulary_cross_entropy(logits: Tensor, labels: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
-    """Per-token loss and log-sum-exp, each [T, B] in float32 (float64 for float64), from local logits [T, B, V/tp].
-
-    Labels outside the vocabulary have loss 0: they are not counted. Columns past its size are padding: outside the
-    softmax, gradient 0. One all-gather carries two numbers a token, the local log-sum-exp and the local target logit,
-    combined in rank order. Backward writes the gradient over the logits.
-    """
-    return _VocabularyCrossEntropy.apply(logits, labels, vocabulary)
-
-
-class _VocabularyCrossEntropy(Function):
-    @staticmethod
-    def forward(ctx, logits, labels, vocabulary):
-        columns, kernels = logits.shape[-1], vocabulary.kernels
-        target = vocabulary.local(labels, columns)
-        pair = torch.stack(kernels.cross_entropy_statistics(logits, target, vocabulary.real(columns)))
-        pairs = vocabulary.tensor.all_gather(pair.unsqueeze(0), "cross_entropy.combine").wait()  # [tp, 2, T, B]
-        log_sum, target_logit = combine_statistics(pairs)
-        counted = (labels >= 0) & (labels < vocabulary.size)
-        loss = torch.where(counted, log_sum - target_logit, torch.zeros_like(log_sum))
-        ctx.save_for_backward(logits, log_sum, target, counted)
-        ctx.vocabulary = vocabulary
-        return loss, log_sum
-
-    @staticmethod
-    def backward(ctx, loss_gradient, log_sum_gradient):
-        logits, log_sum, target, counted = ctx.saved_tensors
-        loss_gradient = torch.where(counted, loss_gradient, torch.zeros_like(loss_gradient))
-        gradient, vocabulary = logits.detach(), ctx.vocabulary
-        vocabulary.kernels.cross_entropy_gradient_(
-            gradient, target, vocabulary.real(logits.shape[-1]), log_sum, loss_gradient, log_sum_gradient
-        )
-        return gradient, None, None

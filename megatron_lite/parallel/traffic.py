@@ -45,6 +45,9 @@ class StepTraffic(StageSizes):
         m, sequence = self.resolved.microbatches, self.config.parallel.sequence
         for unit in (unit for chunk in self.chunks for unit in chunk):
             forwards = m * (2 if unit.recompute == "full" else 1)
+            if unit.kind == "head" and self.chunk is not None:
+                self._chunked_head(m)
+                continue
             entered = {"block": ("attention.enter", "mlp.enter"), "head": ("head.enter",)}.get(unit.kind, ())
             left = {"block": ("attention.leave", "mlp.leave"), "embedding": ("embedding.leave",)}.get(unit.kind, ())
             for site in entered:
@@ -59,6 +62,18 @@ class StepTraffic(StageSizes):
             if unit.kind == "head":
                 pairs = self.resolved.tensor * 2 * self.tokens * self.exact
                 self._add("cross_entropy.combine", "all_gather", m, pairs)
+
+    def _chunked_head(self, microbatches: int) -> None:
+        """Once over the microbatch, a chunk at a time, the last of what is left."""
+        sequence, tensor = self.config.parallel.sequence, self.resolved.tensor
+        ranks = tensor if sequence else 1  # that hold tokens of their own
+        row = self.config.model.hidden_size * self.element
+        for tokens, chunks in self.loss_chunks():
+            calls, size = microbatches * chunks, ranks * tokens * row
+            if sequence:
+                self._add("head.chunk", "all_gather", calls, size)
+            self._add("head.chunk.backward", "reduce_scatter" if sequence else "all_reduce", calls, size)
+            self._add("cross_entropy.chunk", "all_gather", calls, tensor * 2 * ranks * tokens * self.exact)
 
     def _context(self) -> None:
         size, model = self.resolved.context, self.config.model

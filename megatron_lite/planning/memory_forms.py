@@ -108,15 +108,17 @@ class StepMemory(StageSizes):
     # A unit's turn: what passes in, what passes out
 
     def _f(self, unit: Unit, passed: int) -> int:
-        self._see(passed, self.forms.forward(unit))
+        self._see(passed, self.forms.forward(unit, self._summed(unit)))
         self.saved += self.forms.saved(unit)
+        if unit.kind == "head" and self.forms.chunked:
+            self.zero.summed.add(unit.shards[-1])
         return 0 if unit.kind == "head" else self.message
 
     def _b(self, unit: Unit, passed: int, queues: bool = False) -> int:
         self._see(passed, self.forms.backward(unit, self._summed(unit), queues))
         self.saved -= self.forms.saved(unit)
         if not queues:
-            self.zero.summed |= set(unit.shards)
+            self.zero.summed |= self._left(unit)
         return 0 if unit.kind == "embedding" else self.message
 
     def _i(self, unit: Unit, passed: int) -> int:
@@ -127,8 +129,12 @@ class StepMemory(StageSizes):
     def _w(self, unit: Unit, passed: int) -> int:
         self._see(0, self.forms.weight_backward(unit, self._summed(unit)))
         self.saved -= self.forms.queued(unit)
-        self.zero.summed |= set(unit.shards)
+        self.zero.summed |= self._left(unit)
         return 0
+
+    def _left(self, unit: Unit) -> set[str]:
+        """The shards whose full gradients a backward makes; a head in chunks made its product's in forward."""
+        return set() if unit.kind == "head" and self.forms.chunked else set(unit.shards)
 
     def _summed(self, unit: Unit) -> bool:
         """Whether the full gradient of the unit's products is there."""

@@ -56,7 +56,7 @@ class UnitMemory:
         self.element, self.exact, self.mixed = sizes.element, sizes.exact, sizes.exact != sizes.element
         self.tokens = sizes.tokens
         self.gathers = config.parallel.sequence and tensor > 1
-        self.outer = self.tokens // tensor if config.parallel.sequence else self.tokens
+        self.outer = sizes.outer
         self.hidden, self.feed = model.hidden_size, model.intermediate_size // tensor
         self.heads = model.num_attention_heads // tensor
         key_values = model.num_key_value_heads // tensor
@@ -89,8 +89,8 @@ class UnitMemory:
         if unit.kind == "embedding":
             return self.tokens * 8  # the row of each token
         if unit.kind == "head":
-            # Logits; log-sum-exps, as they are and counted ones; targets; two masks of what counts.
-            return self.outside(2 * self.hidden) + self._scales() + self.inside(self.vocabulary) + self._losses()
+            kept = self.outside(2 * self.hidden) + self._scales()  # in chunks the second is the first's gradient
+            return kept if self.chunked else kept + self.inside(self.vocabulary) + self._losses()
         if unit.recompute == "full":
             return self.outside(self.hidden)
         kept = self.outside(4 * self.hidden) + 2 * self._scales() + self.inside(2 * self.feed)
@@ -103,7 +103,7 @@ class UnitMemory:
         if unit.kind == "embedding":
             return self.inside(self.hidden) + self.tokens * 8
         if unit.kind == "head":
-            return self.inside(self.vocabulary) + self.outside(self.hidden)
+            return 0 if self.chunked else self.inside(self.vocabulary) + self.outside(self.hidden)
         products = self.inside(2 * self.hidden + self.packed + self.queries + 3 * self.feed)
         return products + self.outside(2 * self.hidden)
 
@@ -111,25 +111,31 @@ class UnitMemory:
         return self.outer * self.exact
 
     def _losses(self) -> int:
+        """Log-sum-exps, as they are and counted ones; targets; two masks of what counts."""
         return self.tokens * (2 * self.exact + 8 + 2)
 
     def _attention_saved(self) -> int:
         returned = self.inside(self.queries) if self.swaps > 1 else 0
         return self.inside(self.attended + self.queries) + returned + self.tokens * self.heads * self.exact
 
+    @property
+    def chunked(self) -> bool:
+        """Whether the head's loss, and the gradients of its product, are worked out chunk by chunk in forward."""
+        return self.sizes.chunk is not None
+
     def logits(self) -> int:
-        """The head's, over which backward writes their gradient."""
-        return self.inside(self.vocabulary)
+        """The head's at once, over which their gradient is written."""
+        return self._chunk(self.vocabulary) if self.chunked else self.inside(self.vocabulary)
 
     # What an action takes while it runs
 
-    def forward(self, unit: Unit) -> Tape:
-        """Beside its input, which is there."""
+    def forward(self, unit: Unit, summed: bool) -> Tape:
+        """Beside its input, which is there. `summed`: its full gradients are there already."""
         tape = Tape()
         if unit.kind == "embedding":
             tape.take(self.tokens * 17, self.inside(self.hidden), self.inside(self.hidden))
         elif unit.kind == "head":
-            self._head_forward(tape)
+            self._chunked_head_forward(tape, summed) if self.chunked else self._head_forward(tape)
         else:
             self._block_forward(tape, unit.recompute)
         return tape
@@ -156,7 +162,7 @@ class UnitMemory:
         if unit.kind == "embedding":
             self._rows(tape, summed)
             return tape
-        products = [(self.vocabulary, self.hidden)]
+        products = [] if self.chunked else [(self.vocabulary, self.hidden)]
         if unit.kind == "block":
             products = self.sizes.weights["block"][3::-1]
         for rows, columns in products:
@@ -282,7 +288,30 @@ class UnitMemory:
         self._enter(tape, self.inside(self.vocabulary))
         tape.take(self._losses())
 
+    def _chunked_head_forward(self, tape: Tape, summed: bool) -> None:
+        """At the fullest moment a chunk's logits are there, the next one's h on its way, the last one's dh too."""
+        chunks = sum(count for _, count in self.sizes.loss_chunks())
+        here = self._chunk(self.hidden)  # of all ranks
+        part = self.sizes.chunk * self.hidden * self.element
+        arrives, leaves = (here, here + part) if self.gathers else (0, here)
+        tape.take(self.outside(self.hidden), self._scales(), 2 * self.tokens * self.exact, self.outside(self.hidden))
+        for number in range(min(chunks, 3)):
+            tape.take(arrives if number == 0 else 0, arrives if number + 1 < chunks else 0)
+            tape.take(self.logits())
+            tape.take(leaves)
+            self._weight_gradient(tape, self.vocabulary * self.hidden, summed or number > 0, queues=False)
+            tape.give(self.logits(), arrives, leaves if number else 0)
+        tape.give(leaves, 2 * self.tokens * self.exact, self.outside(self.hidden))
+
+    def _chunk(self, columns: int) -> int:
+        """Bytes of [a chunk's tokens of all ranks, columns]."""
+        ranks = self.tokens // self.outer
+        return ranks * self.sizes.chunk * columns * self.element
+
     def _head_backward(self, tape: Tape, summed: bool, queues: bool) -> None:
+        if self.chunked:
+            self._norm_backward(tape)
+            return
         tape.give(self._losses())
         self._enter_backward(tape, self.vocabulary * self.hidden, self.inside(self.vocabulary), summed, queues)
         self._norm_backward(tape)

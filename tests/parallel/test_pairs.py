@@ -31,6 +31,7 @@ CHOICES = {
     "tied": (False, True),
     "uneven": (False, True),
     "documents": (False, True),
+    "loss_chunk": (None, 3),
 }
 LEAST, RANKS, TRIES = 200, 8, 400
 MORE_LAYOUTS, MORE_RANKS = 12, 16

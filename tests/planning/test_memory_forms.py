@@ -40,8 +40,22 @@ LAYOUTS = [
     replace(WHOLE, schedule="zb_v", virtual_stages=2, recompute="full"),
     replace(WHOLE, pipeline=4, schedule="interleaved_1f1b", virtual_stages=2, zero_stage=2),
 ]
+CHUNKED = [
+    *(replace(ONE, loss_chunk=chunk) for chunk in (16, 100, 200, 256)),
+    *(
+        replace(ONE, tensor=2, loss_chunk=chunk, sequence=sequence)
+        for chunk in (16, 64, 128)
+        for sequence in (True, False)
+    ),
+    replace(ONE, data=2, loss_chunk=32),
+    replace(ONE, data=2, loss_chunk=32, tied=True, zero_regather="step"),
+    replace(WHOLE, loss_chunk=32),
+    replace(WHOLE, loss_chunk=32, schedule="gpipe"),
+    replace(WHOLE, loss_chunk=32, schedule="zb_h1", tied=True),
+]
 # Not the ring: gloo's threads hold a message's buffers for a moment after its wait.
-REAL = [ZERO[4], ZERO[6], ZERO[7], WHOLE, replace(WHOLE, schedule="zb_h1", recompute="selective"), SCHEDULES[4]]
+REAL = [ZERO[4], ZERO[6], ZERO[7], WHOLE, replace(WHOLE, schedule="zb_h1", recompute="selective"), SCHEDULES[4],
+        replace(WHOLE, loss_chunk=32)]  # fmt: skip
 
 
 def config_of(layout: Layout, **train: int) -> Config:
@@ -79,7 +93,7 @@ def compare(layout: Layout, config: Config) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", [*LAYOUTS, *CHUNKED], ids=str)
 def test_the_peak_is_the_forms_on_the_first_and_the_last_stage(layout, dtype):
     compare(layout, config_of(replace(layout, dtype=dtype)))
 
@@ -100,6 +114,22 @@ def test_context_ranks_keep_their_share_of_a_long_sequence_and_the_rings_buffers
         compare(layout, config)
     whole, part = (block_keeps(config, layout.world) for layout, config in zip(layouts, configs, strict=True))
     assert part * ranks == whole
+
+
+@pytest.mark.parametrize(("ranks", "chunk"), [(1, 512), (2, 512), (8, 256)])
+def test_in_chunks_a_vocabulary_of_128000_takes_a_chunks_logits_alone(ranks, chunk):
+    """One block of the 65B model beside its embedding and head, a sequence of 8,192 tokens."""
+    layout = Layout(tensor=ranks, layers=1, dtype="bfloat16")
+    sizes = {"hidden_size": 8192, "intermediate_size": 25600, "num_attention_heads": 64, "num_key_value_heads": 8,
+             "vocab_size": 128000}  # fmt: skip
+    whole = layout.config(global_batch_size=1, sequence_length=8192)
+    whole = whole.model_copy(update={"model": whole.model.model_copy(update=sizes)})
+    chunked = whole.model_copy(update={"kernels": whole.kernels.model_copy(update={"loss_chunk": chunk})})
+    for config in (whole, chunked):
+        compare(layout, config)
+    peaks = [step_on_paper(config, ranks, 0).peak for config in (whole, chunked)]
+    all_logits, some_logits = (2 * tokens * 128000 // ranks for tokens in (8192, chunk * ranks))
+    assert peaks[0] - peaks[1] > 0.5 * (all_logits - some_logits)
 
 
 def real_step(layout: Layout) -> tuple[int, int]:

@@ -37,6 +37,7 @@ class Layout:
     recompute: str = "none"
     tied: bool = False
     documents: bool = False
+    loss_chunk: int | None = None
     layers: int = 4
     stage_layers: tuple[int, ...] | None = None
     split: int | None = None
@@ -59,6 +60,7 @@ class Layout:
         words += [f"{self.context_kind}{self.context}"] if self.context > 1 else []
         words += ["documents"] if self.documents else []
         words += ["tied"] if self.tied else []
+        words += [f"chunk{self.loss_chunk}"] if self.loss_chunk else []
         words += [f"recompute-{self.recompute}"] if self.recompute != "none" else []
         words += [f"split{self.split}"] if self.split is not None else []
         words += [f"layers{self.layers}"] if self.layers != 4 else []
@@ -81,6 +83,7 @@ class Layout:
                     "zero_stage": self.zero_stage, "zero_regather": self.zero_regather,
                     "zero_group": self.zero_group, "recompute": self.recompute, "stage_layers": self.stage_layers,
                 },
+                "kernels": {"loss_chunk": self.loss_chunk},
                 "optim": {"lr": 0.01, "min_lr": 0.001, "warmup_steps": 2, "grad_clip": 0.5},
                 "train": {
                     "steps": STEPS, "global_batch_size": 12, "micro_batch_size": 1, "sequence_length": 16,

@@ -22,6 +22,7 @@ PACKAGE = Path(megatron_lite.__file__).parent
 KERNELS = Path(megatron_lite.kernels.__file__).parent  # setup.py maps them into the package
 # The code that makes the numbers of a step.
 NUMERIC = (
+    "kernels.linear_cross_entropy",
     "kernels.reference.attention",
     "kernels.reference.rms_norm",
     "model.operations",
@@ -33,6 +34,7 @@ NUMERIC = (
     "optim.norm",
     "optim.schedule",
     "parallel.tensor",
+    "parallel.vocabulary",
     "parallel.zero",
     "parallel.collectives",
     "parallel.context",
