@@ -9,8 +9,8 @@ token is a word or a symbol:
             with the marks that follow it
     symbol  every other character that is not white space, by itself
 
-The classes are Unicode general categories (letters L, digits and numbers N, marks M and the joiners U+200C and U+200D), pinned in
-word_table.py to one version of Unicode; white space is what str.isspace() says. Where a published rule counts
+The classes are Unicode general categories (letters L, digits and numbers N, marks M and the joiners U+200C and U+200D),
+pinned in word_table.py to one version of Unicode; white space is what str.isspace() says. Where a published rule counts
 punctuation among its words, as datatrove's word tokenizers do, its words are all tokens.
 
 `split` is C++ (csrc/words.h), `split_reference` says the same in Python, token for token.
