@@ -21,7 +21,11 @@ class Batch:
 
 
 class MalformedLine(Exception):
-    """What is wrong with a line, in a few words."""
+    """What is wrong with a line, in a few words: `kind`, of which there are few, and perhaps a detail."""
+
+    def __init__(self, kind: str, detail: str = ""):
+        super().__init__(f"{kind}: {detail}" if detail else kind)
+        self.kind = kind
 
 
 def read_batches(paths: Sequence[str | Path], batch_bytes: int) -> Iterator[Batch]:
@@ -61,7 +65,9 @@ def parse_texts(line: bytes, keys: Sequence[str]) -> list[str]:
     try:
         document = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise MalformedLine(f"no valid JSON: {error}") from None
+        raise MalformedLine(
+            "no valid JSON, broken UTF-8" if _is_broken(line) else "no valid JSON", str(error)
+        ) from None
     if not isinstance(document, dict):
         raise MalformedLine(f"a JSON {type(document).__name__}, not an object")
     for key in keys:
@@ -70,3 +76,11 @@ def parse_texts(line: bytes, keys: Sequence[str]) -> list[str]:
         if not isinstance(document[key], str):
             raise MalformedLine(f"{key!r} holds a {type(document[key]).__name__}, not a string")
     return [document[key] for key in keys]
+
+
+def _is_broken(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return True
+    return False

@@ -17,7 +17,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from megatron_lite.data.indexed import IndexedDatasetWriter, token_dtype
+from megatron_lite.data.indexed import token_dtype
+from megatron_lite.data.indexed_writer import IndexedDatasetWriter
 from megatron_lite.data.jsonl import Batch, MalformedLine, parse_texts, read_batches, total_bytes
 from megatron_lite.data.progress import Progress
 from megatron_lite.data.tokenizer import SPACE_MARK, Tokenizer

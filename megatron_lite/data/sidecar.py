@@ -37,6 +37,12 @@ class Sidecar:
     bin_bytes: int
     bin_xxh3: str  # xxh3, 128 bits, hexadecimal
     idx_xxh3: str
+    text_bytes: int | None = None  # of the text that became these tokens; None where nobody counted
+
+    @property
+    def idx_bytes(self) -> int:
+        """34 of the header; 4 of length and 8 of offset a sequence, 8 a document; and 8 more."""
+        return 42 + 12 * self.sequences + 8 * self.documents
 
     @classmethod
     def load(cls, prefix: str | Path) -> "Sidecar | None":
@@ -61,8 +67,8 @@ class Sidecar:
     def check(self, prefix: str | Path, dtype: str, bin_bytes: int, sequences: int, documents: int) -> None:
         """Raises DataError unless the sidecar describes these files."""
         found = {"dtype": dtype, "bin_bytes": bin_bytes, "sequences": sequences, "documents": documents}
-        for field, value in found.items():
-            if (said := getattr(self, field)) != value:
+        for name, value in found.items():
+            if (said := getattr(self, name)) != value:
                 raise DataError(
-                    f"{sidecar_path(prefix)} says {field} {said}, the data set has {value}; it belongs to other files"
+                    f"{sidecar_path(prefix)} says {name} {said}, the data set has {value}; it belongs to other files"
                 )

@@ -1,6 +1,7 @@
 """SentencePiece as this project uses it."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,9 @@ from megatron_lite.data.sidecar import TokenizerIdentity
 from megatron_lite.errors import DataError
 
 SPACE_MARK = "\u2581"  # what SentencePiece writes for a space inside, and decodes as one
+BLOCK_CHARACTERS = 1 << 16  # tokenized at once where the model allows it
+LONGEST_BLOCK = 1 << 24  # SentencePiece and kitoken take some 60 bytes of memory a character
+WORD_END = re.compile(r"[^ ](?= )")
 
 
 class Tokenizer:
@@ -40,7 +44,9 @@ class Tokenizer:
         if self.eod_id < 0:
             raise DataError(f"tokenizer {path} has no </s>, which ends a document")
         self._space_mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
-        self.spells_space_mark = self._keeps_spaces() and self._processor.decode(self._space_mark_ids) == SPACE_MARK
+        keeps_spaces = self._keeps_spaces()
+        self.spells_space_mark = keeps_spaces and self._processor.decode(self._space_mark_ids) == SPACE_MARK
+        self._cuts_at_words = keeps_spaces and not self._has_piece_across_words()
 
     @property
     def identity(self) -> TokenizerIdentity:
@@ -54,13 +60,14 @@ class Tokenizer:
         return dict(zip(self._processor.id_to_piece(special), special, strict=True))
 
     def encode(self, text: str) -> list[int]:
+        """The ids of a text. Raises ValueError for more than LONGEST_BLOCK characters with no place to cut them."""
         if SPACE_MARK not in text or not self.spells_space_mark:
-            return self._encode(text)
+            return self._encode_blocks(text)
         first, *rest = text.split(SPACE_MARK)
-        ids = self._encode(first)
+        ids = self._encode_blocks(first)
         for part in rest:
             ids += self._space_mark_ids
-            ids += self._encode(part)
+            ids += self._encode_blocks(part)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -71,9 +78,32 @@ class Tokenizer:
         """Whether a token spells one byte of what the vocabulary lacks."""
         return self._processor.is_byte(token)
 
+    def _encode_blocks(self, text: str) -> list[int]:
+        """Memory and time grow faster than a text, so a long one is tokenized in blocks, with the same ids.
+
+        No piece reaches from a word into the space behind it, so no merge does, and the words' ids are independent.
+        """
+        if len(text) <= BLOCK_CHARACTERS:
+            return self._encode(text)
+        ids, begin = [], 0
+        while begin < len(text):
+            word = WORD_END.search(text, begin + BLOCK_CHARACTERS - 1) if self._cuts_at_words else None
+            end = word.end() if word else len(text)
+            if end - begin > LONGEST_BLOCK:
+                raise ValueError(
+                    f"{end - begin} characters with no space to cut them at; at most {LONGEST_BLOCK} are tokenized"
+                )
+            ids += self._encode(text[begin:end])
+            begin = end
+        return ids
+
     def _encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
 
     def _keeps_spaces(self) -> bool:
         """Whether text is encoded as it stands, so that the parts of a text can be encoded one by one."""
         return "".join(self._processor.encode("  x  y ", out_type=str)) == "▁▁x▁▁y▁"
+
+    def _has_piece_across_words(self) -> bool:
+        pieces = self._processor.id_to_piece(list(range(self.vocab_size)))
+        return any(SPACE_MARK in piece.lstrip(SPACE_MARK) or " " in piece for piece in pieces)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from support.text import random_documents, write_dataset
 
-from megatron_lite.data import indexed
-from megatron_lite.data.indexed import IndexedDatasetWriter, open_indexed, token_dtype
+from megatron_lite.data import indexed_writer
+from megatron_lite.data.indexed import open_indexed, token_dtype
+from megatron_lite.data.indexed_writer import IndexedDatasetWriter
 from megatron_lite.errors import DataError
 
 # Written by the IndexedDatasetBuilder of megatron-core 0.16.1: documents, token type, .bin, .idx.
@@ -49,7 +50,7 @@ def test_opens_files_that_megatron_wrote(tmp_path, case):
 
 @pytest.mark.parametrize("block", [1, 3, 1 << 20])
 def test_any_documents_come_back_whatever_the_block_of_the_index_writer(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(indexed, "BLOCK", block)
+    monkeypatch.setattr(indexed_writer, "BLOCK", block)
     documents = random_documents(np.random.default_rng(block), 60)
     dataset = write_dataset(tmp_path / "d", documents)
     assert [[s.tolist() for s in dataset.document(i)] for i in range(dataset.document_count)] == documents
@@ -97,7 +98,7 @@ def test_an_exception_while_writing_leaves_the_old_data_set_and_no_partial_files
 @pytest.mark.parametrize("published", [0, 1, 2])
 def test_a_crash_between_the_renames_leaves_no_data_set_that_opens(tmp_path, monkeypatch, published):
     write_dataset(tmp_path / "d", [[[1, 2, 3]]])
-    original, done = indexed.publish, []
+    original, done = indexed_writer.publish, []
 
     def crash_after(path, partial=None):
         if len(done) == published:
@@ -105,7 +106,7 @@ def test_a_crash_between_the_renames_leaves_no_data_set_that_opens(tmp_path, mon
         original(path, partial)
         done.append(path)
 
-    monkeypatch.setattr(indexed, "publish", crash_after)
+    monkeypatch.setattr(indexed_writer, "publish", crash_after)
     monkeypatch.setattr("megatron_lite.data.sidecar.publish", crash_after)
     with pytest.raises(OSError, match="no space"):
         write_dataset(tmp_path / "d", [[[4, 5]]])

@@ -13,7 +13,7 @@ import yaml
 from safetensors import safe_open
 
 from megatron_lite.config import config_from_tree, resolve
-from megatron_lite.data.indexed import IndexedDatasetWriter
+from megatron_lite.data.indexed_writer import IndexedDatasetWriter
 from megatron_lite.training.loop import pretrain
 
 

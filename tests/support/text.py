@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_lite.data.indexed import IndexedDataset, IndexedDatasetWriter, open_indexed
+from megatron_lite.data.indexed import IndexedDataset, open_indexed
+from megatron_lite.data.indexed_writer import IndexedDatasetWriter
 from megatron_lite.data.sidecar import TokenizerIdentity
 from megatron_lite.data.tokenizer_training import Sampling, train_tokenizer
 
