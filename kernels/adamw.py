@@ -92,8 +92,9 @@ def adamw_(master, gradient, first, second, compute, clip, decayed, updates, lea
     """Update number `updates` (the first is 1) of master, first and second [S], all float32 or all float64.
 
     compute [S] in a narrower dtype, or None, receives the new master. clip [] in the master's dtype, or None, scales
-    the gradient [S], which stays as it is. Elements below index `decayed` take weight decay. Raises ValueError for
-    other shapes and dtypes, for what is not contiguous, and for fewer than one update.
+    the gradient [S], which is used up: it stays as it is here, and scaled after other implementations; none takes
+    memory for a copy. Elements below index `decayed` take weight decay. Raises ValueError for other shapes and dtypes,
+    for what is not contiguous, and for fewer than one update.
     """
     name = "adamw_"
     check(name, "master", master, master, (master.numel(),), (float32, float64))

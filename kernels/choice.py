@@ -7,16 +7,21 @@ attention  auto        the backend's own
            sdpa        PyTorch's
            triton      ours
            flash_attn  the flash-attn package's
+optimizer  auto    the backend's own
+           torch   PyTorch's
+           triton  ours
+           apex    NVIDIA's apex's update; the norm is the backend's
 
-What auto takes has at least been proved in Triton's interpreter. The flash-attn adapter has not run with its package
-anywhere, so auto leaves it alone even where that is installed. Weight gradients are apex's where that is installed,
-the backend is triton and operands are bfloat16.
+What auto takes has at least been proved in Triton's interpreter. The flash-attn adapter and apex's update have not
+run with their packages anywhere, so auto leaves them alone even where those are installed. Weight gradients are apex's
+where that is installed, the backend is triton and operands are bfloat16.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 
 from megatron_lite.kernels.adapters import apex, flash_attn
 
@@ -64,6 +69,15 @@ class Kernels:
 
 
 @dataclass(frozen=True)
+class OptimizerKernels:
+    """The operations of the optimizer. `table_of` makes, once, what `square_norm` finds its shards by."""
+
+    adamw_: Callable
+    square_norm: Callable
+    table_of: Callable
+
+
+@dataclass(frozen=True)
 class Work:
     """What the kernels will work on: a device type, a dtype by torch's name, heads of so many elements; and whether a
     ring of ranks attends within documents.
@@ -105,15 +119,19 @@ def choose(backend: str, attention: str, optimizer: str, work: Work) -> Choice:
             raise ValueError(f"{key} = {value}: must be one of {', '.join(known)}")
     chosen, why = _backend(backend, work.device)
     own = "triton" if chosen == "triton" else "sdpa"
-    # PyTorch's fused update, until the optimizer takes ours.
-    update = "torch" if optimizer == "auto" else optimizer
+    update = chosen if optimizer == "auto" else optimizer
     choice = Choice(chosen, own if attention == "auto" else attention, _product(chosen, work), update, why)
-    if "triton" in (choice.backend, choice.attention, choice.optimizer):
-        _require_triton(work.device)
+    for key, value in (
+        ("kernels.backend", choice.backend),
+        ("kernels.attention", choice.attention),
+        ("optim.backend", choice.optimizer),
+    ):
+        if value == "triton":
+            _require_triton(key, work.device)
     if choice.attention == "flash_attn":
         _require_flash_attn(work)
     if choice.optimizer == "apex":
-        _require_package("optim.backend = apex", apex.installed(), "apex", apex.OPTIMIZER, work.device)
+        _require_apex(work)
     return choice
 
 
@@ -132,13 +150,13 @@ def _product(backend: str, work: Work) -> str:
     return "apex" if takes_apex and apex.installed(apex.PRODUCT) else backend
 
 
-def _require_triton(device: str) -> None:
+def _require_triton(key: str, device: str) -> None:
     if find_spec("triton") is None:
-        raise ValueError("the Triton backend needs the package triton: install it, or set kernels.backend = torch")
+        raise ValueError(f"{key} = triton needs the package triton: install it, or set {key} = auto")
     if device == "cpu" and not import_module("megatron_lite.kernels.interpreter").interpreting():
         raise ValueError(
-            "the Triton backend on a CPU runs in Triton's interpreter alone: set TRITON_INTERPRET=1 (slow, for "
-            "proofs), or kernels.backend = torch"
+            f"{key} = triton on a CPU runs in Triton's interpreter alone: set TRITON_INTERPRET=1 (slow, for proofs), "
+            f"or {key} = auto"
         )
 
 
@@ -159,6 +177,13 @@ def _require_flash_attn(work: Work) -> None:
         )
 
 
+def _require_apex(work: Work) -> None:
+    asked = "optim.backend = apex"
+    _require_package(asked, apex.installed(), "apex", apex.OPTIMIZER, work.device)
+    if work.dtype == "float64":
+        raise ValueError(f"{asked} with train.dtype = float64: apex updates float32 alone; set optim.backend = auto")
+
+
 def _require_package(asked: str, installed: bool, package: str, modules: str, device: str) -> None:
     key = asked.split(" ")[0]
     if device == "cpu":
@@ -169,14 +194,26 @@ def _require_package(asked: str, installed: bool, package: str, modules: str, de
 
 def kernels_of(choice: Choice) -> Kernels:
     """The operations themselves. Importing Triton's waits until they are chosen: a CPU may have no Triton."""
-    if choice.backend == "triton" or choice.attention == "triton":
+    found = {}
+    for name, file in FILES.items():
+        chosen = {"attention": choice.attention, "weight_gradient": choice.product}.get(file, choice.backend)
+        found[name] = getattr(_module(chosen, file), name)
+    return Kernels(**found)
+
+
+def optimizer_kernels_of(choice: Choice) -> OptimizerKernels:
+    """The optimizer's operations themselves; what only generates needs none."""
+    update = _module(choice.optimizer, "adamw")
+    norm = _module(choice.backend if choice.optimizer == "apex" else choice.optimizer, "square_norm")
+    return OptimizerKernels(update.adamw_, norm.square_norm, norm.table_of)
+
+
+def _module(chosen: str, file: str) -> ModuleType:
+    """Where an implementation of the operations of a file is."""
+    if chosen == "triton":
         interpreter = import_module("megatron_lite.kernels.interpreter")
         if interpreter.interpreting():
             interpreter.make_exact()
     homes = {"torch": "reference.", "triton": "", "sdpa": "reference.", "flash_attn": "adapters.", "apex": "adapters."}
-    found = {}
-    for name, file in FILES.items():
-        chosen = {"attention": choice.attention, "weight_gradient": choice.product}.get(file, choice.backend)
-        file = chosen if homes[chosen] == "adapters." else file  # an adapter is named after its package
-        found[name] = getattr(import_module(f"megatron_lite.kernels.{homes[chosen]}{file}"), name)
-    return Kernels(**found)
+    file = chosen if homes[chosen] == "adapters." else file  # an adapter is named after its package
+    return import_module(f"megatron_lite.kernels.{homes[chosen]}{file}")

@@ -6,7 +6,6 @@ reads nothing back and copies nothing over.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -23,32 +22,20 @@ ALIGNMENT = 16  # bytes a GPU loads at once
 SUM = on_every_target(Launch(8))
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """Shards, and the table of their blocks: int64 [blocks, 2], address and number of elements.
-
-    It stands for the memory that the shards had when it was made, and keeps them alive.
+def table_of(shards: Sequence[Tensor]) -> Tensor:
+    """The blocks of shards [any length] of one dtype, float32 or float64, on one device: int64 [blocks, 2], address and
+    number of elements. It stands for the memory that the shards have now. Raises ValueError for other shards.
     """
-
-    shards: tuple[Tensor, ...]
-    table: Tensor
-
-    @classmethod
-    def of(cls, shards: Sequence[Tensor]) -> "Blocks":
-        """Shards [any length] of one dtype, float32 or float64, on one device. Raises ValueError for other ones."""
-        if not shards:
-            raise ValueError("square_norm: there are no shards")
-        rows = []
-        for shard in shards:
-            check("square_norm", "a shard", shard, shards[0], (shard.numel(),), shards[0].dtype)
-            if not shard.is_contiguous():
-                raise ValueError(f"square_norm: a shard has stride {shard.stride(0)}, must be contiguous")
-            for begin in range(0, shard.numel(), BLOCK):
-                rows.append((shard[begin:].data_ptr(), min(BLOCK, shard.numel() - begin)))
-        return cls(tuple(shards), torch.tensor(rows, dtype=torch.int64, device=shards[0].device).view(-1, 2))
-
-    def square_norm(self) -> Tensor:
-        return square_norm(self.shards, self.table)
+    if not shards:
+        raise ValueError("square_norm: there are no shards")
+    rows = []
+    for shard in shards:
+        check("square_norm", "a shard", shard, shards[0], (shard.numel(),), shards[0].dtype)
+        if not shard.is_contiguous():
+            raise ValueError(f"square_norm: a shard has stride {shard.stride(0)}, must be contiguous")
+        for begin in range(0, shard.numel(), BLOCK):
+            rows.append((shard.data_ptr() + begin * shard.element_size(), min(BLOCK, shard.numel() - begin)))
+    return torch.tensor(rows, dtype=torch.int64, device=shards[0].device).view(-1, 2)
 
 
 @triton.jit
@@ -75,7 +62,7 @@ def _fake(shards, table):
 
 @operation("square_norm(Tensor[] shards, Tensor table) -> Tensor", _fake)
 def square_norm(shards, table):
-    """Sum of the squares of all elements of all shards, float64 []. `Blocks.of(shards)` makes the table.
+    """Sum of the squares of all elements of all shards, float64 []. `table_of(shards)` makes the table.
 
     Each block is added in its shards' dtype: in float32, elements from 1.8e19 on make infinity. The bits depend on the
     shards' values, lengths and order, on whether all begin at multiples of 16 bytes, and on a GPU's threads a warp.

@@ -31,11 +31,15 @@ def adamw_(
     master: Tensor, gradient: Tensor, first: Tensor, second: Tensor, compute: Tensor | None, clip: Tensor | None,
     decayed: int, updates: int, learning_rate: float, betas, eps: float, decay: float,
 ) -> None:  # fmt: skip
-    """As kernels/adamw.py, on float32 shards [S] of fewer than 2^31 elements; but a clipped gradient stays scaled."""
+    """As kernels/adamw.py, on float32 shards [S] of fewer than 2^31 elements; a clipped gradient stays scaled. On meta
+    tensors nothing.
+    """
     for label, tensor in (("master", master), ("gradient", gradient), ("first", first), ("second", second)):
         check("adamw_", label, tensor, master, (master.numel(),), torch.float32)
     if master.numel() > LARGEST:
         raise ValueError(f"adamw_: apex updates at most {LARGEST} elements of a shard, master has {master.numel()}")
+    if master.is_meta:
+        return
     for part, rate in ((slice(0, decayed), decay), (slice(decayed, None), 0.0)):
         lists = [[tensor[part]] for tensor in (gradient, master, first, second)]
         if lists[0][0].numel():

@@ -261,7 +261,7 @@ def _optimizer() -> list[Operation]:
 
     def norm_inputs(memory: Memory):
         shards = (memory.normal(SHARD, dtype=float32),)
-        return shards, square_norm.Blocks.of(shards).table
+        return shards, square_norm.table_of(shards)
 
     # What is left of a block's tiles, `count % TILE`, comes element by element.
     def norm_loops(a):

@@ -1,11 +1,11 @@
 """AdamW over flat float32 (or float64) shards.
 
-    m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2
+    m = b1 m + (1 - b1) c g          v = b2 v + (1 - b2) (c g)^2
     p = p (1 - lr * decay) - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
 (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2; decay scaled by the learning rate as torch.optim.AdamW
-does.) torch's fused kernel reads and writes each element once, where one tensor operation after the other would take
-ten passes over memory. Padding has gradient 0 and value 0, and stays 0.
+does; c is the clip coefficient.) One operation a shard does all of it and writes the bfloat16 copy; kernels/choice.py
+says whose. Padding has gradient 0 and value 0, and stays 0.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from megatron_lite.kernels.choice import OptimizerKernels
 from megatron_lite.parallel.zero import Shards
 
 
@@ -30,6 +31,7 @@ class AdamW:
 
     shards: Sequence[Shards]
     settings: AdamWSettings
+    kernels: OptimizerKernels
     updates: int = 0
     moments: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
@@ -38,29 +40,17 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, learning_rate: float, clip: Tensor | None) -> None:
-        """One update with gradients scaled by `clip`, a tensor, so that nothing is read back from the device."""
+        """One update with gradients scaled by `clip`, a tensor, so that nothing is read back from the device.
+
+        The gradients are used up.
+        """
         self.updates += 1
         if clip is not None:
-            torch._foreach_mul_([s.gradient for s in self.shards], clip.to(self.shards[0].gradient.dtype))
-        decay = self.settings.weight_decay
-        self._update([slice(0, s.layout.decayed) for s in self.shards], learning_rate, decay)
-        self._update([slice(s.layout.decayed, None) for s in self.shards], learning_rate, 0.0)
-        for shards in self.shards:
-            shards.refresh()
-
-    def _update(self, ranges: Sequence[slice], learning_rate: float, decay: float) -> None:
-        """Update one flat range of each shard, all with the same decay."""
-        states = [
-            (s.master[r], s.gradient[r], first[r], second[r])
-            for s, (first, second), r in zip(self.shards, self.moments, ranges, strict=True)
-            if s.master[r].numel()
-        ]
-        if not states:
-            return
-        masters, gradients, first, second = (list(tensors) for tensors in zip(*states, strict=True))
-        count = torch.tensor(float(self.updates), device=masters[0].device)
-        torch._fused_adamw_(
-            masters, gradients, first, second, [], [count] * len(masters),
-            lr=learning_rate, beta1=self.settings.betas[0], beta2=self.settings.betas[1], eps=self.settings.eps,
-            weight_decay=decay, amsgrad=False, maximize=False,
-        )  # fmt: skip
+            clip = clip.to(self.shards[0].master.dtype)
+        betas, eps, decay = self.settings.betas, self.settings.eps, self.settings.weight_decay
+        for shards, moments in zip(self.shards, self.moments, strict=True):
+            copy = None if shards.compute is shards.master else shards.compute
+            self.kernels.adamw_(
+                shards.master, shards.gradient, *moments, copy, clip, shards.layout.decayed, self.updates,
+                learning_rate, betas, eps, decay,
+            )  # fmt: skip

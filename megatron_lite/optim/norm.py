@@ -1,10 +1,12 @@
 """The one global gradient norm: each element of each logical parameter counts once, whatever the layout."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from megatron_lite.kernels.choice import OptimizerKernels
 from megatron_lite.mesh import Mesh
 from megatron_lite.parallel.layout import Local
 from megatron_lite.parallel.zero import Shards
@@ -19,19 +21,41 @@ def counts_here(local: Local, shards: Shards, mesh: Mesh) -> bool:
     return local.owner and first_of_tensor and shards.replicas.rank == 0
 
 
-def local_square_sum(stage_shards: Sequence[Shards], mesh: Mesh) -> Tensor:
-    """Sum of squares, in float64, of the gradient elements that this rank counts."""
-    counted = [
-        shards.gradient[begin:end]
-        for shards in stage_shards
-        for local, begin, end in shards.layout.ranges()
-        if counts_here(local, shards, mesh)
-    ]
-    total = torch.zeros((), dtype=torch.float64, device=mesh.device)
-    if counted:
-        norms = torch._foreach_norm(counted)
-        total += torch.stack(norms).to(torch.float64).square().sum()
-    return total
+@dataclass(frozen=True)
+class GradientNorm:
+    """The gradient elements that this rank counts, and a table of where they lie.
+
+    Made once: gradients' buffers live as long as the run.
+    """
+
+    counted: tuple[Tensor, ...]
+    table: Tensor | None
+    kernels: OptimizerKernels
+    device: torch.device
+
+    @classmethod
+    def of(cls, stage_shards: Sequence[Shards], mesh: Mesh, kernels: OptimizerKernels) -> "GradientNorm":
+        counted = tuple(part for shards in stage_shards for part in _counted(shards, mesh))
+        return cls(counted, kernels.table_of(counted) if counted else None, kernels, mesh.device)
+
+    def local_square_sum(self) -> Tensor:
+        """Sum of squares, float64 []."""
+        if not self.counted:
+            return torch.zeros((), dtype=torch.float64, device=self.device)
+        return self.kernels.square_norm(self.counted, self.table)
+
+
+def _counted(shards: Shards, mesh: Mesh) -> list[Tensor]:
+    """The parts of a shard's gradient that count here, neighbours as one: long, and mostly from the buffer's start."""
+    ranges: list[list[int]] = []
+    for local, begin, end in shards.layout.ranges():
+        if not counts_here(local, shards, mesh):
+            continue
+        if ranges and ranges[-1][1] == begin:
+            ranges[-1][1] = end
+        else:
+            ranges.append([begin, end])
+    return [shards.gradient[begin:end] for begin, end in ranges]
 
 
 def clip_coefficient(norm: Tensor, limit: float | None) -> Tensor | None:

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from megatron_lite.config import Config, Resolved
 from megatron_lite.device import memory_bytes
-from megatron_lite.kernels.choice import Choice, kernels_of
+from megatron_lite.kernels.choice import Choice, kernels_of, optimizer_kernels_of
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.build import build_stage, choice_of, initialize, region_of, split_of
 from megatron_lite.model.operations import Angles, Sight, angles_of
 from megatron_lite.model.transformer import Microbatch
 from megatron_lite.optim.adamw import AdamW, AdamWSettings
-from megatron_lite.optim.norm import clip_coefficient, local_square_sum
+from megatron_lite.optim.norm import GradientNorm, clip_coefficient
 from megatron_lite.parallel.collectives import Recorder
 from megatron_lite.parallel.context import Documents
 from megatron_lite.parallel.pipeline.executor import Executor
@@ -63,8 +63,9 @@ class Trainer:
         self.choice = choice or choice_of(config, mesh.device.type)
         self.stage: Stage = build_stage(config, resolved, mesh, kernels_of(self.choice))
         initialize(self.stage, config.train.seed)
-        optim = config.optim
-        self.optimizer = AdamW(self.stage.shards, AdamWSettings(optim.betas, optim.eps, optim.weight_decay))
+        optim, kernels = config.optim, optimizer_kernels_of(self.choice)
+        self.optimizer = AdamW(self.stage.shards, AdamWSettings(optim.betas, optim.eps, optim.weight_decay), kernels)
+        self.norm = GradientNorm.of(self.stage.shards, mesh, kernels)
         self.rule = policy(config.parallel.zero_stage, config.parallel.zero_regather)
         self.schedule = schedule or partial(schedule_of, config, resolved)
         self.executors: dict[tuple[int, bool], Executor] = {}
@@ -88,7 +89,7 @@ class Trainer:
         self._executor(len(batches)).run(batches, self._message())
         self._phase("finish")
         self._finish_gradients()
-        return self._totals(local_square_sum(self.stage.shards, self.mesh), batches, stop)
+        return self._totals(self.norm.local_square_sum(), batches, stop)
 
     def update(self, grad_norm: Tensor, learning_rate: float) -> None:
         self.optimizer.step(learning_rate, clip_coefficient(grad_norm, self.config.optim.grad_clip))

@@ -133,7 +133,7 @@ def test_a_mistake_ends_in_one_line_that_names_key_value_and_what_is_right(
         ("data.order=megatron", "accepted today: stable"),
         ("kernels.backend=cuda", "accepted today: auto or torch or triton"),
         ("kernels.attention=flash", "accepted today: auto or flash_attn or triton or sdpa"),
-        ("optim.backend=triton", "accepted today: auto or torch"),
+        ("optim.backend=fused", "accepted today: auto or torch or triton or apex"),
     ],
 )
 def test_what_the_program_cannot_do_is_refused_not_ignored(path: Path, override: str, accepted: str) -> None:

@@ -1,12 +1,17 @@
 """Which kernels the keys mean where, what is refused in one line, and where the chosen operations come from."""
 
+import re
+
 import pytest
+import triton
+from megatron_lite.kernels import adamw, rms_norm, square_norm
 from megatron_lite.kernels import attention as triton_attention
-from megatron_lite.kernels import rms_norm
 from megatron_lite.kernels import weight_gradient as own_weight_gradient
 from megatron_lite.kernels.adapters import apex, flash_attn
-from megatron_lite.kernels.choice import Work, choose, kernels_of
+from megatron_lite.kernels.choice import Work, choose, kernels_of, optimizer_kernels_of
+from megatron_lite.kernels.reference import adamw as torch_adamw
 from megatron_lite.kernels.reference import attention as reference
+from megatron_lite.kernels.reference import square_norm as torch_square_norm
 from megatron_lite.kernels.reference import weight_gradient
 from support.kernels.stand_ins import stand_in
 
@@ -87,6 +92,60 @@ def test_each_attention_is_one_module_behind_the_same_three_functions(monkeypatc
     for name in ("attention", "attention_backward", "attention_backward_"):
         assert getattr(kernels, name) is getattr(home, name)
     assert kernels.rms_norm is rms_norm.rms_norm
+
+
+@pytest.mark.parametrize(
+    ("work", "backend", "optimizer", "update", "norm"),
+    [
+        (CPU, "auto", "auto", torch_adamw, torch_square_norm),
+        (GPU, "auto", "auto", adamw, square_norm),
+        (CPU, "triton", "auto", adamw, square_norm),
+        (CPU, "torch", "triton", adamw, square_norm),
+        (GPU, "triton", "torch", torch_adamw, torch_square_norm),
+        (GPU, "auto", "apex", apex, square_norm),
+        (GPU, "torch", "apex", apex, torch_square_norm),
+    ],
+)
+def test_the_update_and_the_norm_are_the_optimizers_and_apexs_norm_is_the_backends(
+    monkeypatch, work, backend, optimizer, update, norm
+):
+    put(monkeypatch, apex.OPTIMIZER)
+    choice = choose(backend, "auto", optimizer, work)
+    kernels = optimizer_kernels_of(choice)
+    assert kernels.adamw_ is update.adamw_
+    assert kernels.square_norm is norm.square_norm and kernels.table_of is norm.table_of
+    shown = {torch_adamw: "torch", adamw: "triton", apex: "apex"}[update]
+    assert f"optimizer {shown} (" in str(choice)
+
+
+def test_auto_leaves_apexs_optimizer_alone_where_it_is_installed(monkeypatch):
+    put(monkeypatch, apex.OPTIMIZER)
+    assert choose("auto", "auto", "auto", GPU).optimizer == "triton"
+
+
+def test_apex_does_not_update_float64(monkeypatch):
+    put(monkeypatch, apex.OPTIMIZER)
+    with pytest.raises(
+        UsageError, match=r"optim\.backend = apex with train\.dtype = float64: apex updates float32 alone"
+    ):
+        choice_of(configured(train={"dtype": "float64"}, optim={"backend": "apex"}), "cuda")
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"kernels": {"backend": "triton"}}, "kernels.backend"),
+        ({"kernels": {"attention": "triton"}}, "kernels.attention"),
+        ({"optim": {"backend": "triton"}}, "optim.backend"),
+    ],
+)
+def test_triton_on_a_cpu_outside_its_interpreter_is_refused_by_the_key_that_asks(monkeypatch, sections, key):
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    with pytest.raises(
+        UsageError, match=rf"{re.escape(key)} = triton on a CPU .* or {re.escape(key)} = auto"
+    ) as caught:
+        choice_of(configured(**sections), "cpu")
+    assert "\n" not in str(caught.value)
 
 
 BFLOAT16 = {"train": {"dtype": "bfloat16"}, "kernels": {"attention": "flash_attn"}}

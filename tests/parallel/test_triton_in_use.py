@@ -25,7 +25,7 @@ def train(layout: Layout, backend: str) -> list[tuple[float, float]]:
     config = layout.config()
     kernels = config.kernels.model_copy(update={"backend": backend})
     trainer = build_trainer(layout, config=config.model_copy(update={"kernels": kernels}))
-    assert trainer.choice.backend == backend
+    assert (trainer.choice.backend, trainer.choice.optimizer) == (backend, backend)
     results = [trainer.train_step(my_samples(trainer, step), 0.01) for step in range(1, layout.steps + 1)]
     return [(result.loss.item(), result.grad_norm.item()) for result in results]
 

@@ -10,6 +10,9 @@ from inspect import Parameter, Signature
 from pathlib import Path
 from types import ModuleType
 
+import torch
+from megatron_lite.kernels.reference import adamw
+
 SIGNATURES = Path(__file__).parents[2] / "kernels" / "signatures"
 
 
@@ -44,3 +47,23 @@ def _bound(signature: Signature, function: Callable) -> Callable:
         return function(**signature.bind(*arguments, **named).arguments)
 
     return call
+
+
+def stand_in_for_apex_adam(monkeypatch) -> None:
+    """apex's optimizer, which computes what ours does, as its signatures have it."""
+    [entry] = [entry for entry in recorded("apex") if entry["module"] == "amp_C"]
+    stand_in(monkeypatch, entry, dict.fromkeys(entry["functions"], _multi_tensor_adam))
+
+
+def _multi_tensor_adam(chunk_size, noop_flag, tensor_lists, lr, beta1, beta2, epsilon, step, mode, bias_correction,
+                       weight_decay, inv_scale=None):  # fmt: skip
+    """What csrc/multi_tensor_adam.cu computes of lists of gradients, parameters and moments, by our reference."""
+    assert chunk_size > 0 and mode == bias_correction == 1
+    assert noop_flag.dtype == torch.int32 and not noop_flag.any()
+    [gradient], [master], [first], [second] = tensor_lists
+    if inv_scale is not None:
+        assert lr.dtype == inv_scale.dtype == torch.float32 and step.dtype == torch.int32
+        gradient.mul_(inv_scale)
+        lr, step = float(lr), int(step)
+    betas = (beta1, beta2)
+    adamw.adamw_(master, gradient, first, second, None, None, len(master), step, lr, betas, epsilon, weight_decay)

@@ -26,11 +26,12 @@ def unclipped_inputs(size, dtype, generator):
 
 
 def updated(operation):
-    """What was written into, and the gradient, which must not be."""
+    """What was written into but for the gradient, which is used up."""
 
     def update(*arguments):
         operation(*arguments)
-        return tuple(tensor for tensor in arguments[:5] if tensor is not None)
+        master, _, first, second, compute, *_ = arguments
+        return (master, first, second) if compute is None else (master, first, second, compute)
 
     return update
 
