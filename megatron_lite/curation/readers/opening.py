@@ -1,0 +1,51 @@
+"""Opening inputs, local or at any fsspec URL, so that a failing disk or network is not taken for a damaged file."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import fsspec
+
+from megatron_lite.errors import MegatronLiteError
+
+BUFFER = 1 << 20
+
+
+@contextlib.contextmanager
+def open_input(path: str) -> Iterator[BinaryIO]:
+    """The bytes of a file. Raises FileNotFoundError or PermissionError; MegatronLiteError where reading fails."""
+    try:
+        opened = fsspec.open(path, "rb").open()
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # whatever a remote file system's client raises
+        raise _unread(path, error) from error
+    with opened, io.BufferedReader(_Watched(path, opened), BUFFER) as file:
+        yield file
+
+
+class _Watched(io.RawIOBase):
+    def __init__(self, path: str, file: Any):
+        self._path, self._file = path, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def readinto(self, buffer: memoryview) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except Exception as error:  # whatever a remote file system's client raises
+            raise _unread(self._path, error) from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+
+def _unread(path: str, error: Exception) -> MegatronLiteError:
+    return MegatronLiteError(f"{path}: reading failed: {type(error).__name__}: {error}; the same command goes on")

@@ -1,0 +1,57 @@
+"""Lines of a file of any size in bounded memory, each with the place where it begins."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf
+from typing import BinaryIO
+
+BLOCK = 1 << 20  # bytes read at once
+
+
+@dataclass(frozen=True)
+class TooLong:
+    """In place of a line longer than the limit."""
+
+    length: int
+
+
+def read_lines(file: BinaryIO, limit: int, begin: int = 0, end: float = inf) -> Iterator[tuple[int, bytes | TooLong]]:
+    """(offset, line without its \\n) of every line that begins in the bytes [begin, end) of the file.
+
+    So ranges that cover a file give each of its lines once. A `begin` above 0 needs a file that can seek.
+    """
+    offset = begin
+    if begin:
+        # The line that the byte before belongs to is another range's.
+        file.seek(begin - 1)
+        offset += _skip_line(file) - 1
+    held, length = [], 0  # what has been read of the line at `offset`; nothing is held of one beyond the limit
+    while offset < end and (block := file.read(BLOCK)):
+        *ended, rest = block.split(b"\n")
+        for piece in ended:
+            length += len(piece)
+            if length > limit:
+                yield offset, TooLong(length)
+            else:
+                yield offset, b"".join([*held, piece]) if held else piece
+            offset += length + 1
+            if offset >= end:
+                return
+            held, length = [], 0
+        length += len(rest)
+        if length > limit:
+            held = []
+        elif rest:
+            held.append(rest)
+    if offset < end and length:
+        yield offset, TooLong(length) if length > limit else b"".join(held)
+
+
+def _skip_line(file: BinaryIO) -> int:
+    """Go to the beginning of the next line; returns the bytes passed."""
+    passed = 0
+    while piece := file.readline(BLOCK):
+        passed += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return passed
