@@ -1,8 +1,8 @@
 """Turns what pydantic reports about a configuration into one line: the key, its value, and what would be right."""
 
 import difflib
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -73,11 +73,14 @@ def _dotted(location: tuple[int | str, ...]) -> str:
 
 
 def _section(location: tuple[int | str, ...], root: type[BaseModel]) -> type[BaseModel]:
-    """The model class that a location leads to, through tuples of models as well."""
-    model = root
-    for part in location:
+    """The model class that a location leads to, through tuples and mappings of models as well."""
+    model, parts = root, iter(location)
+    for part in parts:
         if isinstance(part, str):
-            model = next(_models_in(model.model_fields[part].annotation), model)
+            annotation = model.model_fields[part].annotation
+            if get_origin(annotation) is Mapping:
+                next(parts, None)  # the mapping's key
+            model = next(_models_in(annotation), model)
     return model
 
 

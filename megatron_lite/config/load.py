@@ -5,10 +5,10 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from megatron_lite.config.complaints import describe, suggest
 from megatron_lite.config.presets import PRESETS
@@ -17,13 +17,20 @@ from megatron_lite.config.yaml_reader import parse_yaml
 from megatron_lite.errors import UsageError
 from megatron_lite.place import find_place
 
+Root = TypeVar("Root", bound=BaseModel)
+
 
 def config_from_tree(tree: Mapping[str, Any]) -> Config:
     """The checked configuration of a nested dict; raises UsageError with one line for the first thing wrong."""
+    return check_tree(_expand_preset(tree), Config)
+
+
+def check_tree(tree: Mapping[str, Any], root: type[Root]) -> Root:
+    """A nested dict as a tree of sections; raises UsageError with one line for the first thing wrong."""
     try:
-        return Config.model_validate(_expand_preset(tree))
+        return root.model_validate(tree)
     except ValidationError as error:
-        raise UsageError(describe(error, Config)) from None
+        raise UsageError(describe(error, root)) from None
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -32,21 +39,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     A `model.preset` among the overrides replaces the file's whole model, so that the file's fields do not undo it.
     Raises UsageError.
     """
+    tree = read_tree(path, Config)
+    if any(override.startswith("model.preset=") for override in overrides):
+        tree = tree | {"model": {}}
+    apply_overrides(tree, overrides)
+    return config_from_tree(tree)
+
+
+def read_tree(path: str | Path, root: type[BaseModel]) -> dict[str, Any]:
+    """The nested dict of a YAML file, unchecked. Raises UsageError where the file is none."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"configuration {path}: cannot be read: {error}") from None
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
-        raise UsageError(f"configuration {path}: must be a mapping with the sections {', '.join(Config.model_fields)}")
-    if any(override.startswith("model.preset=") for override in overrides):
-        tree = tree | {"model": {}}
-    for override in overrides:
-        _apply_override(tree, override)
-    return config_from_tree(tree)
+        raise UsageError(f"configuration {path}: must be a mapping with the sections {', '.join(root.model_fields)}")
+    return tree
 
 
-def dump(config: Config) -> str:
+def dump(config: BaseModel) -> str:
     """The whole tree as YAML; `load_config` of it gives an equal configuration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
@@ -56,19 +68,28 @@ def parse_arguments(description: str, argv: Sequence[str] | None = None) -> Conf
 
     `--print-config` prints the tree (once in a torchrun job) and exits with 0. Raises UsageError.
     """
-    parser = argparse.ArgumentParser(
-        description=description, epilog=_describe_keys(), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", metavar="CONFIG.yaml", help="the configuration file")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="for example optim.lr=3e-4; values are YAML")
-    parser.add_argument("--print-config", action="store_true", help="print the whole resolved tree and exit")
-    arguments = parser.parse_args(argv)
+    arguments = command_line(description, _describe_keys(), "optim.lr=3e-4").parse_args(argv)
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
-        if find_place().first:
-            sys.stdout.write(dump(config))
-        sys.exit(0)
+        print_config(config)
     return config
+
+
+def command_line(description: str, keys: str, example: str) -> argparse.ArgumentParser:
+    """A parser of `CONFIG.yaml [key=value ...] [--print-config]`, to which a tool adds options of its own."""
+    parser = argparse.ArgumentParser(
+        description=description, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", metavar="CONFIG.yaml", help="the configuration file")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=f"for example {example}; values are YAML")
+    parser.add_argument("--print-config", action="store_true", help="print the whole resolved tree and exit")
+    return parser
+
+
+def print_config(config: BaseModel) -> NoReturn:
+    if find_place().first:
+        sys.stdout.write(dump(config))
+    sys.exit(0)
 
 
 def _describe_keys() -> str:
@@ -76,6 +97,12 @@ def _describe_keys() -> str:
     for name, field in Config.model_fields.items():
         lines += textwrap.wrap(f"{name}: {', '.join(field.annotation.model_fields)}", 100, subsequent_indent="    ")
     return "\n  ".join([*lines, f"model.preset: {', '.join(PRESETS)}"])
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Put `section.key=value` into the tree, later ones winning. Raises UsageError for what does not look so."""
+    for override in overrides:
+        _apply_override(tree, override)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
