@@ -51,7 +51,7 @@ def test_every_role_fits_an_80_gb_gpu_and_sends_what_the_forms_say(world, stage)
     assert shown(step) == forms(config, world, stage, count)
 
 
-@pytest.mark.parametrize("world", [64, 512])
+@pytest.mark.parametrize("world", [pytest.param(64, marks=pytest.mark.nightly), 512])
 def test_memory_stays_and_traffic_grows_evenly_once_the_pipeline_is_full(world):
     config = of(world)
     steps = [step_on_paper(config, world, 0, count) for count in (24, 32, 40)]
@@ -90,10 +90,14 @@ def test_the_whole_step_sends_what_the_forms_say(world):
     assert shown(step) == forms(config, world, 0, step.microbatches)
 
 
-TABLES = {"512 GPUs": table, "What recomputation saves": recompute_table, "When a step sends": phase_table}
+TABLES = [
+    ("512 GPUs", table),
+    pytest.param("What recomputation saves", recompute_table, marks=pytest.mark.nightly),
+    pytest.param("When a step sends", phase_table, marks=pytest.mark.nightly),
+]
 
 
-@pytest.mark.parametrize(("heading", "drawn"), TABLES.items())
+@pytest.mark.parametrize(("heading", "drawn"), TABLES)
 def test_the_tables_in_the_examples_readme_are_todays(heading, drawn):
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     found = re.search(rf"### {heading}\n\n[^|]*(\|.*?)\n\n", text, re.DOTALL)

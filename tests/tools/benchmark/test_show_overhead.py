@@ -11,7 +11,14 @@ TINY = ["--num-hidden-layers=2", "--hidden-size=32", "--num-attention-heads=4", 
         "--intermediate-size=48", "--vocab-size=64", "--sequence-length=16", "--steps=3", "--warmup=1"]  # fmt: skip
 
 
-@pytest.mark.parametrize(("layout", "axis"), [("t2", "tensor"), ("p2", "pipeline"), ("d2", "zero")])
+@pytest.mark.parametrize(
+    ("layout", "axis"),
+    [
+        ("p2", "pipeline"),
+        pytest.param("t2", "tensor", marks=pytest.mark.nightly),
+        pytest.param("d2", "zero", marks=pytest.mark.nightly),
+    ],
+)
 def test_the_kinds_add_up_to_the_step_and_only_its_axis_is_waited_for_between_steps(layout, axis):
     ranks = run(parse_layout(layout), "step", TINY)
     assert len(ranks) == 2
