@@ -9,7 +9,9 @@ from support.layouts import Layout, build_trainer, my_samples
 LAYOUT = Layout(tensor=2, pipeline=2, data=2, steps=2)
 CHOICES = {
     "cube": LAYOUT,
-    "split backward, full recompute": replace(LAYOUT, schedule="zb_h1", recompute="full", tied=True),
+    "split backward, full recompute, loss in chunks": replace(
+        LAYOUT, schedule="zb_h1", recompute="full", tied=True, loss_chunk=3
+    ),
     "ring, documents": Layout(context=2, tensor=2, documents=True, steps=2),
 }
 # Of the loss and the gradient norm, relative: each dtype's rounding, with room for the sums behind them.
