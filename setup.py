@@ -1,4 +1,6 @@
-"""The parts of the build that pyproject.toml cannot say: the C++ extension and the mapped `kernels/` folder."""
+"""The parts of the build that pyproject.toml cannot say: the C++ extensions and the mapped `kernels/` folder."""
+
+from glob import glob
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import find_packages, setup
@@ -26,6 +28,13 @@ setup(
             depends=["megatron_lite/curation/csrc/words.h", "megatron_lite/curation/csrc/word_table.h"],
             cxx_std=17,
             extra_compile_args=["-O3", "-Wall", "-Wextra", "-ffp-contract=off"],
+        ),
+        Pybind11Extension(
+            "megatron_lite.curation._dedup",
+            ["megatron_lite/curation/csrc/dedup.cpp"],
+            depends=glob("megatron_lite/curation/csrc/*.h"),
+            cxx_std=17,
+            extra_compile_args=["-O3", "-Wall", "-Wextra"],
         ),
     ],
 )

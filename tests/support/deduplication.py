@@ -1,0 +1,114 @@
+"""Shards of texts for the tests of deduplication, and what independent code makes of them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from megatron_lite.curation.dedup.local import Judged, Steps
+from megatron_lite.curation.documents import Document
+from megatron_lite.curation.shards import ShardWriter
+
+
+def write_shards(folder: Path, shards: Sequence[Sequence[str]], urls: Sequence[Sequence[str | None]] | None = None):
+    """Shard files of these texts. The document in row r of shard s has the id "test/s/r"."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for s, texts in enumerate(shards):
+        paths.append(folder / f"{s:05d}.jsonl.zst")
+        with ShardWriter(paths[-1]) as writer:
+            for r, text in enumerate(texts):
+                writer.write(Document(f"test/{s}/{r}", text, "test", url=urls[s][r] if urls else None))
+    return paths
+
+
+def deduplicate(
+    folder: Path, function: Callable[..., list[Judged]], options, shards, old=0, ranges=3, **more
+) -> Judged:
+    """Every new document, and why it is dropped."""
+    paths = write_shards(folder / "shards", shards, more.pop("urls", None))
+    judged = function(Steps(folder, ranges), options, paths, old, **more)
+    return [document for shard in judged for document in shard]
+
+
+def dropped(judged: Judged) -> dict[str, str]:
+    """Why, by id."""
+    return {document.id: drop.detail for document, drop in judged if drop}
+
+
+def components(size: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """The least member of each number's component: labels sink along the pairs until none does."""
+    label = list(range(size))
+    changed = True
+    while changed:
+        changed = False
+        for a, b in pairs:
+            least = min(label[a], label[b])
+            changed |= label[a] != label[b]
+            label[a] = label[b] = least
+    return label
+
+
+def suffix_array(tokens: np.ndarray) -> np.ndarray:
+    """Where the suffixes of a sequence of numbers start, in their order (prefix doubling, Manber and Myers 1993)."""
+    rank = np.unique(tokens, return_inverse=True)[1].astype(np.int64)
+    length = 1
+    while True:
+        ahead = np.full(len(rank), -1, np.int64)
+        ahead[:-length] = rank[length:]
+        order = np.lexsort((ahead, rank))
+        differs = (np.diff(rank[order]) != 0) | (np.diff(ahead[order]) != 0)
+        rank = np.empty_like(rank)
+        rank[order] = np.concatenate([[0], np.cumsum(differs)])
+        if differs.all() or length >= len(rank):
+            return order
+        length *= 2
+
+
+def common_prefixes(tokens: np.ndarray, suffixes: np.ndarray) -> np.ndarray:
+    """[i]: how many numbers the suffixes i - 1 and i, in order, have in common at their start (Kasai et al. 2001)."""
+    size = len(tokens)
+    rank = np.empty(size, np.int64)
+    rank[suffixes] = np.arange(size)
+    lcp, common = np.zeros(size, np.int64), 0
+    values, places, ranks = tokens.tolist(), suffixes.tolist(), rank.tolist()
+    for i in range(size):
+        if ranks[i] == 0:
+            common = 0
+            continue
+        j = places[ranks[i] - 1]
+        while max(i, j) + common < size and values[i + common] == values[j + common]:
+            common += 1
+        lcp[ranks[i]] = common
+        common = max(common - 1, 0)
+    return lcp
+
+
+def repeated_words(documents: Sequence[Sequence[str]], window: int) -> list[np.ndarray]:
+    """Which tokens of each document lie in a window that an earlier one, clear of it, equals: by a suffix array."""
+    vocabulary: dict[str, int] = {}
+    pieces, begins = [], []
+    at = 0
+    for number, document in enumerate(documents):
+        begins.append(at)
+        pieces.append([vocabulary.setdefault(token, len(vocabulary)) for token in document])
+        pieces.append([-1 - number])  # a separator of its own, in no other document
+        at += len(document) + 1
+    tokens = np.array([token for piece in pieces for token in piece], np.int64)
+    suffixes = suffix_array(tokens)
+    group = np.cumsum(common_prefixes(tokens, suffixes) < window)  # suffixes that begin with one window stand together
+    first = np.full(group[-1] + 1, len(tokens), np.int64)
+    np.minimum.at(first, group, suffixes)
+    first_of = np.empty(len(tokens), np.int64)
+    first_of[suffixes] = first[group]
+    document_of = np.repeat(np.arange(len(documents)), [len(document) + 1 for document in documents])
+    place = np.arange(len(tokens))
+    # Another first place means a common prefix of a window's length, so the window lies in its document. An equal one
+    # in the same document has to end before this one begins.
+    clear = (document_of[first_of] != document_of) | (first_of + window <= place)
+    marks = np.zeros(len(tokens) + window + 1, np.int64)
+    starts = place[(first_of != place) & clear]
+    np.add.at(marks, starts, 1)
+    np.add.at(marks, starts + window, -1)
+    covered = np.cumsum(marks)[: len(tokens)] > 0
+    return [covered[begin : begin + len(document)] for begin, document in zip(begins, documents, strict=True)]
