@@ -50,7 +50,7 @@ class IndexedDatasetWriter:
         self.prefix, self.dtype, self.tokenizer = str(prefix), np.dtype(dtype), tokenizer
         self.written = resume or Written()
         self._saved = resume is not None
-        self._paths = {name: partial_path(f"{prefix}.{name}") for name in ("bin", "lengths", "documents", "idx")}
+        self._paths = partial_paths(prefix)
         self._bin_hash, self._idx_hash = xxhash.xxh3_128(), xxhash.xxh3_128()
         Path(prefix).parent.mkdir(parents=True, exist_ok=True)
         # The lock is on a file that is never renamed.
@@ -145,7 +145,7 @@ class IndexedDatasetWriter:
         """Take back what was written after `save`, and hash what stays of the tokens."""
         file = self._files[name]
         if (found := os.fstat(file.fileno()).st_size) < size:
-            raise DataError(f"{self._paths[name]} has {found} bytes, {size} were written; remove it to start anew")
+            raise DataError(f"{self._paths[name]} has {found} bytes, {size} were saved; the run has to start anew")
         file.truncate(size)
         if name == "bin":
             for block in iter(lambda: file.read(8 * BLOCK), b""):
@@ -198,6 +198,11 @@ class IndexedDatasetWriter:
             idx_xxh3=self._idx_hash.hexdigest(),
             text_bytes=written.text_bytes or None,
         )
+
+
+def partial_paths(prefix: str | Path) -> dict[str, Path]:
+    """The files that are there while PREFIX is being written."""
+    return {name: partial_path(f"{prefix}.{name}") for name in ("bin", "lengths", "documents", "idx")}
 
 
 def _open(path: Path) -> BinaryIO:

@@ -1,190 +1,196 @@
-"""JSONL to indexed data sets: this process reads and writes, worker processes parse and tokenize.
+"""Text files to indexed data sets, in one pass that may be killed at any moment and started again.
 
-The output is the same from any number of workers: batches are cut by size alone and written in the order read.
+Workers read and tokenize pieces of the input (pieces.py, encode.py); this process alone writes. The output is the same
+from any number of workers, killed or not: pieces are cut by the files alone and written in their order. Every
+SAVE_BYTES of text all that was written goes to the disk, then a journal that says how far that is; a run that finds
+the journal of the same input, tokenizer and settings takes back what was written after it and goes on from there.
 """
 
-import multiprocessing
-import os
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from typing import TypeVar
+import errno
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
 
-import numpy as np
-
-from megatron_lite.data.indexed import token_dtype
-from megatron_lite.data.indexed_writer import IndexedDatasetWriter
-from megatron_lite.data.jsonl import Batch, MalformedLine, parse_texts, read_batches, total_bytes
+from megatron_lite.data.encode import Encoded, Settings, encode
+from megatron_lite.data.fast_tokenizer import FastTokenizer, fast_tokenizer
+from megatron_lite.data.indexed import idx_path, token_dtype
+from megatron_lite.data.indexed_writer import IndexedDatasetWriter, Written, partial_paths
+from megatron_lite.data.journal import Journal, describe_run, journal_path
+from megatron_lite.data.jsonl import total_bytes
+from megatron_lite.data.pieces import PIECE_BYTES, Piece, Place, cut_inputs
 from megatron_lite.data.progress import Progress
-from megatron_lite.data.tokenizer import SPACE_MARK, Tokenizer
-from megatron_lite.errors import DataError, MegatronLiteError
+from megatron_lite.data.sample import check_free_disk, take_sample
+from megatron_lite.data.sidecar import Sidecar
+from megatron_lite.data.tokenizer import Tokenizer
+from megatron_lite.data.workers import map_in_order, worker_pool
+from megatron_lite.errors import DataError
 
-BATCH_BYTES = 1 << 20  # large enough that passing it to a worker costs little beside tokenizing it
-BATCHES_AHEAD = 4  # a worker, read before the oldest is written
-NAMED_MALFORMED = 5  # skipped lines that the report names
-
-Item, Result = TypeVar("Item"), TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a worker has to know."""
-
-    tokenizer_model: str
-    json_keys: tuple[str, ...] = ("text",)
-    append_eod: bool = False
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Documents of one key: all tokens, the length of each sequence, the number of sequences of each document."""
-
-    tokens: np.ndarray
-    lengths: np.ndarray
-    sequences: np.ndarray
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What became of a batch."""
-
-    documents: tuple[Documents, ...]  # one a key
-    malformed: list[str]  # "file:line: what is wrong"
-    text_bytes: int
-    lost_marks: int  # U+2581 in the text that the tokenizer cannot spell and turns into spaces
-    position: int
+PIECES_AHEAD = 3  # a worker, begun before the oldest is written
+SAVE_BYTES = 1 << 28  # of text
+NAMED_MALFORMED = 5  # skipped records that the report names
 
 
 @dataclass
 class Report:
-    """What a run did; `lines` says it in words."""
+    """What a run did, before and after it was interrupted; `lines` says it in words."""
 
     documents: int = 0
     tokens: int = 0
     text_bytes: int = 0
+    empty: int = 0
     lost_marks: int = 0
-    malformed: int = 0
+    malformed: dict[str, int] = field(default_factory=dict)  # records by kind of fault
     examples: list[str] = field(default_factory=list)
 
-    def add(self, batch: Encoded) -> None:
-        self.documents += len(batch.documents[0].sequences)
-        self.tokens += sum(len(documents.tokens) for documents in batch.documents)
-        self.text_bytes += batch.text_bytes
-        self.lost_marks += batch.lost_marks
-        self.malformed += len(batch.malformed)
-        self.examples += batch.malformed[: NAMED_MALFORMED - len(self.examples)]
+    def add(self, path: str, first_record: int, encoded: Encoded) -> None:
+        self.documents += len(encoded.documents[0].sequences)
+        self.tokens += sum(len(documents.tokens) for documents in encoded.documents)
+        self.text_bytes += sum(documents.text_bytes for documents in encoded.documents)
+        self.empty += encoded.empty
+        self.lost_marks += encoded.lost_marks
+        self.malformed = dict(Counter(self.malformed) + Counter(fault.kind for fault in encoded.malformed))
+        named = encoded.malformed[: NAMED_MALFORMED - len(self.examples)]
+        self.examples += [f"{path}:{first_record + fault.record}: {fault.reason}" for fault in named]
 
     def lines(self) -> Iterator[str]:
         rate = self.text_bytes / max(self.tokens, 1)
         yield f"{self.documents} documents, {self.text_bytes} bytes, {self.tokens} tokens, {rate:.2f} bytes a token"
+        if self.empty:
+            yield f"{self.empty} empty texts, documents without a sequence"
         if self.lost_marks:
             yield f"{self.lost_marks} characters U+2581 in the text will decode as spaces"
         if self.malformed:
-            yield f"{self.malformed} malformed lines skipped, the first:"
+            yield f"{sum(self.malformed.values())} malformed records skipped:"
+            yield from (f"  {count} {kind}" for kind, count in Counter(self.malformed).most_common())
+            yield "the first:"
             yield from (f"  {example}" for example in self.examples)
 
 
 def preprocess(
-    inputs: Sequence[str], output_prefix: str, settings: Settings, *, workers: int, skip_malformed: bool
+    inputs: Sequence[str],
+    output_prefix: str,
+    settings: Settings,
+    *,
+    workers: int,
+    skip_malformed: bool,
+    say: Callable[[str], None] = print,
 ) -> Report:
-    """Write {output_prefix}_{key}_document.{bin,idx,json} for every key.
+    """Write {output_prefix}_{key}_{level}.{bin,idx,json} for every key; `say` gets a line on what is notable.
 
-    A text is one document of one sequence, `append_eod` puts the tokenizer's end-of-document id behind it; an empty
-    text is a document without sequences. Raises DataError at the first malformed line unless `skip_malformed`; then the
-    report counts them. Whatever is raised, no output is left half written.
+    A text is one document of one sequence, or of its sentences; `append_eod` puts the tokenizer's end-of-document id
+    behind it; an empty text is a document without sequences. Raises DataError at the first malformed record unless
+    `skip_malformed`; then the report counts them. Raises UsageError where the disk has no room for the output. Whatever
+    is raised, no output is left half written, and what the journal has stays for the next run.
     """
-    tokenizer = Tokenizer(settings.tokenizer_model)
-    report, total = Report(), total_bytes(inputs)
-    with ExitStack() as stack:
-        writers = [
-            stack.enter_context(
-                IndexedDatasetWriter(
-                    f"{output_prefix}_{key}_document", token_dtype(tokenizer.vocab_size), tokenizer.identity
-                )
-            )
-            for key in settings.json_keys
-        ]
-        # Spawned, not forked: a fork of a process with threads (tqdm has one) may hang.
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_parent)
-        stack.callback(pool.shutdown, cancel_futures=True)
-        progress = stack.enter_context(Progress("tokenize", total))
-        batches = read_batches(inputs, BATCH_BYTES)
-        for encoded in map_in_order(pool, partial(encode, settings), batches, BATCHES_AHEAD * workers):
-            if encoded.malformed and not skip_malformed:
-                raise DataError(f"{encoded.malformed[0]} (--on-error skip counts such lines and goes on)")
-            for writer, documents in zip(writers, encoded.documents, strict=True):
-                writer.add_documents(documents.tokens, documents.lengths, documents.sequences)
-            report.add(encoded)
-            progress.advance(encoded.position, f"{report.documents} documents, {report.tokens} tokens")
-    return report
-
-
-def end_with_parent() -> None:
-    """Make this worker exit when its parent is gone; killed by force, the parent could not tell it to."""
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def encode(settings: Settings, batch: Batch) -> Encoded:
-    """Parse and tokenize a batch; runs in a worker."""
-    tokenizer = _tokenizer(settings.tokenizer_model)
-    dtype, end = token_dtype(tokenizer.vocab_size), [tokenizer.eod_id] if settings.append_eod else []
-    encoded: list[list[list[int]]] = [[] for _ in settings.json_keys]
-    malformed, text_bytes, lost_marks = [], 0, 0
-    for number, line in enumerate(batch.lines, batch.first_line):
-        try:
-            texts = parse_texts(line, settings.json_keys)
-        except MalformedLine as error:
-            malformed.append(f"{batch.path}:{number}: {error}")
-            continue
-        for documents, text in zip(encoded, texts, strict=True):
-            documents.append(tokenizer.encode(text) + end if text else [])
-            text_bytes += len(text.encode())
-            lost_marks += 0 if tokenizer.spells_space_mark else text.count(SPACE_MARK)
-    packed = tuple(_pack(documents, dtype) for documents in encoded)
-    return Encoded(packed, malformed, text_bytes, lost_marks, batch.position)
-
-
-def _pack(documents: list[list[int]], dtype: np.dtype) -> Documents:
-    lengths = np.array([len(tokens) for tokens in documents], np.int64)
-    tokens = np.empty(lengths.sum(), dtype)
-    ends = np.cumsum(lengths)
-    for ids, begin, end in zip(documents, ends - lengths, ends, strict=True):
-        tokens[begin:end] = ids
-    return Documents(tokens, lengths[lengths > 0], (lengths > 0).astype(np.int64))
-
-
-@lru_cache(maxsize=1)
-def _tokenizer(path: str) -> Tokenizer:
-    """Loaded once a worker."""
-    return Tokenizer(path)
-
-
-def map_in_order(
-    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
-    """Results in the items' order, with at most `ahead` items taken and not yet given back.
-
-    `pool.map` would take all items first: the whole corpus in memory.
-    """
-    pending = deque()
+    total = total_bytes(inputs)
+    sample = take_sample(inputs, settings.json_keys)
+    if settings.fast:
+        tokenizer, line = fast_tokenizer(settings.tokenizer_model, sample.texts)
+        settings = replace(settings, fast=isinstance(tokenizer, FastTokenizer))
+        say(line)
+    else:
+        tokenizer = Tokenizer(settings.tokenizer_model)
+    run = Run(inputs, output_prefix, settings, tokenizer, skip_malformed)
+    if run.resumed:
+        say(
+            f"going on at {inputs[run.place.file] if run.place.file < len(inputs) else 'the end'}, record "
+            f"{run.place.record}; {run.report.documents} documents stand"
+        )
+    else:
+        check_free_disk(output_prefix, sample.output_bytes(total, tokenizer, settings))
+        journal_path(output_prefix).unlink(missing_ok=True)  # of another run, whose bytes are about to go
     try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool:
-        raise MegatronLiteError(
-            "a worker process died; the machine may be out of memory: try fewer --workers"
-        ) from None
+        with run.writers(), worker_pool(workers) as pool, Progress("tokenize", total) as progress:
+            pieces = cut_inputs(inputs, settings.json_keys, run.place, PIECE_BYTES)
+            try:
+                for piece, encoded in map_in_order(pool, partial(encode, settings), pieces, PIECES_AHEAD * workers):
+                    run.add(piece, encoded)
+                    progress.advance(piece.position, f"{run.report.documents} documents, {run.report.tokens} tokens")
+            finally:
+                pool.shutdown(cancel_futures=True)
+            run.finish()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DataError(f"{output_prefix}: no space left on the disk; with more of it, the next run goes on") from None
+    journal_path(output_prefix).unlink(missing_ok=True)
+    return run.report
+
+
+class Run:
+    """What this process writes, and how far it is."""
+
+    def __init__(
+        self, inputs: Sequence[str], output_prefix: str, settings: Settings, tokenizer: Tokenizer, skip_malformed: bool
+    ):
+        self.inputs, self.output_prefix, self.settings = inputs, output_prefix, settings
+        self.tokenizer, self.skip_malformed = tokenizer, skip_malformed
+        self.description = self._describe()
+        journal = Journal.load(output_prefix, self.description)
+        self.resumed = journal is not None
+        self.place = journal.place if journal else Place()
+        self.report = Report(**journal.report) if journal else Report()
+        self._saved = journal.written if journal else [None] * len(settings.json_keys)
+        self._saved_text_bytes = self.report.text_bytes
+        self._writers: list[IndexedDatasetWriter] = []
+        self._check_malformed()
+
+    @contextmanager
+    def writers(self) -> Iterator[None]:
+        """Opens the writers; on leaving, the data sets appear."""
+        with ExitStack() as stack:
+            for key, written in zip(self.settings.json_keys, self._saved, strict=True):
+                prefix = f"{self.output_prefix}_{key}_{self.settings.level}"
+                dtype, identity = token_dtype(self.tokenizer.vocab_size), self.tokenizer.identity
+                if written and was_published(prefix, written):
+                    for path in partial_paths(prefix).values():
+                        path.unlink(missing_ok=True)
+                    continue
+                writer = IndexedDatasetWriter(prefix, dtype, identity, written)
+                self._writers.append(stack.enter_context(writer))
+            yield
+
+    def add(self, piece: Piece, encoded: Encoded) -> None:
+        """The next piece. Raises DataError for a malformed record that may not be skipped."""
+        at = self.place if piece.file == self.place.file else Place(piece.file)
+        self.report.add(self.inputs[piece.file], at.record, encoded)
+        self._check_malformed()
+        for writer, documents in zip(self._writers, encoded.documents, strict=True):
+            writer.add_documents(documents.tokens, documents.lengths, documents.sequences, documents.text_bytes)
+        self.place = Place(at.file, at.piece + 1, at.record + encoded.records)
+        if self.report.text_bytes - self._saved_text_bytes >= SAVE_BYTES:
+            self._save()
+
+    def finish(self) -> None:
+        """All pieces are written. Raises DataError where the input has changed meanwhile."""
+        if self._describe() != self.description:
+            raise DataError(f"the input changed while it was read: {', '.join(self.inputs)}; start again")
+        self.place = Place(len(self.inputs))
+        self._save()
+
+    def _save(self) -> None:
+        # The last journal stands while data sets appear one by one; what a published one held is in it already.
+        if len(self._writers) == len(self._saved):
+            self._saved = [writer.save() for writer in self._writers]
+        Journal(self.description, self.place, self._saved, asdict(self.report)).save(self.output_prefix)
+        self._saved_text_bytes = self.report.text_bytes
+
+    def _check_malformed(self) -> None:
+        if self.report.malformed and not self.skip_malformed:
+            raise DataError(f"{self.report.examples[0]} (--on-error skip counts such records and goes on)")
+
+    def _describe(self) -> dict[str, Any]:
+        return describe_run(self.inputs, self.tokenizer.sha256, self.settings, PIECE_BYTES)
+
+
+def was_published(prefix: str, written: Written) -> bool:
+    """Whether a run that was killed at its very end had already renamed this data set into place."""
+    sidecar = Sidecar.load(prefix) if idx_path(prefix).exists() else None
+    return (
+        sidecar is not None
+        and not partial_paths(prefix)["bin"].exists()
+        and all(getattr(sidecar, name) == count for name, count in asdict(written).items() if name != "text_bytes")
+    )
