@@ -264,18 +264,24 @@ def _given(first: Tensor | None, last: Tensor | None, any_tensor: Tensor) -> tup
     return (False, any_tensor, any_tensor) if first is None else (True, first.contiguous(), last.contiguous())
 
 
-def _run(name, gradient, q, k, v, output, log_sum, causal, ranges, dq, dk, dv) -> None:
-    first, last, first_query, last_query = ranges
+def _check(name, gradient, q, k, v, output, log_sum, causal, *ranges) -> None:
     check_attention(name, q, k, v, causal, dict(zip(RANGES, ranges, strict=True)))
     (batch, groups), queries = k.shape[:2], q.shape[-2]
     heads = q.shape[1] if q.dim() == 4 else groups * q.shape[2]
     for which, tensor in (("gradient", gradient), ("output", output)):
         check(name, which, tensor, q, (batch, heads, queries, q.shape[-1]), q.dtype)
     check(name, "log_sum", log_sum, q, (batch, heads, queries), accumulator_dtype(q.dtype))
+
+
+def _check_results(name, q, k, v, dq, dk, dv) -> None:
     for which, tensor, like in (("dq", dq, q), ("dk", dk, k), ("dv", dv, v)):
         check(name, which, tensor, q, like.shape, q.dtype)
         if tensor.stride(-1) != 1:
             raise ValueError(f"{name}: {which} has last stride {tensor.stride(-1)}, must be 1")
+
+
+def _run(gradient, q, k, v, output, log_sum, causal, first, last, first_query, last_query, dq, dk, dv) -> None:
+    groups = k.shape[1]
     gradient, q, output, dq = (by_group(x, groups) for x in (gradient, q, output, dq))
     k, v, log_sum = along_rows(k), along_rows(v), log_sum.contiguous()
     delta = _launch_dq(gradient, q, k, v, output, log_sum, causal, first, last, dq)
@@ -302,9 +308,10 @@ def _flops(gradient, q, k, v, output, log_sum, causal, *_, out_shape=None):
     _fake,
     _flops,
 )
-def _backward(gradient, q, k, v, output, log_sum, causal, *ranges):
-    results = _fake(gradient, q, k, v, output, log_sum, causal, *ranges)
-    _run("attention_backward", gradient, q, k, v, output, log_sum, causal, ranges, *results)
+def _backward(*arguments):
+    _check("attention_backward", *arguments)
+    results = _fake(*arguments)
+    _run(*arguments, *results)
     return results
 
 
@@ -315,8 +322,11 @@ def _backward(gradient, q, k, v, output, log_sum, causal, *ranges):
     lambda *_: None,
     _flops,
 )
-def _backward_into(gradient, q, k, v, output, log_sum, causal, *rest):
-    _run("attention_backward_", gradient, q, k, v, output, log_sum, causal, rest[:4], *rest[4:])
+def _backward_into(*arguments):
+    *inputs, dq, dk, dv = arguments
+    _check("attention_backward_", *inputs)
+    _check_results("attention_backward_", *inputs[1:4], dq, dk, dv)
+    _run(*arguments)
 
 
 def attention_backward(

@@ -180,7 +180,7 @@ def cross_entropy_gradient_(logits, target, real, log_sum, loss_gradient, log_su
         ("log_sum_gradient", log_sum_gradient),
     ):
         check(name, what, tensor, logits, logits.shape[:-1], exact)
-    rows = logits.reshape(-1, logits.shape[-1])
+    rows = logits.reshape(target.numel(), logits.shape[-1])
     if rows.data_ptr() != logits.data_ptr() or rows.stride(-1) != 1:
         raise ValueError(f"{name}: logits has strides {logits.stride()}, must be rows without gaps, evenly apart")
     if logits.numel():

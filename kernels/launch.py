@@ -70,7 +70,7 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def rows_of(x: Tensor) -> Tensor:
     """[.., columns] as [rows, columns], consecutive in memory along a row; copied only where it is not."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 

@@ -6,9 +6,11 @@ decorated name is that operation. Defined through a `Library` because `torch.lib
 much on the host for each call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
+from megatron_lite.kernels.checks import check
+from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 NAMESPACE = "megatron_lite"
@@ -23,13 +25,38 @@ def operation(schema: str, fake: Callable, flops: Callable | None = None) -> Cal
         LIBRARY.define(schema)
         for key in ("CPU", "CUDA"):
             LIBRARY.impl(name, launch, key)
-        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
         packet = getattr(torch.ops.megatron_lite, name)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", _on_one_device(packet.default._schema, fake), lib=LIBRARY)
         if flops is not None:
             register_flop_formula(packet)(flops)
         return packet.default
 
     return register
+
+
+def _on_one_device(schema: torch.FunctionSchema, fake: Callable) -> Callable:
+    """The fake form, with a ValueError for tensors on several devices.
+
+    Where one tensor is on meta, torch takes this form whatever the others are, and would hand out unfilled memory.
+    """
+    name = schema.name.removeprefix(f"{NAMESPACE}::")
+    labels = [argument.name for argument in schema.arguments]
+
+    def checked(*given, **named):
+        tensors = list(_tensors([*zip(labels, given, strict=False), *named.items()]))
+        for label, tensor in tensors:
+            check(name, label, tensor, tensors[0][1])
+        return fake(*given, **named)
+
+    return checked
+
+
+def _tensors(arguments: list[tuple[str, object]]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors among named arguments, also those in lists."""
+    for name, value in arguments:
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, Tensor):
+                yield name, item
 
 
 def differentiable(forward: Callable, keep: Callable, backward: Callable) -> None:

@@ -87,6 +87,8 @@ def sum_kernel(partials, gradient, parts,
 
 def _check_forward(name: str, x: Tensor, weight: Tensor, residual: Tensor | None = None) -> None:
     check(name, "x", x, x, dtype=FLOATS)
+    if not x.dim() or not x.shape[-1]:
+        raise ValueError(f"{name}: x has shape {list(x.shape)}, must be rows of at least one column")
     check(name, "weight", weight, x, x.shape[-1:], x.dtype)
     if residual is not None:
         check(name, "residual", residual, x, x.shape, x.dtype)
@@ -166,8 +168,9 @@ def rms_norm_backward(dy, dtotal, x, weight, scales):
 @operation("add_partials_(Tensor(a!) gradient, Tensor partials) -> ()", lambda gradient, partials: None)
 def add_partials_(gradient, partials):
     """gradient [H] += partials [P, H] summed over P in a fixed order, in the partials' dtype; P at most PARTIALS."""
-    name, columns = "add_partials_", gradient.shape[0]
-    check(name, "partials", partials, gradient, (partials.shape[0], columns), gradient.dtype)
+    name, columns = "add_partials_", gradient.numel()
+    check(name, "gradient", gradient, gradient, (columns,))
+    check(name, "partials", partials, gradient, (*partials.shape[:1], columns), gradient.dtype)
     if partials.shape[0] > PARTIALS:
         raise ValueError(f"{name}: partials has {partials.shape[0]} rows, must be at most {PARTIALS}")
     if not gradient.is_contiguous():
@@ -188,7 +191,7 @@ def _weight_gradient(partials: Tensor, weight: Tensor) -> Tensor:
 def _keep(ctx, inputs, output):
     x, weight, _ = inputs
     ctx.save_for_backward(x, weight, output[1])
-    ctx.set_materialize_grads(True)
+    ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx, dy, _):
@@ -199,6 +202,7 @@ def _backward(ctx, dy, _):
 
 def _keep_add(ctx, inputs, output):
     ctx.save_for_backward(output[1], inputs[2], output[2])
+    ctx.mark_non_differentiable(output[2])
 
 
 def _backward_add(ctx, dy, dtotal, _):

@@ -26,8 +26,10 @@ def add_product_(gradient, dy, x):
     The gradient is in float32, or in the operands' own dtype. Raises ValueError for other dtypes and shapes.
     """
     name = "add_product_"
-    check(name, "x", x, gradient, (dy.shape[0], gradient.shape[1]), FLOATS)
-    check(name, "dy", dy, gradient, (dy.shape[0], gradient.shape[0]), x.dtype)
+    if gradient.dim() != 2:
+        raise ValueError(f"{name}: gradient has shape {list(gradient.shape)}, must be [rows, columns]")
+    check(name, "x", x, gradient, (*x.shape[:1], gradient.shape[1]), FLOATS)
+    check(name, "dy", dy, gradient, (*x.shape[:1], gradient.shape[0]), x.dtype)
     check(name, "gradient", gradient, gradient, dtype=(x.dtype, torch.promote_types(x.dtype, torch.float32)))
     if gradient.dtype == x.dtype:
         gradient.addmm_(dy.t(), x)

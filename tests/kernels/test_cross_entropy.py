@@ -214,6 +214,14 @@ def test_no_tokens_are_no_work():
     triton.cross_entropy_gradient_(torch.ones(0, 8), torch.ones(0, dtype=torch.int64), 8, *[torch.ones(0)] * 3)
 
 
+@BOTH
+def test_a_rank_without_columns_has_nothing_to_add(operations):
+    logits, target = torch.ones(3, 0), torch.tensor([0, -1, 5])
+    log_sum, target_logit = operations.cross_entropy_statistics(logits, target, 0)
+    assert log_sum.tolist() == [-INF] * 3 and target_logit.tolist() == [0] * 3
+    operations.cross_entropy_gradient_(logits, target, 0, log_sum, torch.ones(3), torch.zeros(3))
+
+
 def test_wrong_arguments_are_named():
     logits, target, number = torch.zeros(3, 8), torch.zeros(3, dtype=torch.int64), torch.zeros(3)
     with pytest.raises(ValueError, match=r"statistics: real is 9, must be from 0 to the 8 columns of logits"):
