@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 import xxhash
 
-from megatron_lite.data.indexed import CODES, HEADER, MAGIC, VERSION, bin_path, idx_path
+from megatron_lite.data.indexed import CODES, HEADER, MAGIC, VERSION, IndexedDataset, bin_path, idx_path
 from megatron_lite.data.sidecar import Sidecar, TokenizerIdentity
 from megatron_lite.errors import DataError
 from megatron_lite.files import partial_path, publish
@@ -27,7 +27,7 @@ class Written:
     sequences: int = 0
     tokens: int = 0
     max_token_id: int = -1
-    text_bytes: int = 0
+    text_bytes: int | None = 0  # None: nobody counted
 
 
 class IndexedDatasetWriter:
@@ -87,11 +87,11 @@ class IndexedDatasetWriter:
         self.add_documents(tokens, lengths, np.array([len(sequences)], np.int64))
 
     def add_documents(
-        self, tokens: np.ndarray, lengths: np.ndarray, sequences: np.ndarray, text_bytes: int = 0
+        self, tokens: np.ndarray, lengths: np.ndarray, sequences: np.ndarray, text_bytes: int | None = None
     ) -> None:
         """Append documents: all their tokens, the length of each sequence, the number of sequences of each document.
 
-        `text_bytes` of text became these tokens; 0 where nobody counted.
+        `text_bytes` of text became these tokens; None where nobody counted.
         """
         if lengths.sum() != len(tokens) or sequences.sum() != len(lengths):
             raise ValueError(
@@ -100,19 +100,35 @@ class IndexedDatasetWriter:
             )
         if len(lengths) and lengths.max() > LONGEST_SEQUENCE:
             raise DataError(f"a sequence of {lengths.max()} tokens; the index holds at most {LONGEST_SEQUENCE}")
-        before, highest = self.written, self._highest(tokens)
-        data = np.ascontiguousarray(tokens, self.dtype)
-        self._files["bin"].write(data)
-        self._bin_hash.update(data)
-        self._files["lengths"].write(np.ascontiguousarray(lengths, "<i4"))
-        self._files["documents"].write(np.ascontiguousarray(before.sequences + np.cumsum(sequences), "<i8"))
-        self.written = Written(
-            before.documents + len(sequences),
-            before.sequences + len(lengths),
-            before.tokens + len(tokens),
-            max(before.max_token_id, highest),
-            before.text_bytes + text_bytes,
-        )
+        highest = self._highest(tokens)
+        self._write_bin(np.ascontiguousarray(tokens, self.dtype))
+        self._write_columns(lengths, np.cumsum(sequences))
+        self._count(Written(len(sequences), len(lengths), len(tokens), highest, text_bytes))
+
+    def add_dataset(self, dataset: IndexedDataset) -> None:
+        """Append all documents of a data set, byte for byte, a block of each file at a time.
+
+        Raises DataError for one of another token type, one whose sequences do not lie one behind the other, and one
+        whose bytes are not those that its sidecar's checksum was made of.
+        """
+        if dataset.tokens.dtype != self.dtype:
+            raise DataError(f"{dataset.prefix} has tokens of {dataset.tokens.dtype}, {self.prefix} of {self.dtype}")
+        check_contiguous(dataset)
+        checksum = xxhash.xxh3_128()
+        for block in blocks(dataset.tokens):
+            self._write_bin(block)
+            checksum.update(block)
+        sidecar = dataset.sidecar
+        if sidecar and sidecar.bin_xxh3 != checksum.hexdigest():
+            raise DataError(f"{bin_path(dataset.prefix)} is damaged: its checksum is not the one in its sidecar")
+        for block in blocks(dataset.lengths):
+            self._write_columns(block, np.empty(0, np.int64))
+        for block in blocks(dataset.documents[1:]):
+            self._write_columns(np.empty(0, np.int32), block)
+        highest = dataset.token_range()[1] if len(dataset.tokens) else -1
+        text_bytes = sidecar.text_bytes if sidecar else None
+        counts = (dataset.document_count, dataset.sequence_count, len(dataset.tokens))
+        self._count(Written(*counts, highest, text_bytes))
 
     def save(self) -> Written:
         """Bring all that was added to the disk, to stay there whatever happens to this process."""
@@ -121,6 +137,26 @@ class IndexedDatasetWriter:
             os.fsync(self._files[name].fileno())
         self._saved = True
         return self.written
+
+    def _write_bin(self, tokens: np.ndarray) -> None:
+        self._files["bin"].write(tokens)
+        self._bin_hash.update(tokens)
+
+    def _write_columns(self, lengths: np.ndarray, documents: np.ndarray) -> None:
+        """`documents`: the ends of documents, in sequences from those that were counted so far."""
+        self._files["lengths"].write(np.ascontiguousarray(lengths, "<i4"))
+        self._files["documents"].write(np.ascontiguousarray(self.written.sequences + documents, "<i8"))
+
+    def _count(self, more: Written) -> None:
+        before = self.written
+        known = None not in (before.text_bytes, more.text_bytes)
+        self.written = Written(
+            before.documents + more.documents,
+            before.sequences + more.sequences,
+            before.tokens + more.tokens,
+            max(before.max_token_id, more.max_token_id),
+            before.text_bytes + more.text_bytes if known else None,
+        )
 
     def _highest(self, tokens: np.ndarray) -> int:
         if not len(tokens):
@@ -196,8 +232,29 @@ class IndexedDatasetWriter:
             bin_bytes=written.tokens * self.dtype.itemsize,
             bin_xxh3=self._bin_hash.hexdigest(),
             idx_xxh3=self._idx_hash.hexdigest(),
-            text_bytes=written.text_bytes or None,
+            text_bytes=written.text_bytes,
         )
+
+
+def check_contiguous(dataset: IndexedDataset) -> None:
+    """Raises DataError unless each sequence begins where the one before it ends."""
+    pointer = 0
+    for begin in range(0, dataset.sequence_count, BLOCK):
+        lengths = dataset.lengths[begin : begin + BLOCK].astype(np.int64) * dataset.tokens.itemsize
+        expected = pointer + np.cumsum(lengths) - lengths
+        wrong = np.flatnonzero(dataset.pointers[begin : begin + BLOCK] != expected)
+        if len(wrong):
+            index = begin + int(wrong[0])
+            raise DataError(
+                f"{dataset.prefix}: sequence {index} begins at byte {dataset.pointers[index]}, "
+                f"the one before it ends at {expected[wrong[0]]}"
+            )
+        pointer += int(lengths.sum())
+
+
+def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """An array in order, BLOCK elements at a time."""
+    return (array[begin : begin + BLOCK] for begin in range(0, len(array), BLOCK))
 
 
 def partial_paths(prefix: str | Path) -> dict[str, Path]:
