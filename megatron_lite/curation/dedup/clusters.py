@@ -31,5 +31,5 @@ def choose_kept(members: Columns, keep: Keep, old: int) -> tuple[Columns, dict[s
         "kept_shard": members["shard"][kept[gone]],
         "kept_row": members["row"][kept[gone]],
     }
-    histogram = Counter(sizes.tolist())
+    histogram = Counter(sizes[sizes > 1].tolist())  # one that no pair was verified of is alone
     return columns, {str(size): histogram[size] for size in sorted(histogram)}
