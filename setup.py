@@ -17,7 +17,8 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "megatron_lite.data._helpers",
-            ["megatron_lite/data/csrc/helpers.cpp"],
+            [f"megatron_lite/data/csrc/{name}.cpp" for name in ("helpers", "index", "megatron", "order", "tokens")],
+            depends=["megatron_lite/data/csrc/arrays.h"],
             cxx_std=17,
             # Without contraction a blend rounds alike on every processor, fused multiply-add or not.
             extra_compile_args=["-O3", "-Wall", "-Wextra", "-ffp-contract=off"],

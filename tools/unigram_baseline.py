@@ -9,7 +9,7 @@ cross-entropy in nats a token is over the targets of the validation data, those 
 import argparse
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,24 @@ from tqdm import tqdm
 
 from megatron_lite.config import load_config
 from megatron_lite.data.build import build_datasets
+from megatron_lite.data.samples import Samples
 from megatron_lite.errors import DataError, run_face
 from megatron_lite.files import partial_path, publish
+
+ROWS = 64  # samples read at once
+
+
+def epoch_of(samples: Samples) -> Iterator[np.ndarray]:
+    """Every sample of one epoch, some rows at a time."""
+    for first in range(0, len(samples), ROWS):
+        yield samples.read(first, min(ROWS, len(samples) - first))
 
 
 def count_targets(samples: Iterable[np.ndarray], vocab_size: int) -> np.ndarray:
     """int64 [vocab_size]: how often each token is a target. A sample's first token is only ever an input."""
     counts = np.zeros(vocab_size, np.int64)
-    for sample in samples:
-        counts += np.bincount(sample[1:], minlength=vocab_size)
+    for rows in samples:
+        counts += np.bincount(rows[..., 1:].ravel(), minlength=vocab_size)
     return counts
 
 
@@ -48,9 +57,9 @@ def main() -> None:
     )
     if datasets.valid is None:
         raise DataError("data.valid: empty, and no data.split; there is nothing to validate on")
-    bar = tqdm(range(len(datasets.train)), desc="unigram", unit="sample", disable=None)
-    train_counts = count_targets((datasets.train[index] for index in bar), model.vocab_size)
-    valid_counts = count_targets((datasets.valid[index] for index in range(len(datasets.valid))), model.vocab_size)
+    bar = tqdm(epoch_of(datasets.train), desc="unigram", total=-(-len(datasets.train) // ROWS), disable=None)
+    train_counts = count_targets(bar, model.vocab_size)
+    valid_counts = count_targets(epoch_of(datasets.valid), model.vocab_size)
     result = {
         "cross_entropy": unigram_cross_entropy(train_counts, valid_counts),
         "train_tokens": int(train_counts.sum()),

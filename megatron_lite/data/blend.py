@@ -1,60 +1,96 @@
-"""Several data sets mixed by weight."""
+"""Several data sets mixed by weight, and by other weights later on."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
 from megatron_lite.data import _helpers
-from megatron_lite.data.samples import Samples
+from megatron_lite.data.samples import Samples, stretches
 
 BLOCK = 1 << 16  # samples whose sources are computed and kept at once
 
 
-class BlendedDataset:
-    """Sample i comes from the data set whose share of the first i samples lags its weight most, first one on a tie.
+@dataclass(frozen=True)
+class Phase:
+    """From sample `begin` of the run on, data sets are taken by `weights`: one each, on any scale, none below 0."""
 
-    So the first n samples hold n * weight of each data set to within a few, whatever n, and a longer run begins with
-    the samples of a shorter one. No index of the whole run is kept: blocks are computed as they are asked for, about
-    10 ns a sample, also when a resumed run first jumps far in.
+    begin: int
+    weights: Sequence[float]
+
+
+class BlendedDataset:
+    """Samples of several data sets, each taken in proportion to its weight and in its own order.
+
+    Within a phase, sample k of a data set with share w of the weights is due at time (k + 1/2) / w, and samples come
+    as they are due, those of the first data set first on a tie. So the phase's first n samples hold n w of each data
+    set, to within 1/2 + w * data sets / 2; a longer run begins with the samples of a shorter one, and any place is
+    entered without walking what lies before it.
     """
 
-    def __init__(self, datasets: Sequence[Samples], weights: Sequence[float]):
-        """weights: one a data set, positive, on any scale. Raises ValueError otherwise."""
-        if len(datasets) != len(weights) or not datasets or min(weights) <= 0:
-            raise ValueError(f"{len(datasets)} data sets with weights {list(weights)}; each takes one above 0")
-        total = sum(weights)
-        self.datasets = tuple(datasets)
-        self.weights = [weight / total for weight in weights]
-        # counts[b][d]: how many samples data set d gave before block b
-        self._counts = [[0] * len(datasets)]
+    def __init__(self, datasets: Sequence[Samples], phases: Sequence[Phase]):
+        """The first phase begins at 0. Raises ValueError for phases out of order or weights that are none."""
+        begins = [phase.begin for phase in phases]
+        if not begins or begins[0] != 0 or any(begin >= later for begin, later in pairwise(begins)):
+            raise ValueError(f"phases begin at samples {begins}; the first begins at 0, each at a later one")
+        for phase in phases:
+            weights = list(phase.weights)
+            if len(datasets) != len(weights) or not datasets or min(weights) < 0 or sum(weights) <= 0:
+                raise ValueError(f"{len(datasets)} data sets with weights {weights}; one each, none below 0, one above")
+        self.datasets, self.begins = tuple(datasets), begins
+        self.shares = [[float(weight) / sum(phase.weights) for weight in phase.weights] for phase in phases]
+        # Samples that each data set gave before each phase, int64 [data sets].
+        self._given = [np.zeros(len(datasets), np.int64)]
+        for shares, (begin, end) in zip(self.shares, pairwise(begins), strict=False):
+            self._given.append(self._given[-1] + _helpers.blend_counts(shares, end - begin))
         self._block = lru_cache(maxsize=4)(self._compute_block)
 
     def __len__(self) -> int:
         """Samples of one epoch of every data set together."""
         return sum(len(dataset) for dataset in self.datasets)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """int64 [sequence_length + 1] for any index >= 0; a data set that runs out begins its next epoch."""
-        dataset, sample = self.source(index)
-        return self.datasets[dataset][sample]
+    def read(self, first: int, count: int) -> np.ndarray:
+        """int64 [count, sequence_length + 1], for any first >= 0; a data set that runs out begins its next epoch."""
+        return read_sources(self.datasets, *self.sources(first, count))
 
-    def source(self, index: int) -> tuple[int, int]:
-        """(data set, sample of it) that stands at `index`. Raises IndexError below 0."""
-        if index < 0:
-            raise IndexError(f"sample {index}; samples count from 0")
-        block, offset = divmod(index, BLOCK)
-        datasets, samples = self._block(block)
-        return int(datasets[offset]), int(samples[offset])
-
-    def _compute_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        # The rule needs the counts at the block's start, hence every block before it once.
-        while len(self._counts) <= block + 1:
-            self._append_counts()
-        datasets, samples, _ = _helpers.blend(self.weights, block * BLOCK, (block + 1) * BLOCK, self._counts[block])
+    def sources(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(data set int32 [count], sample of it int64 [count]) from `first` on. Raises IndexError below 0."""
+        parts = []
+        for phase, begin, end in self._by_phase(first, count):
+            for block, start, stop in stretches(begin, end - begin, BLOCK):
+                parts.append(tuple(part[start:stop] for part in self._block(phase, block)))
+        datasets, samples = (np.concatenate(part) for part in zip(*parts, strict=True))
         return datasets, samples
 
-    def _append_counts(self) -> None:
-        begin = (len(self._counts) - 1) * BLOCK
-        *_, counts = _helpers.blend(self.weights, begin, begin + BLOCK, self._counts[-1])
-        self._counts.append(counts)
+    def _by_phase(self, first: int, count: int) -> list[tuple[int, int, int]]:
+        """(phase, begin, end) of the pieces of [first, first + count), counted from the phase's begin."""
+        if first < 0:
+            raise IndexError(f"sample {first}; samples count from 0")
+        pieces, last = [], first + count
+        for phase, (begin, end) in enumerate(pairwise([*self.begins, last])):
+            piece = max(first, begin), min(last, end)
+            if piece[0] < piece[1]:
+                pieces.append((phase, piece[0] - begin, piece[1] - begin))
+        return pieces
+
+    def _compute_block(self, phase: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+        datasets, samples = _helpers.blend(self.shares[phase], block * BLOCK, (block + 1) * BLOCK)
+        return datasets, samples + self._given[phase][datasets]
+
+
+def read_sources(datasets: Sequence[Samples], which: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """int64 [count, sequence_length + 1]: sample samples[i] of data set which[i].
+
+    The samples of one data set must be consecutive.
+    """
+    rows: np.ndarray | None = None
+    for dataset in np.unique(which):
+        here = which == dataset
+        its = samples[here]
+        found = datasets[dataset].read(int(its[0]), len(its))
+        if rows is None:
+            rows = np.empty((len(which), found.shape[1]), np.int64)
+        rows[here] = found
+    return rows

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from megatron_lite.data.blend import BlendedDataset
+from megatron_lite.data.blend import BlendedDataset, Phase
 from megatron_lite.data.cache import cached
 from megatron_lite.data.indexed import IndexedDataset, open_indexed
 from megatron_lite.data.samples import GPTDataset, KeyedOrder, Order, Samples, file_order
@@ -65,7 +65,7 @@ def build_datasets(data: DataConfig, *, sequence_length: int, vocab_size: int, c
     sources = {}
     for entry in (*data.train, *(data.valid or ())):
         if entry.prefix not in sources:
-            sources[entry.prefix] = open_indexed(entry.prefix)
+            sources[entry.prefix] = open_indexed(entry.prefix, cache_dir)
             _check_tokens(sources[entry.prefix], vocab_size, cache_dir)
     eod_id = _check_tokenizers(list(sources.values()), tokenizer)
 
@@ -77,7 +77,9 @@ def build_datasets(data: DataConfig, *, sequence_length: int, vocab_size: int, c
             source = sources[entry.prefix]
             sequences = None if part is None else split_ranges(shares, source.sequence_count)[part]
             datasets.append(GPTDataset(source, sequence_length, order, sequences, cache_dir))
-        return datasets[0] if len(datasets) == 1 else BlendedDataset(datasets, [entry.weight for entry in entries])
+        if len(datasets) == 1:
+            return datasets[0]
+        return BlendedDataset(datasets, [Phase(0, [entry.weight for entry in entries])])
 
     keyed = [KeyedOrder(data.seed, stream) for stream in range(len(data.train))]
     train = blend(data.train, None if shares is None else 0, keyed)
@@ -115,7 +117,7 @@ def _check_tokens(source: IndexedDataset, vocab_size: int, cache_dir: Path | Non
     if len(source.tokens) == 0:
         raise DataError(f"{source.prefix}.bin holds no tokens")
     # A scan reads the whole .bin file once; what it found is kept.
-    found = cached(cache_dir, "token_range", source, {}, lambda: np.array(source.token_range(), np.int64))
+    found = cached(cache_dir, "token_range", source.fingerprint, {}, lambda: np.array(source.token_range(), np.int64))
     lowest, highest = (int(token) for token in found)
     if lowest < 0 or highest >= vocab_size:
         wrong = lowest if lowest < 0 else highest

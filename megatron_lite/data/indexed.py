@@ -16,6 +16,9 @@ A document is any number of sequences, none included. Beside the two files this 
 (data/sidecar.py); files that Megatron wrote have none. indexed_writer.py writes all three.
 """
 
+import hashlib
+import json
+import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_lite.data import _helpers
+from megatron_lite.data.cache import cached
 from megatron_lite.data.sidecar import Sidecar
 from megatron_lite.errors import DataError
 
@@ -31,6 +35,7 @@ VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
 TOKEN_TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 CODES = {np.dtype(token_type): code for code, token_type in TOKEN_TYPES.items()}
+CHECKED_AT_ONCE = 1 << 24  # sequences whose part of the index is in memory while it is checked
 
 
 def bin_path(prefix: str | Path) -> Path:
@@ -50,7 +55,8 @@ def token_dtype(vocab_size: int) -> np.dtype:
 class IndexedDataset:
     """A memory-mapped data set. Build one with `open_indexed`.
 
-    tokens [total]; lengths int32 [S], in tokens; pointers int64 [S], in bytes; documents int64 [D + 1], in sequences.
+    tokens [total]; lengths int32 [S], in tokens; pointers int64 [S], in bytes; documents int64 [D + 1], in sequences;
+    fingerprint: another one for other files, or for these files changed.
     """
 
     prefix: str
@@ -59,6 +65,7 @@ class IndexedDataset:
     pointers: np.ndarray
     documents: np.ndarray
     sidecar: Sidecar | None
+    fingerprint: str
 
     @property
     def sequence_count(self) -> int:
@@ -87,11 +94,12 @@ class IndexedDataset:
         return _helpers.token_range(self.tokens)
 
 
-def open_indexed(prefix: str | Path) -> IndexedDataset:
+def open_indexed(prefix: str | Path, cache_dir: Path | None = None) -> IndexedDataset:
     """Map PREFIX.bin and PREFIX.idx into memory.
 
     Raises DataError unless the index is whole, consistent, and describes exactly the bytes of the .bin file, and the
-    sidecar, where there is one, was written for these two files.
+    sidecar, where there is one, was written for these two files. What was found good is noted in `cache_dir` (None:
+    nowhere) and not looked through again while the files stay as they are.
     """
     idx, bin_ = idx_path(prefix), bin_path(prefix)
     for path in (idx, bin_):
@@ -105,25 +113,54 @@ def open_indexed(prefix: str | Path) -> IndexedDataset:
         raise DataError(f"{idx}: token type {code} is none of {known}")
     expected = HEADER.size + 12 * sequences + 8 * bounds
     if (size := idx.stat().st_size) != expected:
-        raise DataError(f"{idx} has {size} bytes; {sequences} sequences and {bounds - 1} documents take {expected}")
-    buffer = np.memmap(idx, dtype=np.uint8, mode="r")
+        why = "; the modes of a multimodal data set are not read" if size == expected + sequences else ""
+        raise DataError(
+            f"{idx} has {size} bytes; {sequences} sequences and {bounds - 1} documents take {expected}{why}"
+        )
+    with idx.open("rb") as file:
+        buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     lengths = np.frombuffer(buffer, np.int32, sequences, HEADER.size)
     pointers = np.frombuffer(buffer, np.int64, sequences, HEADER.size + 4 * sequences)
     documents = np.frombuffer(buffer, np.int64, bounds, HEADER.size + 12 * sequences)
     dtype, bin_bytes = np.dtype(TOKEN_TYPES[code]), bin_.stat().st_size
-    try:
-        _helpers.check_index(lengths, pointers, documents, dtype.itemsize, bin_bytes)
-    except ValueError as error:
-        raise DataError(f"{idx}: {error}") from None
-    if int(documents[-1]) != sequences:
-        raise DataError(f"{idx}: the last document ends at sequence {int(documents[-1])}, there are {sequences}")
     # An empty file cannot be mapped.
     tokens = np.memmap(bin_, dtype=dtype, mode="r") if bin_bytes else np.empty(0, dtype)
     sidecar = Sidecar.load(prefix)
-    dataset = IndexedDataset(str(prefix), tokens, lengths, pointers, documents, sidecar)
+    fingerprint = _fingerprint(prefix, sidecar)
+    dataset = IndexedDataset(str(prefix), tokens, lengths, pointers, documents, sidecar, fingerprint)
     if sidecar is not None:
         sidecar.check(prefix, dtype.name, bin_bytes, sequences, bounds - 1)
+    cached(cache_dir, "checked", fingerprint, {}, lambda: _check_index(dataset, buffer, dtype.itemsize, bin_bytes))
     return dataset
+
+
+def _check_index(dataset: IndexedDataset, buffer: mmap.mmap, token_bytes: int, bin_bytes: int) -> np.ndarray:
+    """One zero. Raises DataError unless the index describes a .bin file of just so many bytes."""
+    idx, sequences = idx_path(dataset.prefix), dataset.sequence_count
+    try:
+        end = 0
+        for first in range(0, sequences, CHECKED_AT_ONCE):
+            block = slice(first, first + CHECKED_AT_ONCE)
+            lengths, pointers = dataset.lengths[block], dataset.pointers[block]
+            end = max(end, _helpers.check_sequences(lengths, pointers, first, token_bytes, bin_bytes))
+            buffer.madvise(mmap.MADV_DONTNEED)  # pages of the file, gone from this process's memory alone
+        _helpers.check_documents(dataset.documents, sequences)
+    except ValueError as error:
+        raise DataError(f"{idx}: {error}") from None
+    if end != bin_bytes:
+        raise DataError(f"{idx}: the index describes {end} bytes, the .bin file has {bin_bytes}")
+    if (last := int(dataset.documents[-1])) != sequences:
+        raise DataError(f"{idx}: the last document ends at sequence {last}, there are {sequences}")
+    return np.zeros(1, np.int8)
+
+
+def _fingerprint(prefix: str | Path, sidecar: Sidecar | None) -> str:
+    """A digest of where the two files lie, their sizes, times of change and, where they are known, checksums."""
+    statuses = [path.stat() for path in (bin_path(prefix), idx_path(prefix))]
+    files = [(status.st_size, status.st_mtime_ns) for status in statuses]
+    checksums = [sidecar.bin_xxh3, sidecar.idx_xxh3] if sidecar else []
+    key = json.dumps([str(Path(prefix).resolve()), files, checksums])
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def _read_header(path: Path) -> tuple[int, int, int]:

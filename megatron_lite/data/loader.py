@@ -51,4 +51,4 @@ class Loader:
             raise UsageError(f"global batch size {size} is no multiple of the data-parallel size {self.data_size}")
         rows = size // self.data_size
         first = consumed + self.data_rank * rows
-        return np.stack([self.dataset[sample] for sample in range(first, first + rows)])
+        return self.dataset.read(first, rows)

@@ -1,6 +1,6 @@
 """A data set as an endless row of samples of sequence_length + 1 tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,20 +12,23 @@ from megatron_lite.data.cache import cached
 from megatron_lite.data.indexed import IndexedDataset
 from megatron_lite.errors import DataError
 
-Order = Callable[[int, int, int], int]  # (epoch, position in the epoch, samples an epoch) -> sample in file order
+# (epoch, first position in it, one past the last, samples an epoch) -> int64 [positions] of samples in file order
+Order = Callable[[int, int, int, int], np.ndarray]
 
 
 class Samples(Protocol):
-    """What a loader reads: `[i]` is int64 [sequence_length + 1] for any i >= 0, `len()` the samples of one epoch."""
+    """What a loader reads: samples 0, 1, 2, ... without an end; `len()` is how many make an epoch."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> np.ndarray: ...
+    def read(self, first: int, count: int) -> np.ndarray:
+        """int64 [count, sequence_length + 1], for any first >= 0. Raises IndexError below 0."""
+        ...
 
 
-def file_order(epoch: int, position: int, samples: int) -> int:
+def file_order(epoch: int, begin: int, end: int, samples: int) -> np.ndarray:
     """Every epoch as the samples stand in the file."""
-    return position
+    return np.arange(begin, end)
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class KeyedOrder:
     seed: int
     stream: int = 0
 
-    def __call__(self, epoch: int, position: int, samples: int) -> int:
-        return int(_helpers.permute(position, position + 1, samples, self.seed, self.stream, epoch)[0])
+    def __call__(self, epoch: int, begin: int, end: int, samples: int) -> np.ndarray:
+        return _helpers.permute(begin, end, samples, self.seed, self.stream, epoch)
 
 
 class GPTDataset:
@@ -63,20 +66,23 @@ class GPTDataset:
     ):
         self.source, self.sequence_length, self.order = source, sequence_length, order
         self.sequences = range(source.sequence_count) if sequences is None else sequences
-        first, last = self.sequences.start, self.sequences.stop
-        self.token_count = int(source.lengths[first:last].sum(dtype=np.int64))
+        self.token_count = count_tokens(source, self.sequences, cache_dir)
         if self.token_count <= sequence_length:
             raise DataError(
-                f"{source.prefix}: sequences {first} to {last} hold {self.token_count} tokens; "
-                f"one sample of sequence_length {sequence_length} takes {sequence_length + 1}"
+                f"{source.prefix}: sequences {self.sequences.start} to {self.sequences.stop} hold {self.token_count} "
+                f"tokens; one sample of sequence_length {sequence_length} takes {sequence_length + 1}"
             )
+        first, last = self.sequences.start, self.sequences.stop
         # int64 [samples, 2]: sequence, tokens into it
         self.index = cached(
             cache_dir,
             "samples",
-            source,
+            source.fingerprint,
             {"first": first, "last": last, "sequence_length": sequence_length},
             lambda: _helpers.build_sample_index(source.lengths, first, last, sequence_length),
+        )
+        self._reader = _helpers.SampleReader(
+            source.tokens, source.lengths, source.pointers, self.index, last, sequence_length
         )
 
     def __len__(self) -> int:
@@ -87,18 +93,38 @@ class GPTDataset:
         """Tokens of an epoch that are in no sample."""
         return self.token_count - len(self) * self.sequence_length - 1
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """int64 [sequence_length + 1]; `index` counts on over the epochs. Raises IndexError below 0."""
-        if index < 0:
-            raise IndexError(f"sample {index}; samples count from 0")
-        epoch, position = divmod(index, len(self))
-        sequence, offset = self.index[self.order(epoch, position, len(self))]
-        return _helpers.gather_tokens(
-            self.source.tokens,
-            self.source.lengths,
-            self.source.pointers,
-            int(sequence),
-            self.sequences.stop,
-            int(offset),
-            self.sequence_length + 1,
-        )
+    def read(self, first: int, count: int) -> np.ndarray:
+        """int64 [count, sequence_length + 1]; samples count on over the epochs. Raises IndexError below 0."""
+        parts = [
+            self._reader.read(self.order(epoch, begin, end, len(self)))
+            for epoch, begin, end in stretches(first, count, len(self))
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def stretches(first: int, count: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """(row, begin, end) of the pieces that [first, first + count) falls into, in rows of `length`.
+
+    Raises IndexError for a negative `first`.
+    """
+    if first < 0:
+        raise IndexError(f"sample {first}; samples count from 0")
+    last = first + count
+    while first < last:
+        row, begin = divmod(first, length)
+        end = min(begin + last - first, length)
+        yield row, begin, end
+        first += end - begin
+
+
+def count_tokens(source: IndexedDataset, sequences: range, cache_dir: Path | None) -> int:
+    """How many tokens a range of sequences holds."""
+    first, last = sequences.start, sequences.stop
+    found = cached(
+        cache_dir,
+        "token_count",
+        source.fingerprint,
+        {"first": first, "last": last},
+        lambda: np.array([_helpers.count_tokens(source.lengths, first, last)], np.int64),
+    )
+    return int(found[0])

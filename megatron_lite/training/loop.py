@@ -181,8 +181,9 @@ class Run:
         local = self.resolved.local_batch_size
         first = batch * self.config.train.global_batch_size + self.mesh.coordinate["data"] * local
         rows = np.full((local, self.config.train.sequence_length + 1), -1, dtype=np.int64)
-        for row, sample in enumerate(range(first, min(first + local, len(self.valid)))):
-            rows[row] = self.valid[sample]
+        there = min(local, len(self.valid) - first)
+        if there > 0:
+            rows[:there] = self.valid.read(first, there)
         return self._to_device(rows)
 
     def _check_finite(self, step: int, result: StepResult) -> None:

@@ -34,10 +34,10 @@ def test_training_data_is_permuted_and_validation_data_goes_in_file_order(tmp_pa
     write_dataset(tmp_path / "v", DOCUMENTS)
     datasets = build(config(train=[(tmp_path / "t", 1.0)], valid=[(tmp_path / "v", 1.0)]))
     starts = [9 * i for i in range(22)]
-    train = [int(datasets.train[i][0]) for i in range(22)]
+    train = datasets.train.read(0, 22)[:, 0].tolist()
     assert sorted(train) == starts
     assert train != starts
-    assert [int(datasets.valid[i][0]) for i in range(22)] == starts
+    assert datasets.valid.read(0, 22)[:, 0].tolist() == starts
     assert datasets.tokenizer is None
 
 
@@ -46,7 +46,7 @@ def test_the_order_follows_the_seed(tmp_path):
 
     def order(seed):
         train = build(config(train=[(tmp_path / "t", 1.0)], seed=seed)).train
-        return [int(train[i][0]) for i in range(22)]
+        return train.read(0, 22)[:, 0].tolist()
 
     assert order(1) == order(1) != order(2)
 
@@ -56,9 +56,9 @@ def test_several_data_sets_are_blended_each_in_an_order_of_its_own(tmp_path):
         write_dataset(tmp_path / name, DOCUMENTS)
     train = build(config(train=[(tmp_path / "a", 3.0), (tmp_path / "b", 1.0)])).train
     assert isinstance(train, BlendedDataset)
-    assert train.weights == [0.75, 0.25]
+    assert train.shares == [[0.75, 0.25]]
     one, two = train.datasets
-    assert [int(one[i][0]) for i in range(22)] != [int(two[i][0]) for i in range(22)]
+    assert one.read(0, 22)[:, 0].tolist() != (two.read(0, 22)[:, 0]).tolist()
 
 
 def test_without_valid_or_split_there_is_no_validation_data(tmp_path):
@@ -70,9 +70,9 @@ def test_without_valid_or_split_there_is_no_validation_data(tmp_path):
 def test_a_split_gives_training_and_validation_data_apart(tmp_path):
     write_dataset(tmp_path / "t", DOCUMENTS)
     datasets = build(config(train=[(tmp_path / "t", 1.0)], split="70,20,10"))
-    train = {int(token) for i in range(len(datasets.train)) for token in datasets.train[i]}
-    valid = [datasets.valid[i].tolist() for i in range(len(datasets.valid))]
-    assert max(train) < 140
+    train = datasets.train.read(0, len(datasets.train))
+    valid = datasets.valid.read(0, len(datasets.valid)).tolist()
+    assert train.max() < 140
     assert valid == [list(range(140 + 9 * i, 150 + 9 * i)) for i in range(4)]
 
 

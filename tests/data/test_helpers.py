@@ -1,7 +1,5 @@
 """The C++ helpers against plain Python that shares nothing with them."""
 
-import hashlib
-
 import numpy as np
 import pytest
 
@@ -39,14 +37,16 @@ def sample_starts(lengths, sequence_length):
 
 
 def blended(weights, size):
-    counts, datasets, samples = [0] * len(weights), [], []
-    for i in range(size):
-        lags = [weight * max(i, 1) - count for weight, count in zip(weights, counts, strict=True)]
-        chosen = lags.index(max(lags))
-        datasets.append(chosen)
-        samples.append(counts[chosen])
+    """(data set, sample) of the first `size` places, each time that of the least (k + 1/2) / weight."""
+    counts, taken = [0] * len(weights), []
+    for _ in range(size):
+        times = [
+            (count + 0.5) / weight if weight else float("inf") for count, weight in zip(counts, weights, strict=True)
+        ]
+        chosen = times.index(min(times))
+        taken.append((chosen, counts[chosen]))
         counts[chosen] += 1
-    return datasets, samples
+    return taken
 
 
 def test_splitmix_gives_the_published_first_outputs_of_seed_1234567():
@@ -140,6 +140,20 @@ def test_sample_index_counts_past_32_bits():
     assert index.tolist() == [list(divmod(start, longest)) for start in starts]
 
 
+def test_sample_index_built_by_several_threads_is_that_of_one():
+    # Threads are started from a million sequences a thread on.
+    lengths = np.random.default_rng(0).integers(0, 4, 3_500_000).astype(np.int32)
+    lengths[1_000_000:1_100_000] = 0  # a stretch without tokens about where one thread's part ends
+    lengths[2_000_000] = 10**6
+    starts = np.arange((int(lengths.sum()) - 1) // 777) * 777
+    ends = np.cumsum(lengths, dtype=np.int64)
+    sequences = np.searchsorted(ends, starts, side="right")
+    offsets = starts - (ends - lengths)[sequences]
+    index = _helpers.build_sample_index(lengths, 0, len(lengths), 777)
+    assert np.array_equal(index, np.stack([sequences, offsets], 1))
+    assert _helpers.count_tokens(lengths, 5, len(lengths)) == int(lengths[5:].sum(dtype=np.int64))
+
+
 def test_sample_index_reads_unaligned_lengths():
     raw = b"\0" + np.array([5, 6], np.int32).tobytes()
     lengths = np.frombuffer(raw, np.int32, 2, 1)
@@ -196,29 +210,48 @@ def test_token_range_finds_both_ends():
         _helpers.token_range(np.ones(2, np.float32))
 
 
-# helpers_cpp.build_blending_indices of megatron-core 0.16.1.
-def test_blend_equals_megatrons():
-    datasets, samples, counts = _helpers.blend([0.5, 0.25, 0.25], 0, 12, [0, 0, 0])
-    assert datasets.tolist() == [0, 1, 2, 0, 0, 1, 2, 0, 0, 1, 2, 0]
-    assert samples.tolist() == [0, 0, 0, 1, 2, 1, 1, 3, 4, 2, 2, 5]
-    assert counts == [6, 3, 3]
-
-
-def test_a_long_blend_equals_megatrons():
-    datasets, samples, _ = _helpers.blend([0.31, 0.005, 0.25, 0.435], 0, 200_000, [0, 0, 0, 0])
-    digest = hashlib.sha256(datasets.tobytes() + samples.tobytes()).hexdigest()
-    assert digest == "bb0541ffd1be68728b789981006d09673b847039ce464f5f17def2fc726a1375"
+def places(weights, begin, end):
+    datasets, samples = _helpers.blend(weights, begin, end)
+    return list(zip(datasets.tolist(), samples.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_blend_equals_the_rule_in_python_also_in_parts(seed):
+def test_blend_equals_the_rule_in_python_wherever_it_is_entered(seed):
     rng = np.random.default_rng(seed)
-    weights = rng.random(rng.integers(1, 8)) + 1e-3
+    weights = rng.random(rng.integers(1, 30)) ** 3 + 1e-3
+    weights[rng.integers(0, len(weights))] = weights[0]  # ties
     weights = (weights / weights.sum()).tolist()
-    size = int(rng.integers(1, 400))
-    datasets, samples = blended(weights, size)
-    middle = int(rng.integers(0, size + 1))
-    one, one_samples, counts = _helpers.blend(weights, 0, middle, [0] * len(weights))
-    two, two_samples, _ = _helpers.blend(weights, middle, size, counts)
-    assert [*one.tolist(), *two.tolist()] == datasets
-    assert [*one_samples.tolist(), *two_samples.tolist()] == samples
+    expected = blended(weights, 400)
+    for begin in (0, 1, *rng.integers(0, 400, 8).tolist()):
+        assert places(weights, begin, 400) == expected[begin:]
+        given = [sum(dataset == d for dataset, _ in expected[:begin]) for d in range(len(weights))]
+        assert _helpers.blend_counts(weights, begin).tolist() == given
+
+
+def test_blend_far_in_equals_the_end_of_a_walk():
+    weights = np.random.default_rng(0).random(50)
+    weights = (weights / weights.sum()).tolist()
+    walked = _helpers.blend(weights, 0, 3_000_000)
+    entered = _helpers.blend(weights, 2_999_900, 3_000_000)
+    for walk, entry in zip(walked, entered, strict=True):
+        assert np.array_equal(walk[-100:], entry)
+
+
+def test_blend_holds_every_share_to_within_its_bound_after_a_trillion_samples():
+    weights = np.random.default_rng(1).random(20) ** 4
+    weights = (weights / weights.sum()).tolist()
+    for position in (10**6, 10**12 + 7):
+        counts = _helpers.blend_counts(weights, position)
+        assert counts.sum() == position
+        for count, weight in zip(counts.tolist(), weights, strict=True):
+            assert abs(count - weight * position) <= 0.5 + weight * len(weights) / 2 + 1e-3
+
+
+def test_blend_takes_nothing_of_a_weight_of_zero():
+    assert places([0.5, 0.0, 0.5], 0, 4) == [(0, 0), (2, 0), (0, 1), (2, 1)]
+
+
+@pytest.mark.parametrize("weights", [[], [0.5, 0.4], [1.5, -0.5], [float("nan"), 1.0], [0.0]])
+def test_blend_refuses_weights_that_are_no_shares(weights):
+    with pytest.raises(ValueError, match=r"weights? of a blend"):
+        _helpers.blend(weights, 0, 1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.text import write_dataset
 
-from megatron_lite.data.blend import BlendedDataset
+from megatron_lite.data.blend import BlendedDataset, Phase
 from megatron_lite.data.loader import Loader
 from megatron_lite.data.samples import GPTDataset, KeyedOrder
 from megatron_lite.errors import UsageError
@@ -15,7 +15,9 @@ GLOBAL = 12
 @pytest.fixture
 def dataset(tmp_path):
     parts = [write_dataset(tmp_path / str(i), [[list(range(1000 * i, 1000 * i + 401))]]) for i in range(2)]
-    return BlendedDataset([GPTDataset(part, 8, KeyedOrder(3, i)) for i, part in enumerate(parts)], [0.7, 0.3])
+    return BlendedDataset(
+        [GPTDataset(part, 8, KeyedOrder(3, i)) for i, part in enumerate(parts)], [Phase(0, [0.7, 0.3])]
+    )
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def test_a_batch_is_the_next_samples_in_order(dataset, loader):
     batch = loader(dataset).batch(24)
     assert batch.shape == (GLOBAL, 9)
     assert batch.dtype == np.int64
-    assert np.array_equal(batch, np.stack([dataset[24 + i] for i in range(GLOBAL)]))
+    assert np.array_equal(batch, dataset.read(24, GLOBAL))
 
 
 @pytest.mark.parametrize("data_size", [2, 3, 4, 12])
@@ -74,9 +76,9 @@ def test_the_following_batch_is_read_by_another_thread(loader, data_size):
     readers = {}
 
     class Recorder:
-        def __getitem__(self, index):
-            readers[index] = threading.current_thread()
-            return np.zeros(2, np.int64)
+        def read(self, first, count):
+            readers.update(dict.fromkeys(range(first, first + count), threading.current_thread()))
+            return np.zeros((count, 2), np.int64)
 
     recording = loader(Recorder(), data_size - 1, data_size, global_batch_size=4)
     recording.batch(0)
@@ -87,10 +89,10 @@ def test_the_following_batch_is_read_by_another_thread(loader, data_size):
 
 def test_a_failure_in_the_thread_is_raised_where_its_batch_is_asked_for(loader):
     class Failing:
-        def __getitem__(self, index):
-            if index == 3:
+        def read(self, first, count):
+            if first <= 3 < first + count:
                 raise ValueError("sample 3")
-            return np.zeros(2, np.int64)
+            return np.zeros((count, 2), np.int64)
 
     failing = loader(Failing(), global_batch_size=2)
     failing.batch(0)
