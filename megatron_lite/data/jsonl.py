@@ -58,16 +58,17 @@ def total_bytes(paths: Sequence[str | Path]) -> int:
     return sum(Path(path).stat().st_size for path in paths)
 
 
-def parse_texts(line: bytes, keys: Sequence[str]) -> list[str]:
-    """The strings that a line's object holds under `keys`. Raises MalformedLine."""
+def parse_texts(line: bytes, keys: Sequence[str], optional: Sequence[str] = ()) -> list[str]:
+    """The strings that a line's object holds under `keys`, then those under `optional`: "" where there is none.
+
+    Raises MalformedLine.
+    """
     if not line.strip():
         raise MalformedLine("blank line")
     try:
         document = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise MalformedLine(
-            "no valid JSON, broken UTF-8" if _is_broken(line) else "no valid JSON", str(error)
-        ) from None
+        raise MalformedLine("no valid JSON" + (", broken UTF-8" if _is_broken(line) else ""), str(error)) from None
     if not isinstance(document, dict):
         raise MalformedLine(f"a JSON {type(document).__name__}, not an object")
     for key in keys:
@@ -75,7 +76,8 @@ def parse_texts(line: bytes, keys: Sequence[str]) -> list[str]:
             raise MalformedLine(f"no key {key!r}")
         if not isinstance(document[key], str):
             raise MalformedLine(f"{key!r} holds a {type(document[key]).__name__}, not a string")
-    return [document[key] for key in keys]
+    found = (document.get(key) for key in optional)
+    return [document[key] for key in keys] + [value if isinstance(value, str) else "" for value in found]
 
 
 def _is_broken(line: bytes) -> bool:

@@ -4,7 +4,7 @@ The cut depends on the files alone. A piece of a plain file names bytes, and its
 or Parquet, this process unpacks, several times as fast as workers tokenize.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -23,18 +23,20 @@ Texts = list[str] | MalformedLine  # of one record: the text of every key, or wh
 
 @dataclass(frozen=True)
 class Place:
-    """A piece of an input: number of the file, number of the piece in it; and the first record's number, from 1."""
+    """Where a piece of the input begins."""
 
-    file: int = 0
-    piece: int = 0
-    record: int = 1
+    file: int = 0  # number of the file
+    piece: int = 0  # number of the piece in it
+    record: int = 1  # number of its first record in the file, from 1
+    position: int = 0  # bytes of all files before it, as they lie on the disk
 
 
 class Piece(Protocol):
     file: int  # number of the input file
     position: int  # bytes of all inputs up to the end of this piece, as they lie on the disk
 
-    def records(self, keys: Sequence[str]) -> Iterator[Texts]: ...
+    def records(self, keys: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Texts]:
+        """The texts of each record under `keys`, then those under `optional`, "" where a record has none."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class FilePart:
                 position += len(line)
                 yield line
 
-    def records(self, keys: Sequence[str]) -> Iterator[Texts]:
-        return _parse(self.lines(), keys)
+    def records(self, keys: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Texts]:
+        return _parse(self.lines(), keys, optional)
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Lines:
     position: int
     lines: list[bytes]
 
-    def records(self, keys: Sequence[str]) -> Iterator[Texts]:
-        return _parse(self.lines, keys)
+    def records(self, keys: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Texts]:
+        return _parse(self.lines, keys, optional)
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,17 @@ class Rows:
     position: int
     batch: "pa.RecordBatch"
 
-    def records(self, keys: Sequence[str]) -> Iterator[Texts]:
+    def records(self, keys: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Texts]:
+        names = self.batch.schema.names
         for row in range(self.batch.num_rows):
             try:
                 texts = [self.batch.column(key)[row].as_py() for key in keys]
+                found = [self.batch.column(key)[row].as_py() if key in names else None for key in optional]
             except UnicodeDecodeError:  # Arrow takes any bytes for a string
                 yield MalformedLine("broken UTF-8")
                 continue
             missing = [key for key, text in zip(keys, texts, strict=True) if text is None]
-            yield MalformedLine("no text", f"{missing[0]!r} is null") if missing else texts
+            yield MalformedLine("no text", f"{missing[0]!r} is null") if missing else texts + [t or "" for t in found]
 
 
 @dataclass(frozen=True)
@@ -103,31 +107,37 @@ class Damage:
     position: int
     reason: str
 
-    def records(self, keys: Sequence[str]) -> Iterator[Texts]:
+    def records(self, keys: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Texts]:
         yield MalformedLine("damaged file", self.reason)
 
 
 def cut_inputs(
-    paths: Sequence[str], keys: Sequence[str], start: Place = Place(), piece_bytes: int = PIECE_BYTES
+    paths: Sequence[str],
+    keys: Sequence[str],
+    start: Place = Place(),
+    piece_bytes: int = PIECE_BYTES,
+    optional: Sequence[str] = (),
 ) -> Iterator[Piece]:
-    """The pieces of all files in order, from `start` on.
+    """The pieces of all files in order, from `start` on; of Parquet the columns `keys`, and `optional` where they are.
 
     Raises DataError for a file that cannot be opened, or a Parquet file without a column of text for each key.
     """
     sizes = [Path(path).stat().st_size for path in paths]
     for number in range(start.file, len(paths)):
-        pieces = cut_file(paths[number], number, sum(sizes[:number]), keys, piece_bytes)
+        pieces = cut_file(paths[number], number, sum(sizes[:number]), keys, piece_bytes, optional)
         skipped = start.piece if number == start.file else 0
         for index, piece in enumerate(pieces):
             if index >= skipped:
                 yield piece
 
 
-def cut_file(path: str, number: int, before: int, keys: Sequence[str], piece_bytes: int) -> Iterator[Piece]:
+def cut_file(
+    path: str, number: int, before: int, keys: Sequence[str], piece_bytes: int, optional: Sequence[str] = ()
+) -> Iterator[Piece]:
     """The pieces of one file; `before` bytes lie in the files before it."""
     try:
         if path.endswith(".parquet"):
-            yield from _parquet_pieces(path, number, before, keys, piece_bytes)
+            yield from _parquet_pieces(path, number, before, keys, piece_bytes, optional)
         elif path.endswith((".gz", ".zst")):
             yield from _compressed_pieces(path, number, before, piece_bytes)
         else:
@@ -158,7 +168,9 @@ def _compressed_pieces(path: str, number: int, before: int, piece_bytes: int) ->
             yield Damage(number, before + Path(path).stat().st_size, damage)
 
 
-def _parquet_pieces(path: str, number: int, before: int, keys: Sequence[str], piece_bytes: int) -> Iterator[Piece]:
+def _parquet_pieces(
+    path: str, number: int, before: int, keys: Sequence[str], piece_bytes: int, optional: Sequence[str]
+) -> Iterator[Piece]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -168,8 +180,10 @@ def _parquet_pieces(path: str, number: int, before: int, keys: Sequence[str], pi
     try:
         with pq.ParquetFile(path) as file:
             _check_columns(path, file.schema_arrow, keys)
+            columns = [*keys, *(key for key in optional if key in file.schema_arrow.names)]
             for group in range(file.num_row_groups):
-                for batch in file.iter_batches(_batch_rows(file, group, piece_bytes), row_groups=[group], columns=keys):
+                rows = _batch_rows(file, group, piece_bytes)
+                for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
                     done += batch.num_rows
                     yield Rows(number, before + size * done // file.metadata.num_rows, batch)
     except (pa.ArrowException, OSError) as error:
@@ -193,9 +207,9 @@ def _batch_rows(file: "pa.parquet.ParquetFile", group: int, piece_bytes: int) ->
     return max(1, rows.num_rows * piece_bytes // max(rows.total_byte_size, 1))
 
 
-def _parse(lines: Iterator[bytes] | Sequence[bytes], keys: Sequence[str]) -> Iterator[Texts]:
+def _parse(lines: Iterable[bytes], keys: Sequence[str], optional: Sequence[str]) -> Iterator[Texts]:
     for line in lines:
         try:
-            yield parse_texts(line.rstrip(b"\r\n"), keys)
+            yield parse_texts(line.rstrip(b"\r\n"), keys, optional)
         except MalformedLine as error:
             yield error

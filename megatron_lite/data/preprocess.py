@@ -103,7 +103,7 @@ def preprocess(
         check_free_disk(output_prefix, sample.output_bytes(total, tokenizer, settings))
         journal_path(output_prefix).unlink(missing_ok=True)  # of another run, whose bytes are about to go
     try:
-        with run.writers(), worker_pool(workers) as pool, Progress("tokenize", total) as progress:
+        with run.writers(), worker_pool(workers) as pool, Progress("tokenize", total, run.place.position) as progress:
             pieces = cut_inputs(inputs, settings.json_keys, run.place, PIECE_BYTES)
             try:
                 for piece, encoded in map_in_order(pool, partial(encode, settings), pieces, PIECES_AHEAD * workers):
@@ -160,7 +160,7 @@ class Run:
         self._check_malformed()
         for writer, documents in zip(self._writers, encoded.documents, strict=True):
             writer.add_documents(documents.tokens, documents.lengths, documents.sequences, documents.text_bytes)
-        self.place = Place(at.file, at.piece + 1, at.record + encoded.records)
+        self.place = Place(at.file, at.piece + 1, at.record + encoded.records, piece.position)
         if self.report.text_bytes - self._saved_text_bytes >= SAVE_BYTES:
             self._save()
 
@@ -168,7 +168,7 @@ class Run:
         """All pieces are written. Raises DataError where the input has changed meanwhile."""
         if self._describe() != self.description:
             raise DataError(f"the input changed while it was read: {', '.join(self.inputs)}; start again")
-        self.place = Place(len(self.inputs))
+        self.place = replace(self.place, file=len(self.inputs), piece=0)
         self._save()
 
     def _save(self) -> None:

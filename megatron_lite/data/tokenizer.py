@@ -14,6 +14,9 @@ from megatron_lite.errors import DataError
 SPACE_MARK = "\u2581"  # what SentencePiece writes for a space inside, and decodes as one
 BLOCK_CHARACTERS = 1 << 16  # tokenized at once where the model allows it
 LONGEST_BLOCK = 1 << 24  # SentencePiece and kitoken take some 60 bytes of memory a character
+AS_IT_STANDS = (
+    "  two  spaces, \ufb01\u00bd\uff21\u212b\u00b4e\u0301\u00a0\u3000 \t\n\0 "  # normalization changes most of it
+)
 WORD_END = re.compile(r"[^ ](?= )")
 
 
@@ -102,7 +105,7 @@ class Tokenizer:
 
     def _keeps_spaces(self) -> bool:
         """Whether text is encoded as it stands, so that the parts of a text can be encoded one by one."""
-        return "".join(self._processor.encode("  x  y ", out_type=str)) == "▁▁x▁▁y▁"
+        return self._processor.normalize(AS_IT_STANDS) == AS_IT_STANDS.replace(" ", SPACE_MARK)
 
     def _has_piece_across_words(self) -> bool:
         pieces = self._processor.id_to_piece(list(range(self.vocab_size)))

@@ -4,18 +4,17 @@ Text is neither normalized nor stripped, whitespace runs and newlines may become
 the vocabulary lacks is spelled in bytes.
 """
 
-import heapq
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
-import xxhash
 
-from megatron_lite.data.jsonl import MalformedLine, parse_texts, read_batches, total_bytes
-from megatron_lite.data.progress import Progress
+from megatron_lite.data.fast_tokenizer import ADVERSARIAL
+from megatron_lite.data.text_sample import CHUNK_CHARACTERS, Sampling, TextSample, sample_text
 from megatron_lite.data.tokenizer import Tokenizer
+from megatron_lite.data.tokenizer_report import TokenizerReport, measure
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.files import partial_path, publish
 
@@ -24,102 +23,51 @@ FILL_IN_THE_MIDDLE = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|f
 CONTROL_TOKENS = (*CHAT_TOKENS, *FILL_IN_THE_MIDDLE, *(f"<|reserved_{i}|>" for i in range(51)))
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", *CONTROL_TOKENS)  # in the order of their ids, 0 to 63
 SPECIAL_PIECES = len(SPECIAL_TOKENS) + 256  # and every byte
-CHUNK_CHARACTERS = 2048  # text is sampled and learned from in pieces of this size, so no document outweighs the rest
-READ_BYTES = 1 << 20
+CHECKED_BYTES = 4_000_000  # of the sample, that must come back from their tokens
 # SentencePiece passes over every chunk that holds one of its own marks or a NUL; without them it learns from the rest.
 UNLEARNABLE = str.maketrans(dict.fromkeys("\u2581\u2585\0", " "))
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training; `lines` says it in words."""
+    """What came of a training; `lines` says it in words and a table."""
 
     tokenizer: Tokenizer
     sample_bytes: int
-    sample_tokens: int
     malformed: int
+    report: TokenizerReport
 
     def lines(self) -> Iterator[str]:
-        rate = self.sample_bytes / max(self.sample_tokens, 1)
-        yield f"{self.tokenizer.vocab_size} pieces from {self.sample_bytes} bytes of text, {rate:.2f} bytes a token"
+        yield f"{self.tokenizer.vocab_size} pieces from {self.sample_bytes} bytes of text"
         if self.malformed:
-            yield f"{self.malformed} malformed lines skipped"
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Which text is learned from: a seeded, uniform sample of the chunks of all documents, `sample_bytes` at most."""
-
-    json_key: str = "text"
-    sample_bytes: int = 100_000_000
-    seed: int = 1234
-    skip_malformed: bool = False
+            yield f"{self.malformed} malformed records skipped"
+        yield from self.report.lines()
 
 
 def train_tokenizer(inputs: Sequence[str], model_prefix: str, vocab_size: int, sampling: Sampling) -> Trained:
-    """Write {model_prefix}.model, whole or not at all. The same input and seed give the same bytes.
+    """Write {model_prefix}.model and {model_prefix}.report.json, each whole or not at all.
 
-    Ids: SPECIAL_TOKENS (</s>, id 2, ends a document), the 256 bytes, then the learned pieces. Raises
-    UsageError for a vocabulary too small for these, DataError for a malformed line (unless they are skipped), for text
-    too short for the vocabulary, and for a model that does not give its sample back.
+    The same input and seed give the same bytes. Ids: SPECIAL_TOKENS (</s>, id 2, ends a document), the 256 bytes, then
+    the learned pieces. Raises UsageError for a vocabulary too small for these, DataError for a malformed record (unless
+    they are skipped), for text too short for the vocabulary, and for a model that does not give its sample back.
     """
     if vocab_size <= SPECIAL_PIECES:
         raise UsageError(f"--vocab-size {vocab_size} is too small: {SPECIAL_PIECES} pieces are special ones and bytes")
-    chunks, malformed = sample_chunks(inputs, sampling)
-    if not chunks:
+    sample = sample_text(inputs, sampling)
+    if not sample.chunks:
         raise DataError(f"there is no text to learn from in {', '.join(inputs)}")
     path = Path(f"{model_prefix}.model")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path(path).write_bytes(_train(chunks, vocab_size))
+    partial_path(path).write_bytes(_train(sample.chunks, vocab_size))
     try:
         tokenizer = Tokenizer(partial_path(path))
-        tokens = sum(_check_round_trip(tokenizer, chunk) for chunk in chunks)
+        _check_round_trip(tokenizer, sample)
+        report = measure(tokenizer, sample)
         publish(path)
     finally:
         partial_path(path).unlink(missing_ok=True)
-    sample_bytes = sum(len(chunk.encode()) for chunk in chunks)
-    return Trained(Tokenizer(path), sample_bytes, tokens, malformed)
-
-
-def sample_chunks(inputs: Sequence[str], sampling: Sampling) -> tuple[list[str], int]:
-    """The sampled chunks in the order of the corpus, and how many malformed lines were skipped.
-
-    Every chunk draws a number from (seed, its place); the smallest numbers are kept, as many as fit. So one pass and
-    `sample_bytes` of memory do, however long the corpus is.
-    """
-    kept: list[tuple[int, int, str]] = []  # (-draw, place, chunk): a heap whose top is the next to go
-    kept_bytes = place = malformed = 0
-    with Progress("sample text", total_bytes(inputs)) as progress:
-        for batch in read_batches(inputs, READ_BYTES):
-            for number, line in enumerate(batch.lines, batch.first_line):
-                try:
-                    (text,) = parse_texts(line, (sampling.json_key,))
-                except MalformedLine as error:
-                    if not sampling.skip_malformed:
-                        raise DataError(f"{batch.path}:{number}: {error}") from None
-                    malformed += 1
-                    continue
-                for chunk in cut(text, CHUNK_CHARACTERS):
-                    draw = xxhash.xxh3_64_intdigest(place.to_bytes(8, "little"), sampling.seed)
-                    heapq.heappush(kept, (-draw, place, chunk))
-                    kept_bytes += len(chunk.encode())
-                    place += 1
-                    while kept_bytes > sampling.sample_bytes:
-                        kept_bytes -= len(heapq.heappop(kept)[2].encode())
-            progress.advance(batch.position, f"{kept_bytes} bytes kept")
-    return [chunk for _, _, chunk in sorted(kept, key=lambda entry: entry[1])], malformed
-
-
-def cut(text: str, size: int) -> Iterator[str]:
-    """`text` in pieces of at most `size` characters, cut after a newline where one stands in the second half."""
-    begin = 0
-    while begin < len(text):
-        end = begin + size
-        newline = text.rfind("\n", begin + size // 2, end) + 1
-        if newline and end < len(text):
-            end = newline
-        yield text[begin:end]
-        begin = end
+    report.save(Path(f"{model_prefix}.report.json"))
+    return Trained(Tokenizer(path), sum(sample.learned.values()), sample.malformed, report)
 
 
 def _train(chunks: Iterable[str], vocab_size: int) -> bytes:
@@ -149,9 +97,9 @@ def _train(chunks: Iterable[str], vocab_size: int) -> bytes:
     return model.getvalue()
 
 
-def _check_round_trip(tokenizer: Tokenizer, chunk: str) -> int:
-    """The number of its tokens. Raises DataError where they do not give the chunk back."""
-    ids = tokenizer.encode(chunk)
-    if tokenizer.decode(ids) != chunk:
-        raise DataError(f"the trained tokenizer does not give back {chunk[:200]!r}")
-    return len(ids)
+def _check_round_trip(tokenizer: Tokenizer, sample: TextSample) -> None:
+    """Raises DataError where tokens do not give a text back: odd ones, the held-out ones, and some of the sample."""
+    step = -(-sum(sample.learned.values()) // CHECKED_BYTES)
+    for text in (*ADVERSARIAL, *(held_out.text for held_out in sample.held_out), *sample.chunks[::step]):
+        if tokenizer.decode(tokenizer.encode(text)) != text:
+            raise DataError(f"the trained tokenizer does not give back {text[:200]!r}")

@@ -3,10 +3,11 @@ import sys
 import numpy as np
 import pytest
 import sentencepiece
-from support.text import random_texts, train_small_tokenizer
+from support.text import random_texts, train_small_tokenizer, write_jsonl
 
+from megatron_lite.data.text_sample import Sampling
 from megatron_lite.data.tokenizer import Tokenizer
-from megatron_lite.data.tokenizer_training import SPECIAL_PIECES, SPECIAL_TOKENS
+from megatron_lite.data.tokenizer_training import SPECIAL_PIECES, SPECIAL_TOKENS, train_tokenizer
 from megatron_lite.errors import DataError
 
 
@@ -55,6 +56,12 @@ def test_ids_of_text_without_the_mark_of_a_space_are_sentencepieces_own(tokenize
     own = sentencepiece.SentencePieceProcessor(model_file=tokenizer.path)
     for text in [*ODD_TEXTS.values(), *random_texts(5, 50)]:
         assert tokenizer.encode(text) == own.encode(text)
+
+
+def test_the_mark_of_a_space_is_spelled_whatever_letters_the_model_has_learned(tmp_path):
+    corpus = write_jsonl(tmp_path / "c.jsonl", ["qz " * 50] * 50)
+    tokenizer = train_tokenizer([str(corpus)], str(tmp_path / "t"), 325, Sampling()).tokenizer
+    assert tokenizer.decode(tokenizer.encode("a\u2581b")) == "a\u2581b"
 
 
 def test_a_model_that_adds_a_space_keeps_sentencepieces_ids_for_its_mark(tmp_path):

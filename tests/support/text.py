@@ -9,7 +9,8 @@ import numpy as np
 from megatron_lite.data.indexed import IndexedDataset, open_indexed
 from megatron_lite.data.indexed_writer import IndexedDatasetWriter
 from megatron_lite.data.sidecar import TokenizerIdentity
-from megatron_lite.data.tokenizer_training import Sampling, train_tokenizer
+from megatron_lite.data.text_sample import Sampling
+from megatron_lite.data.tokenizer_training import train_tokenizer
 
 WORDS = "the model reads a shard of text and writes what it learned in bytes, 1234 tokens or 56 lines at a time".split()
 
