@@ -84,31 +84,41 @@ def common_prefixes(tokens: np.ndarray, suffixes: np.ndarray) -> np.ndarray:
     return lcp
 
 
-def repeated_words(documents: Sequence[Sequence[str]], window: int) -> list[np.ndarray]:
-    """Which tokens of each document lie in a window that an earlier one, clear of it, equals: by a suffix array."""
-    vocabulary: dict[str, int] = {}
-    pieces, begins = [], []
-    at = 0
-    for number, document in enumerate(documents):
-        begins.append(at)
-        pieces.append([vocabulary.setdefault(token, len(vocabulary)) for token in document])
-        pieces.append([-1 - number])  # a separator of its own, in no other document
-        at += len(document) + 1
-    tokens = np.array([token for piece in pieces for token in piece], np.int64)
+def plain_suffixes(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     suffixes = suffix_array(tokens)
-    group = np.cumsum(common_prefixes(tokens, suffixes) < window)  # suffixes that begin with one window stand together
+    return suffixes, common_prefixes(tokens, suffixes)
+
+
+def repeated_words(
+    documents: Sequence[Sequence[str]],
+    window: int,
+    suffixes_of: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = plain_suffixes,
+) -> list[np.ndarray]:
+    """Which tokens of each document lie in a window that an earlier one, clear of it, equals: by a suffix array.
+
+    `suffixes_of` gives the sorted suffixes of a sequence and how much each has in common with the one before it.
+    """
+    # Behind each document stands a number of its own, so no window that is found twice goes over an end.
+    numbers: dict[str, int] = {}
+    sequence = []
+    for number, document in enumerate(documents):
+        sequence += [len(documents) + numbers.setdefault(token, len(numbers)) for token in document]
+        sequence.append(number)
+    tokens = np.array(sequence, np.uint32)
+    suffixes, common = suffixes_of(tokens)
+    group = np.cumsum(common < window)  # suffixes that begin with one window stand together
     first = np.full(group[-1] + 1, len(tokens), np.int64)
     np.minimum.at(first, group, suffixes)
     first_of = np.empty(len(tokens), np.int64)
     first_of[suffixes] = first[group]
-    document_of = np.repeat(np.arange(len(documents)), [len(document) + 1 for document in documents])
+    lengths = [len(document) + 1 for document in documents]
+    document_of = np.repeat(np.arange(len(documents)), lengths)
     place = np.arange(len(tokens))
-    # Another first place means a common prefix of a window's length, so the window lies in its document. An equal one
-    # in the same document has to end before this one begins.
     clear = (document_of[first_of] != document_of) | (first_of + window <= place)
-    marks = np.zeros(len(tokens) + window + 1, np.int64)
     starts = place[(first_of != place) & clear]
+    marks = np.zeros(len(tokens) + window + 1, np.int64)
     np.add.at(marks, starts, 1)
     np.add.at(marks, starts + window, -1)
     covered = np.cumsum(marks)[: len(tokens)] > 0
-    return [covered[begin : begin + len(document)] for begin, document in zip(begins, documents, strict=True)]
+    ends = np.cumsum(lengths)
+    return [covered[end - length : end - 1] for end, length in zip(ends, lengths, strict=True)]

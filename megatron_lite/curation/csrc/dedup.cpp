@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "clusters.h"
@@ -63,9 +63,12 @@ private:
     std::vector<std::string_view> views_;
 };
 
+// A numpy array that owns the vector.
 template <typename T>
-py::array_t<T> to_array(const std::vector<T>& values) {
-    return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+py::array_t<T> to_array(std::vector<T>&& values) {
+    auto* held = new std::vector<T>(std::move(values));
+    const py::capsule owner(held, [](void* vector) { delete static_cast<std::vector<T>*>(vector); });
+    return py::array_t<T>(static_cast<py::ssize_t>(held->size()), held->data(), owner);
 }
 
 // Columns of equal length that name places in documents by two hashes: what windows() and units() return.
@@ -84,7 +87,10 @@ struct Places {
         number.push_back(static_cast<std::uint32_t>(at));
     }
 
-    py::tuple columns() const { return py::make_tuple(to_array(hi), to_array(lo), to_array(document), to_array(number)); }
+    py::tuple columns() {
+        return py::make_tuple(to_array(std::move(hi)), to_array(std::move(lo)), to_array(std::move(document)),
+                              to_array(std::move(number)));
+    }
 };
 
 // ---- near duplicates ---------------------------------------------------------------------------------------------
@@ -126,7 +132,7 @@ py::array_t<std::uint64_t> shingles(std::string_view text) {
         std::sort(found.begin(), found.end());
         found.erase(std::unique(found.begin(), found.end()), found.end());
     }
-    return to_array(found);
+    return to_array(std::move(found));
 }
 
 py::array_t<std::int64_t> verified_roots(const py::array_t<std::uint64_t, py::array::c_style>& hashes,
@@ -183,7 +189,7 @@ py::tuple members(Clusters& clusters) {
         py::gil_scoped_release unlocked;
         clusters.members(numbers, roots);
     }
-    return py::make_tuple(to_array(numbers), to_array(roots));
+    return py::make_tuple(to_array(std::move(numbers)), to_array(std::move(roots)));
 }
 
 // ---- equal keys --------------------------------------------------------------------------------------------------
@@ -236,7 +242,7 @@ py::array_t<std::uint64_t> anchors(const py::sequence& sequence, std::size_t win
         py::gil_scoped_release unlocked;
         for (std::size_t i = 0; i < texts.size(); ++i) append_anchors(texts[i], size, found);
     }
-    return to_array(found);
+    return to_array(std::move(found));
 }
 
 py::tuple windows(const py::sequence& sequence, std::size_t window, std::size_t anchor, const py::array& wanted_array) {
@@ -247,10 +253,15 @@ py::tuple windows(const py::sequence& sequence, std::size_t window, std::size_t 
     Places places;
     {
         py::gil_scoped_release unlocked;
-        for (std::size_t i = 0; i < texts.size(); ++i)
+        for (std::size_t i = 0; i < texts.size(); ++i) {
+            std::uint64_t anchor_begin = ~std::uint64_t{0};
+            bool is_wanted = false;
             for_each_window(texts[i], size, [&](const Window& one) {
-                if (wanted.contains(one.anchor)) places.add(one.key_hi, one.key_lo, i, one.begin);
+                if (one.anchor_begin != anchor_begin) is_wanted = wanted.contains(one.anchor);
+                anchor_begin = one.anchor_begin;
+                if (is_wanted) places.add(one.key_hi, one.key_lo, i, one.begin);
             });
+        }
     }
     return places.columns();
 }

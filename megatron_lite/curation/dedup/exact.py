@@ -21,6 +21,7 @@ from megatron_lite.curation.dedup.runs import (
     gather,
     id_of_row,
     ids_of_rows,
+    order_by_key,
     pack_ids,
     read_columns,
     read_findings,
@@ -54,7 +55,7 @@ def scan(options: Exact, shard: Path, run: Path) -> dict[str, int]:
     first = _dedup.first_of_each(high, low) == np.arange(len(high))
     row = np.concatenate(rows or [np.empty(0, np.int64)])[first].astype(np.uint32)
     high, low = high[first], low[first]
-    order = np.lexsort((low, high))
+    order = order_by_key(high, low)
     columns = {"high": high[order], "low": low[order], "row": row[order], **pack_ids(ids)}
     write_columns(run, columns, options.settings)
     return {"documents": len(ids), "keys": len(high)}

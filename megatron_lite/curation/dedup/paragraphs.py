@@ -21,7 +21,9 @@ import numpy as np
 from megatron_lite.curation import _dedup
 from megatron_lite.curation.dedup.runs import (
     Range,
+    differs_from_previous,
     gather,
+    order_by_key,
     read_columns,
     read_findings,
     write_columns,
@@ -63,13 +65,12 @@ def scan(options: Units, shard: Path, run: Path) -> dict[str, int]:
         high.append(batch_high)
         low.append(batch_low)
         documents, occurrences = documents + len(batch), occurrences + len(batch_high)
-    keys = [np.concatenate(half or [np.empty(0, np.uint64)]) for half in (high, low)]
-    first = _dedup.first_of_each(*keys)
-    count = np.bincount(first, minlength=len(first))
-    first = np.flatnonzero(count)
-    high, low, count = keys[0][first], keys[1][first], count[first]
-    order = np.lexsort((low, high))
-    columns = {"high": high[order], "low": low[order], "count": count[order].astype(np.uint32)}
+    high, low = (np.concatenate(half or [np.empty(0, np.uint64)]) for half in (high, low))
+    order = order_by_key(high, low)
+    high, low = high[order], low[order]
+    first = np.flatnonzero(differs_from_previous(high, low))
+    count = np.diff(first, append=len(high)).astype(np.uint32)
+    columns = {"high": high[first], "low": low[first], "count": count}
     write_columns(run, columns, options.scan_settings)
     return {"documents": documents, f"{options.unit}s": occurrences, "keys": len(first)}
 
@@ -105,9 +106,12 @@ def judge(
         place = table.find(high, low)
         repeated = np.flatnonzero(place >= 0)
         fresh = repeated[~spent[place[repeated]]]
-        firsts = fresh[np.unique(place[fresh], return_index=True)[1]]  # each key's first occurrence
-        spent[place[firsts]] = True
-        gone = np.setdiff1d(repeated, firsts)
+        first = np.empty(len(spent), np.int64)
+        first[place[fresh[::-1]]] = fresh[::-1]  # each key's first occurrence is written last, and stays
+        stays = np.zeros(len(place), bool)
+        stays[first[place[fresh]]] = True
+        spent[place[fresh]] = True
+        gone = repeated[~stays[repeated]]
         begins = np.searchsorted(document_of[gone], np.arange(len(documents) + 1, dtype=np.uint32))
         for i, document in enumerate(documents):
             yield _without(options, document, unit_of[gone[begins[i] : begins[i + 1]]], counts)

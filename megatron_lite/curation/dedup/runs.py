@@ -92,6 +92,22 @@ def gather(paths: Sequence[str | Path], names: Sequence[str], part: Range, setti
     return Gathered(columns, np.concatenate(shards), np.concatenate(places))
 
 
+def order_by_key(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """The one order of 128-bit keys, equal ones side by side."""
+    order = np.argsort(high)  # many times as fast as lexsort, and the same unless two halves collide
+    ordered_high, ordered_low = high[order], low[order]
+    if ((ordered_high[1:] == ordered_high[:-1]) & (ordered_low[1:] != ordered_low[:-1])).any():
+        return np.lexsort((low, high))
+    return order
+
+
+def differs_from_previous(*columns: np.ndarray) -> np.ndarray:
+    """Where rows of sorted columns begin anew."""
+    differs = np.ones(len(columns[0]), bool)
+    differs[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
+    return differs
+
+
 def write_findings(path: str | Path, columns: Columns, settings: Mapping[str, Any]) -> None:
     """Columns with one named `shard`, sorted by it; rows of a shard stay in order."""
     order = np.argsort(columns["shard"], kind="stable")

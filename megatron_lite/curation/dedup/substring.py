@@ -29,7 +29,9 @@ import numpy as np
 from megatron_lite.curation import _dedup
 from megatron_lite.curation.dedup.runs import (
     Range,
+    differs_from_previous,
     gather,
+    order_by_key,
     read_columns,
     read_findings,
     write_columns,
@@ -68,9 +70,7 @@ def repeat(options: Substring, runs: Sequence[Path], old: int, part: Range, repe
     first = _dedup.first_of_each(anchor, anchor)
     places = np.bincount(first, minlength=len(first))
     new_places = np.bincount(first[found.shard >= old], minlength=len(first))
-    once_a_shard = np.ones(len(anchor), bool)
-    once_a_shard[1:] = (anchor[1:] != anchor[:-1]) | (found.shard[1:] != found.shard[:-1])
-    repeated = once_a_shard & (places[first] > 1) & (new_places[first] > 0)
+    repeated = differs_from_previous(anchor, found.shard) & (places[first] > 1) & (new_places[first] > 0)
     write_findings(repeats, {"shard": found.shard[repeated], "anchor": anchor[repeated]}, options.settings)
     return {"anchors": len(anchor), "repeated": int(repeated.sum())}
 
@@ -86,11 +86,11 @@ def rescan(options: Substring, shard: Path, number: int, repeats: Sequence[Path]
         low.append(batch_low)
         windows += len(batch_high)
     high, low = np.concatenate(high), np.concatenate(low)
-    is_first = _dedup.first_of_each(high, low) == np.arange(len(high))
-    high, low = high[is_first], low[is_first]
-    order = np.lexsort((low, high))
-    write_columns(keys, {"high": high[order], "low": low[order]}, options.settings)
-    return {"windows": windows, "keys": len(high)}
+    order = order_by_key(high, low)
+    high, low = high[order], low[order]
+    first = differs_from_previous(high, low)
+    write_columns(keys, {"high": high[first], "low": low[first]}, options.settings)
+    return {"windows": windows, "keys": int(first.sum())}
 
 
 def find(options: Substring, keys: Sequence[Path], old: int, part: Range, findings: Path) -> dict[str, int]:
@@ -116,6 +116,9 @@ def judge(
     firsts = _Firsts(columns["high"], columns["low"])
     firsts.are_elsewhere(read_findings(findings, ("place",), number, options.settings)["place"])
     for begin, documents in read_batches(shard):
+        if not len(wanted):
+            yield from ((document, None) for document in documents)
+            continue
         high, low, document_of, token_of = _windows(options, documents, wanted)
         gone = firsts.stand_before(high, low, begin + document_of.astype(np.int64), token_of, options.window)
         document_of, token_of = document_of[gone], token_of[gone]
@@ -141,8 +144,7 @@ class _Firsts:
     ) -> np.ndarray:
         """Which of these windows, in order of (row, token), are repetitions of one that stands clear before them."""
         place = self._table.find(high, low)
-        unseen = np.flatnonzero(self._row[place] == -1)
-        unseen = unseen[np.unique(place[unseen], return_index=True)[1]]
+        unseen = np.flatnonzero(self._row[place] == -1)[::-1]  # a key's first window is written last, and stays
         self._row[place[unseen]], self._token[place[unseen]] = row[unseen], token[unseen]
         return (self._row[place] != row) | (self._token[place] + window <= token)
 

@@ -5,9 +5,11 @@ import pytest
 
 from megatron_lite.curation.dedup.runs import (
     Range,
+    differs_from_previous,
     gather,
     id_of_row,
     ids_of_rows,
+    order_by_key,
     pack_ids,
     read_columns,
     read_findings,
@@ -70,3 +72,14 @@ def test_files_made_with_other_settings_are_refused(tmp_path):
 
 def test_equal_columns_are_equal_bytes(tmp_path):
     assert write_run(tmp_path / "a", [1, 2]).read_bytes() == write_run(tmp_path / "b", [1, 2]).read_bytes()
+
+
+def test_equal_keys_stand_side_by_side_even_where_halves_collide():
+    generator = np.random.default_rng(0)
+    for distinct in (3, 2**60):
+        high, low = generator.integers(distinct, size=(2, 200), dtype=np.uint64)
+        order = order_by_key(high, low)
+        keys = list(zip(high[order].tolist(), low[order].tolist(), strict=True))
+        assert keys == sorted(zip(high.tolist(), low.tolist(), strict=True))
+        starts = differs_from_previous(high[order], low[order])
+        assert [key for key, start in zip(keys, starts, strict=True) if start] == sorted(set(keys))
