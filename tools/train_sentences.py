@@ -37,8 +37,8 @@ def main() -> None:
     parameters = train_parameters(read_texts(arguments.input, arguments.json_key), abbreviations)
     write_parameters(parameters, arguments.output)
     print(
-        f"{arguments.output}: {len(parameters.abbrev_types)} abbreviations, {len(parameters.collocations)} collocations, "
-        f"{len(parameters.sent_starters)} sentence starters, {len(parameters.ortho_context)} words"
+        f"{arguments.output}: {len(parameters.abbrev_types)} abbreviations, {len(parameters.collocations)} "
+        f"collocations, {len(parameters.sent_starters)} sentence starters, {len(parameters.ortho_context)} words"
     )
 
 

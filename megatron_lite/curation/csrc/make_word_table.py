@@ -1,6 +1,6 @@
 """Writes word_table.h and ../word_table.py, the character classes of the defined splitter (see ../words.py).
 
-    pip install --target DIRECTORY unicodedata2
+    pip install --target DIRECTORY unicodedata2 regex
     PYTHONPATH=DIRECTORY python megatron_lite/curation/csrc/make_word_table.py
 
 The classes are pinned to one version of Unicode, whatever Python's own is: a corpus curated by another Python must
@@ -31,6 +31,8 @@ SPACELESS_BLOCKS = [
     (0x20000, 0x3FFFF),  # Han: the ideographic planes
 ]
 JOINERS = (0x200C, 0x200D)
+# End sentences for datatrove, and are not Sentence_Terminal in Unicode: Khmer signs.
+MORE_TERMINALS = (0x17D6, 0x17D9, 0x17DA)
 
 
 def class_of(code: int, unicodedata: ModuleType) -> str | None:
@@ -65,6 +67,7 @@ def wrapped(items: list[str], indent: str, separator: str) -> str:
 
 
 def main() -> None:
+    import regex
     import unicodedata2
 
     folder = Path(__file__).resolve().parent
@@ -72,6 +75,8 @@ def main() -> None:
     for code in range(0x110000):
         members.get(class_of(code, unicodedata2), []).append(code)
     uppercase = [code for code in range(0x110000) if unicodedata2.category(chr(code)) == "Lu"]
+    is_terminal = regex.compile(r"\p{Sentence_Terminal}").match
+    terminal = [code for code in range(0x110000) if is_terminal(chr(code)) or code in MORE_TERMINALS]
     origin = f"(Unicode {unicodedata2.unidata_version}), written by csrc/make_word_table.py"
     python = [f'"""Runs of code points (first-last) of the splitter\'s classes {origin}."""\n']
     cpp = [
@@ -82,7 +87,7 @@ def main() -> None:
     for name, codes in members.items():
         spans = [f"{a:x}-{b:x}" if b > a else f"{a:x}" for a, b in runs_of(codes)]
         python.append(f'{name.upper()} = """\n{wrapped(spans, "", " ")}\n"""\n')
-    for name, codes in {**members, "uppercase": uppercase}.items():
+    for name, codes in {**members, "uppercase": uppercase, "terminal": terminal}.items():
         pairs = [f"{{0x{a:x}, 0x{b:x}}}," for a, b in runs_of(codes)]
         cpp.append(f"inline constexpr Run {name}_runs[] = {{\n{wrapped(pairs, '    ', ' ')}\n}};\n")
     (folder.parent / "word_table.py").write_text("\n".join(python), encoding="utf-8")

@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -22,16 +23,19 @@ enum class Class : std::uint8_t { symbol, space, letter, digit, number, undersco
 inline bool starts_word(Class c) { return c >= Class::letter && c <= Class::underscore; }
 inline bool continues_word(Class c) { return c >= Class::letter && c <= Class::mark; }
 
-// Class and case of every code point: pages of 256, equal pages stored once.
+// What is known of every code point: pages of 256, equal pages stored once.
 class CharacterTable {
 public:
-    Class class_of(std::uint32_t code) const { return static_cast<Class>(entry(code) & 0x7f); }
-    bool is_uppercase(std::uint32_t code) const { return (entry(code) & 0x80) != 0; }
+    Class class_of(std::uint32_t code) const { return static_cast<Class>(entry(code) & class_bits); }
+    bool is_uppercase(std::uint32_t code) const { return (entry(code) & uppercase_bit) != 0; }
+    bool ends_sentence(std::uint32_t code) const { return (entry(code) & terminal_bit) != 0; }
 
 private:
     static constexpr std::uint32_t code_points = 0x110000, page_size = 256;
+    static constexpr std::uint8_t class_bits = 0x0f, uppercase_bit = 0x10, terminal_bit = 0x20;
 
     std::uint8_t entry(std::uint32_t code) const {
+        if (code < page_size) return entries_[code];  // the first page is stored first
         return code < code_points ? entries_[page_of_[code / page_size] * page_size + code % page_size] : 0;
     }
 
@@ -39,7 +43,7 @@ private:
         std::vector<std::uint8_t> all(code_points, static_cast<std::uint8_t>(Class::symbol));
         const auto set = [&](const auto& runs, Class value) {
             for (const Run& run : runs)
-                for (std::uint32_t code = run.first; code <= run.last; ++code) all[code] = static_cast<std::uint8_t>(value);
+                std::fill(&all[run.first], &all[run.last] + 1, static_cast<std::uint8_t>(value));
         };
         set(letter_runs, Class::letter);
         set(digit_runs, Class::digit);
@@ -48,8 +52,12 @@ private:
         set(mark_runs, Class::mark);
         set(space_runs, Class::space);
         all['_'] = static_cast<std::uint8_t>(Class::underscore);
-        for (const Run& run : uppercase_runs)
-            for (std::uint32_t code = run.first; code <= run.last; ++code) all[code] |= 0x80;
+        const auto flag = [&](const auto& runs, std::uint8_t bit) {
+            for (const Run& run : runs)
+                for (std::uint32_t code = run.first; code <= run.last; ++code) all[code] |= bit;
+        };
+        flag(uppercase_runs, uppercase_bit);
+        flag(terminal_runs, terminal_bit);
         for (std::uint32_t page = 0; page < page_of_.size(); ++page) page_of_[page] = store(&all[page * page_size]);
     }
 
@@ -84,10 +92,9 @@ struct Character {
     std::uint32_t bytes;
 };
 
-inline Character decode(std::string_view text, std::size_t at) {
+inline Character decode_beyond_ascii(std::string_view text, std::size_t at) {
     const auto byte = [&](std::size_t i) { return static_cast<std::uint8_t>(text[at + i]); };
     const std::uint32_t lead = byte(0);
-    if (lead < 0x80) return {lead, 1};
     const std::uint32_t bytes = lead < 0xc2 ? 0 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : lead < 0xf5 ? 4 : 0;
     constexpr Character invalid{0xfffd, 1};
     if (bytes == 0 || text.size() - at < bytes) return invalid;
@@ -101,6 +108,11 @@ inline Character decode(std::string_view text, std::size_t at) {
     return {code, bytes};
 }
 
+inline Character decode(std::string_view text, std::size_t at) {
+    const auto lead = static_cast<std::uint8_t>(text[at]);
+    return lead < 0x80 ? Character{lead, 1} : decode_beyond_ascii(text, at);
+}
+
 struct Token {
     std::size_t begin, end;  // bytes of the text
     bool is_word;
@@ -112,51 +124,64 @@ public:
 
     // False at the end of the text.
     bool next(Token& token) {
-        for (; at_ < text_.size(); at_ += bytes_) {
-            const Class first = look(at_);
-            if (first == Class::space) continue;
-            token.begin = at_;
-            at_ += bytes_;
-            token.is_word = true;
-            if (starts_word(first)) {
-                skip_run();
-                skip_apostrophe_and_run();
-            } else if (first == Class::spaceless) {
-                while (at_ < text_.size() && look(at_) == Class::mark) at_ += bytes_;
-            } else {
-                token.is_word = false;
+        std::size_t at = at_;
+        Seen first;
+        for (;; at += first.bytes) {
+            if (at >= text_.size()) {
+                at_ = at;
+                return false;
             }
-            token.end = at_;
-            return true;
+            first = look(at);
+            if (first.is != Class::space) break;
         }
-        return false;
+        token.begin = at;
+        token.is_word = true;
+        at += first.bytes;
+        if (starts_word(first.is)) {
+            at = skip_run(at);
+            const std::size_t after = skip_apostrophe(at);
+            if (after < text_.size() && after > at && starts_word(look(after).is)) at = skip_run(after);
+        } else if (first.is == Class::spaceless) {
+            for (Seen seen; at < text_.size() && (seen = look(at)).is == Class::mark;) at += seen.bytes;
+        } else {
+            token.is_word = false;
+        }
+        token.end = at_ = at;
+        return true;
     }
 
 private:
-    // The class of the character at `at`; its length goes to bytes_.
-    Class look(std::size_t at) {
+    struct Seen {
+        Class is;
+        std::uint32_t bytes;
+    };
+
+    Seen look(std::size_t at) const {
         const Character character = decode(text_, at);
-        bytes_ = character.bytes;
-        return table_.class_of(character.code);
+        return {table_.class_of(character.code), character.bytes};
     }
 
-    void skip_run() {
-        while (at_ < text_.size() && continues_word(look(at_))) at_ += bytes_;
+    std::size_t skip_run(std::size_t at) const {
+        for (Seen seen; at < text_.size() && continues_word((seen = look(at)).is);) at += seen.bytes;
+        return at;
     }
 
-    void skip_apostrophe_and_run() {
-        if (at_ >= text_.size()) return;
-        const Character mark = decode(text_, at_);
-        const std::size_t after = at_ + mark.bytes;
-        if ((mark.code != '\'' && mark.code != 0x2019) || after >= text_.size() || !starts_word(look(after))) return;
-        at_ = after;
-        skip_run();
+    std::size_t skip_apostrophe(std::size_t at) const {
+        if (at >= text_.size()) return at;
+        const Character mark = decode(text_, at);
+        return mark.code == '\'' || mark.code == 0x2019 ? at + mark.bytes : at;
     }
 
     std::string_view text_;
     const CharacterTable& table_;
     std::size_t at_ = 0;
-    std::uint32_t bytes_ = 1;
 };
+
+inline std::size_t count_words(std::string_view text) {
+    std::size_t words = 0;
+    Splitter splitter(text);
+    for (Token token; splitter.next(token);) words += token.is_word;
+    return words;
+}
 
 }  // namespace curation

@@ -1,0 +1,39 @@
+"""What a rule is, and how a number is held against a threshold."""
+
+from dataclasses import fields
+from typing import Any, Protocol
+
+from megatron_lite.curation.documents import Document, Drop
+
+
+class Rule(Protocol):
+    """Judges a document: None keeps it. A rule may edit the document and note numbers in its metadata.
+
+    Rules are frozen dataclasses: their fields are thresholds, the defaults those of the paper; None switches one off.
+    """
+
+    name: str
+
+    def __call__(self, document: Document) -> Drop | None: ...
+
+
+class CachedProperties:
+    """A frozen dataclass with cached properties that goes to other processes without them."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def check(name: str, value: float, least: float | None = None, most: float | None = None) -> Drop | None:
+    """A Drop where the value is below `least` or above `most`; it says both."""
+    if least is not None and value < least:
+        return Drop(name, f"{_show(value, least)} is below {least:g}")
+    if most is not None and value > most:
+        return Drop(name, f"{_show(value, most)} is above {most:g}")
+    return None
+
+
+def _show(value: float, threshold: float) -> str:
+    """Short, but never so short that it reads like the threshold it crossed."""
+    short = str(value) if isinstance(value, int) else f"{value:.4g}"
+    return short if float(short) != threshold else repr(value)
