@@ -136,8 +136,8 @@ def main() -> None:
     compare_signatures(texts, not arguments.no_peers)
     compare_windows(texts)
     distinct = list(dict.fromkeys(texts))
-    print(f"\nWhole granularities over shards of {SHARD_BYTES / 1e6:.0f} MB, reading included, in {RANGES} ranges; all but")
-    print(f"the first two after equal texts are gone, {megabytes_of(distinct):.1f} MB")
+    print(f"\nWhole granularities over shards of {SHARD_BYTES / 1e6:.0f} MB, reading included, in {RANGES} ranges;")
+    print(f"all but the first two after equal texts are gone, {megabytes_of(distinct):.1f} MB")
     for name in GRANULARITIES:
         show_costs(name, texts if name in ("text", "words") else distinct, arguments.megabytes)
 

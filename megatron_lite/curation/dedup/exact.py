@@ -92,7 +92,7 @@ def judge(
         for row, document in enumerate(documents, begin):
             first = first_of.get(row, row)
             kept = kept_elsewhere.get(first) or (id_of_row(run, first) if first != row else None)
-            yield document, Drop(f"exact.{options.by}", f"the same as that of {kept}") if kept else None
+            yield document, Drop(f"exact.{options.by}", f"same {options.by} as {kept}") if kept else None
 
 
 def _keys(options: Exact, documents: Sequence[Document]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -18,6 +18,8 @@ from megatron_lite.errors import DataError, UsageError
 
 FORMAT = 1  # raised when a hash or a column changes its meaning
 
+MOST_ROWS = 1 << 32  # in a run: places are 32-bit numbers
+
 Columns = dict[str, np.ndarray]
 DTYPES = {"U8": np.uint8, "U32": np.uint32, "U64": np.uint64, "I64": np.int64}
 
@@ -78,16 +80,21 @@ class Gathered:
 
 
 def gather(paths: Sequence[str | Path], names: Sequence[str], part: Range, settings: Mapping[str, Any]) -> Gathered:
-    """The rows of all runs whose first named column, by which each is sorted, lies in the range."""
+    """The rows of all runs whose first named column, by which each is sorted, lies in the range.
+
+    Raises DataError and UsageError as `read_columns` does, and DataError for a run of more than 2^32 rows.
+    """
     pieces: dict[str, list[np.ndarray]] = {name: [] for name in names}
     shards, places = [], []
     for number, path in enumerate(paths):
         run = read_columns(path, settings)
+        if len(run[names[0]]) > MOST_ROWS:
+            raise DataError(f"{path}: {len(run[names[0]]):,} keys of one shard, more than 2^32: make shards smaller")
         rows = part.rows(run[names[0]])
         for name in names:
             pieces[name].append(np.array(run[name][rows]))
         shards.append(np.full(rows.stop - rows.start, number, np.uint32))
-        places.append(np.arange(rows.start, rows.stop, dtype=np.uint32))
+        places.append(np.arange(rows.start, rows.stop).astype(np.uint32))
     columns = {name: np.concatenate(piece) for name, piece in pieces.items()}
     return Gathered(columns, np.concatenate(shards), np.concatenate(places))
 

@@ -59,9 +59,7 @@ def test_passages_of_a_real_corpus_are_those_of_libdivsufsort(tmp_path):
             kept = [token for token, out in zip(tokens, mask.tolist(), strict=True) if not out]
             assert split_reference(document.text) == kept
     words = sum(map(len, documents))
-    print(
-        f"{len(texts)} documents, {words:,} words, {counts['words_removed']:,} of them removed"
-    )
+    print(f"{len(texts)} documents, {words:,} words, {counts['words_removed']:,} of them removed")
 
 
 def test_the_linux_documentations_copies_are_dropped_and_nothing_else(tmp_path):

@@ -83,3 +83,9 @@ def test_equal_keys_stand_side_by_side_even_where_halves_collide():
         assert keys == sorted(zip(high.tolist(), low.tolist(), strict=True))
         starts = differs_from_previous(high[order], low[order])
         assert [key for key, start in zip(keys, starts, strict=True) if start] == sorted(set(keys))
+
+
+def test_a_run_of_more_keys_than_places_have_numbers_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_lite.curation.dedup.runs.MOST_ROWS", 2)
+    with pytest.raises(DataError, match="run: 3 keys of one shard, more than 2"):
+        gather([write_run(tmp_path / "run", [1, 2, 3])], ("key",), Range(0, 1), SETTINGS)
