@@ -26,7 +26,7 @@ setup(
         Pybind11Extension(
             "megatron_lite.curation._text",
             ["megatron_lite/curation/csrc/text.cpp"],
-            depends=["megatron_lite/curation/csrc/words.h", "megatron_lite/curation/csrc/word_table.h"],
+            depends=glob("megatron_lite/curation/csrc/*.h"),
             cxx_std=17,
             extra_compile_args=["-O3", "-Wall", "-Wextra", "-ffp-contract=off"],
         ),
@@ -36,6 +36,13 @@ setup(
             depends=glob("megatron_lite/curation/csrc/*.h"),
             cxx_std=17,
             extra_compile_args=["-O3", "-Wall", "-Wextra"],
+        ),
+        Pybind11Extension(
+            "megatron_lite.curation._lists",
+            ["megatron_lite/curation/csrc/lists.cpp"],
+            depends=glob("megatron_lite/curation/csrc/*.h"),
+            cxx_std=17,
+            extra_compile_args=["-O3", "-Wall", "-Wextra", "-ffp-contract=off"],
         ),
     ],
 )

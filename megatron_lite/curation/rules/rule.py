@@ -1,9 +1,12 @@
 """What a rule is, and how a number is held against a threshold."""
 
+from collections.abc import Iterable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_lite.curation.documents import Document, Drop
+from megatron_lite.errors import UsageError
 
 
 class Rule(Protocol):
@@ -22,6 +25,12 @@ class CachedProperties:
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def check_files(option: str, paths: Iterable[str]) -> None:
+    """Raises UsageError for the first that is no file."""
+    if missing := next((path for path in paths if not Path(path).is_file()), None):
+        raise UsageError(f"{option} = {missing}: no such file")
 
 
 def check(name: str, value: float, least: float | None = None, most: float | None = None) -> Drop | None:
