@@ -4,20 +4,27 @@ python -m megatron_lite.curation.rules.table        prints it in Markdown
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from megatron_lite.curation.rules.bad_words import BadWords
 from megatron_lite.curation.rules.boilerplate import BoilerplateLines
 from megatron_lite.curation.rules.c4 import C4
 from megatron_lite.curation.rules.code import Code
+from megatron_lite.curation.rules.decontamination import Decontamination
 from megatron_lite.curation.rules.fineweb import FineWeb
 from megatron_lite.curation.rules.gopher_quality import GopherQuality
 from megatron_lite.curation.rules.gopher_repetition import GopherRepetition
+from megatron_lite.curation.rules.language import Language
 from megatron_lite.curation.rules.licence import Licence
+from megatron_lite.curation.rules.licence_header import LicenceHeader
+from megatron_lite.curation.rules.pii import Pii
 from megatron_lite.curation.rules.refinedweb import RefinedWebLineRules
 from megatron_lite.curation.rules.rule import Rule
+from megatron_lite.curation.rules.toxicity import Toxicity
+from megatron_lite.curation.rules.urls import Urls
 from megatron_lite.errors import UsageError
 
 RULES = {
@@ -31,6 +38,13 @@ RULES = {
         BoilerplateLines,
         Code,
         Licence,
+        LicenceHeader,
+        Language,
+        Urls,
+        BadWords,
+        Toxicity,
+        Pii,
+        Decontamination,
     )
 }
 
@@ -57,6 +71,10 @@ REFINEDWEB_PAPER = "Penedo et al. 2023, arXiv 2306.01116"
 STACK_V2 = "Lozhkov et al. 2024, arXiv 2402.19173"
 STARCODER = "Li et al. 2023, arXiv 2305.06161"
 STACK = "Kocetkov et al. 2022, arXiv 2211.15533"
+OPENCODER = "Huang et al. 2024, arXiv 2411.04905"
+DOLMA = "Soldaini et al. 2024, arXiv 2402.00159"
+GPT3 = "Brown et al. 2020, arXiv 2005.14165"
+LLAMA_2 = "Touvron et al. 2023, arXiv 2307.09288"
 
 
 def _rows(rule: str, paper: str, *rows: tuple[str, str, str]) -> tuple[Row, ...]:
@@ -140,6 +158,39 @@ TABLE = (
     ),
     *_rows("code", STARCODER, ("xml", "an XML declaration in the first 100 characters", "drop_xml")),
     *_rows("licence", STACK, ("allowed", "the licence named in the head", "allowed")),
+    *_rows("licence_header", OPENCODER, ("(edits)", "comments at the head on licence, copyright", "max_characters")),
+    *_rows(
+        "language",
+        REFINEDWEB_PAPER,
+        ("score", "probability of the likeliest language, of the whole text", "min_score model"),
+        ("allowed", "the likeliest language", "allowed"),
+    ),
+    *_rows(
+        "urls",
+        REFINEDWEB_PAPER,
+        ("blocked", "domains and addresses of lists", "blocked"),
+        ("strict", "words in the address, also inside others (which: here)", "strict"),
+        ("hard", "whole words in the address (which: here)", "hard"),
+        ("soft", "different whole words in the address (which: here)", "max_soft soft"),
+    ),
+    *_rows(
+        "bad_words",
+        C4_PAPER,
+        ("matches", "entries of the language's list in the text", "max_matches default_language files"),
+    ),
+    *_rows(
+        "toxicity",
+        f"after {DOLMA}",
+        ("score", "words in passages judged offensive to words (how much: here)", "max_score scorer label languages"),
+    ),
+    *_rows("pii", f"{DOLMA}; {STARCODER}", ("(edits)", "e-mail, IP, phone, card, IBAN, keys", "kinds")),
+    *_rows(
+        "decontamination",
+        GPT3,
+        ("passage", "runs of 13 words of evaluation items, where the action is drop", "table action"),
+        ("pieces", "pieces left around such runs and their margins", "max_pieces min_piece margin"),
+    ),
+    *_rows("decontamination", LLAMA_2, ("share", "words in such runs to words", "max_share")),
 )
 
 
@@ -167,6 +218,8 @@ def markdown() -> str:
 
 
 def _show(value: Any) -> str:
+    if value is MISSING:
+        return "needed"
     if isinstance(value, tuple):
         joined = " ".join(value)
         return joined if len(joined) <= 40 else f"{len(value)} of them"
