@@ -24,6 +24,12 @@ setup(
             extra_compile_args=["-O3", "-Wall", "-Wextra", "-ffp-contract=off"],
         ),
         Pybind11Extension(
+            "megatron_lite.data._bpe",
+            ["megatron_lite/data/csrc/bpe.cpp"],
+            cxx_std=17,
+            extra_compile_args=["-O3", "-Wall", "-Wextra"],
+        ),
+        Pybind11Extension(
             "megatron_lite.curation._text",
             ["megatron_lite/curation/csrc/text.cpp"],
             depends=glob("megatron_lite/curation/csrc/*.h"),

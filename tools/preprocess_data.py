@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
         "--encoder",
         choices=["auto", "sentencepiece"],
         default="auto",
-        help="auto: kitoken, if it gives SentencePiece's ids on a sample and on odd texts (auto)",
+        help="auto: our own, if it gives SentencePiece's ids on a sample and on odd texts (auto)",
     )
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that tokenize (1)")
     parser.add_argument(

@@ -1,6 +1,5 @@
 """What a worker makes of a piece of the input: texts to token ids."""
 
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -29,7 +28,7 @@ class Settings:
     json_keys: tuple[str, ...] = ("text",)
     append_eod: bool = False
     sentences: str | None = None  # None, "bare" or "whole": with the white space behind them
-    fast: bool = True  # with kitoken, where its ids are SentencePiece's
+    fast: bool = True  # with our own encoder, where its ids are SentencePiece's
 
     @property
     def level(self) -> str:
@@ -71,24 +70,27 @@ class Encoded:
 class Packed:
     """Documents of one key as they come in."""
 
-    tokens: array
-    lengths: array = field(default_factory=lambda: array("q"))
-    sequences: array = field(default_factory=lambda: array("q"))
+    tokens: list[np.ndarray] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    sequences: list[int] = field(default_factory=list)
     text_bytes: int = 0
 
-    def add(self, text: str, sequences: list[list[int]]) -> None:
-        for ids in sequences:
-            self.tokens.fromlist(ids)
-            self.lengths.append(len(ids))
+    def add(self, text: str, sequences: list[np.ndarray]) -> None:
+        self.tokens += sequences
+        self.lengths += map(len, sequences)
         self.sequences.append(len(sequences))
         self.text_bytes += len(text.encode())
 
+    def documents(self, dtype: np.dtype) -> Documents:
+        tokens = np.concatenate([np.empty(0, np.int32), *self.tokens]).astype(dtype, copy=False)
+        return Documents(tokens, np.array(self.lengths, np.int64), np.array(self.sequences, np.int64), self.text_bytes)
+
 
 def encode(settings: Settings, piece: Piece) -> Encoded:
-    """The documents of a piece. Raises DataError where kitoken's ids differ from SentencePiece's after all."""
+    """The documents of a piece. Raises DataError where fast ids differ from SentencePiece's after all."""
     tokenizer = _tokenizer(settings.tokenizer_model, settings.fast)
     dtype = token_dtype(tokenizer.vocab_size)
-    packed = [Packed(array(dtype.char)) for _ in settings.json_keys]
+    packed = [Packed() for _ in settings.json_keys]
     malformed, empty, lost_marks, records = [], 0, 0, 0
     audited = not settings.fast
     for record in piece.records(settings.json_keys):
@@ -107,20 +109,17 @@ def encode(settings: Settings, piece: Piece) -> Encoded:
         if not audited:
             _audit(settings, record[0])
             audited = True
-    arrays = (
-        Documents(np.array(p.tokens, dtype), np.array(p.lengths), np.array(p.sequences), p.text_bytes) for p in packed
-    )
-    return Encoded(tuple(arrays), records, malformed, empty, lost_marks)
+    return Encoded(tuple(key.documents(dtype) for key in packed), records, malformed, empty, lost_marks)
 
 
-def encode_text(tokenizer: Tokenizer, settings: Settings, text: str) -> list[list[int]]:
+def encode_text(tokenizer: Tokenizer, settings: Settings, text: str) -> list[np.ndarray]:
     """The ids of each of a text's sequences, none of them empty. Raises MalformedLine for what cannot be tokenized."""
     try:
-        sequences = [ids for part in _parts(settings, text) if (ids := tokenizer.encode(part))]
+        sequences = [ids for part in _parts(settings, text) if len(ids := tokenizer.encode_array(part))]
     except ValueError as error:
         raise MalformedLine("too long without a space", str(error)) from None
     if sequences and settings.append_eod:
-        sequences[-1].append(tokenizer.eod_id)
+        sequences[-1] = np.append(sequences[-1], np.int32(tokenizer.eod_id))
     return sequences
 
 
@@ -139,9 +138,11 @@ def _parts(settings: Settings, text: str) -> Iterator[str]:
 
 def _audit(settings: Settings, text: str) -> None:
     sample = text[:AUDITED_CHARACTERS]
-    reference, fast = (_tokenizer(settings.tokenizer_model, kitoken) for kitoken in (False, True))
+    reference, fast = (_tokenizer(settings.tokenizer_model, fast) for fast in (False, True))
     if differ(reference, fast, sample):
-        raise DataError(f"kitoken gives other ids than SentencePiece for {sample[:60]!r}: take --encoder sentencepiece")
+        raise DataError(
+            f"the fast encoder gives other ids than SentencePiece for {sample[:60]!r}: take --encoder sentencepiece"
+        )
 
 
 @lru_cache(maxsize=2)

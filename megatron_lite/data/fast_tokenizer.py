@@ -1,13 +1,18 @@
-"""kitoken in SentencePiece's place: the same ids, several times as fast, and proof of that before it is used.
+"""Our own byte pair encoder in SentencePiece's place: the same ids, many times as fast, and proof of that first.
 
-It is a library of its own that reads SentencePiece's models, so nobody promises that it agrees with it on every model
-and text. `fast_tokenizer` compares the two on the texts at hand and on ADVERSARIAL ones, and hands SentencePiece back
-where they differ anywhere.
+csrc/bpe.cpp gives the ids of SentencePiece's encoder and remembers words. It reads models like ours: byte pair encoding
+with byte fallback, of text as it stands or with a space put before it. Before it is used, `fast_tokenizer` compares the
+two on the texts at hand and on ADVERSARIAL ones, and hands SentencePiece back where they differ anywhere.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
-from megatron_lite.data.tokenizer import Tokenizer
+import numpy as np
+from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
+
+from megatron_lite.data import _bpe
+from megatron_lite.data.tokenizer import BLOCK_CHARACTERS, SPACE_MARK, Tokenizer
 
 _RUN = 3000
 ADVERSARIAL = (
@@ -38,16 +43,47 @@ ADVERSARIAL = (
 
 
 class FastTokenizer(Tokenizer):
-    """A tokenizer whose `encode` is kitoken's. Raises ImportError without kitoken."""
+    """A tokenizer that encodes with csrc/bpe.cpp. Raises ValueError, saying why, for a model that this cannot."""
 
     def __init__(self, path: str):
         super().__init__(path)
-        from kitoken import Kitoken  # only text that is binarized needs it
+        model = ModelProto.FromString(Path(path).read_bytes())
+        self._put_before = " " if model.normalizer_spec.add_dummy_prefix else ""
+        _check_kind(model)
+        pieces = [
+            (piece.piece.replace(SPACE_MARK, " "), piece.score, index)
+            for index, piece in enumerate(model.pieces)
+            if piece.type == ModelProto.SentencePiece.NORMAL
+        ]
+        self._encoder = _bpe.Encoder(pieces, [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)])
 
-        self._kitoken = Kitoken.from_sentencepiece_file(self.path)
+    def encode_array(self, text: str) -> np.ndarray:
+        if SPACE_MARK in text and self.spells_space_mark:
+            return np.array(super().encode(text), np.int32)
+        if len(text) <= BLOCK_CHARACTERS:
+            return self._encode(text)
+        return np.concatenate([self._encode(block) for block in self._blocks(text)])
 
-    def _encode(self, text: str) -> list[int]:
-        return self._kitoken.encode(text, False)  # False: names of special tokens are text
+    def _encode_part(self, text: str) -> list[int]:
+        return self.encode_array(text).tolist()
+
+    def _encode(self, block: str) -> np.ndarray:
+        return self._encoder.encode(self._put_before + block.replace(SPACE_MARK, " ") if block else "")
+
+
+def _check_kind(model: ModelProto) -> None:
+    normalizer, kinds = model.normalizer_spec, ModelProto.SentencePiece
+    reasons = {
+        "it is no byte pair encoding": model.trainer_spec.model_type != TrainerSpec.BPE,
+        "it has no byte pieces": not model.trainer_spec.byte_fallback,
+        "it puts spaces behind words": model.trainer_spec.treat_whitespace_as_suffix,
+        "it normalizes text": normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces,
+        "it does not write spaces as U+2581": not normalizer.escape_whitespaces,
+        "it has pieces of its user's": any(piece.type in (kinds.USER_DEFINED, kinds.UNUSED) for piece in model.pieces),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(reason)
 
 
 def fast_tokenizer(path: str, texts: Iterable[str]) -> tuple[Tokenizer, str]:
@@ -55,14 +91,14 @@ def fast_tokenizer(path: str, texts: Iterable[str]) -> tuple[Tokenizer, str]:
     reference = Tokenizer(path)
     try:
         fast = FastTokenizer(path)
-    except Exception as error:
-        return reference, f"tokenizing with SentencePiece: kitoken does not read {path} ({error!r})"
+    except ValueError as error:
+        return reference, f"tokenizing with SentencePiece: the fast encoder cannot read {path}: {error}"
     compared = 0
     for text in (*ADVERSARIAL, *texts):
         if differ(reference, fast, text):
-            return reference, f"tokenizing with SentencePiece: kitoken gives other ids for {text[:60]!r}"
+            return reference, f"tokenizing with SentencePiece: the fast encoder gives other ids for {text[:60]!r}"
         compared += 1
-    return fast, f"tokenizing with kitoken: SentencePiece's ids on {compared} texts"
+    return fast, f"tokenizing with the fast encoder: SentencePiece's ids on {compared} texts"
 
 
 def differ(reference: Tokenizer, fast: Tokenizer, text: str) -> bool:

@@ -2,10 +2,11 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from sentencepiece import SentencePieceProcessor
 
 from megatron_lite.data.sidecar import TokenizerIdentity
@@ -13,7 +14,7 @@ from megatron_lite.errors import DataError
 
 SPACE_MARK = "\u2581"  # what SentencePiece writes for a space inside, and decodes as one
 BLOCK_CHARACTERS = 1 << 16  # tokenized at once where the model allows it
-LONGEST_BLOCK = 1 << 24  # SentencePiece and kitoken take some 60 bytes of memory a character
+LONGEST_BLOCK = 1 << 24  # characters; SentencePiece takes some 50 bytes of memory for each
 AS_IT_STANDS = (
     "  two  spaces, \ufb01\u00bd\uff21\u212b\u00b4e\u0301\u00a0\u3000 \t\n\0 "  # normalization changes most of it
 )
@@ -65,13 +66,17 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text. Raises ValueError for more than LONGEST_BLOCK characters with no place to cut them."""
         if SPACE_MARK not in text or not self.spells_space_mark:
-            return self._encode_blocks(text)
+            return self._encode_part(text)
         first, *rest = text.split(SPACE_MARK)
-        ids = self._encode_blocks(first)
+        ids = self._encode_part(first)
         for part in rest:
             ids += self._space_mark_ids
-            ids += self._encode_blocks(part)
+            ids += self._encode_part(part)
         return ids
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """The same ids, int32 [tokens]."""
+        return np.array(self.encode(text), np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; control tokens have none. Raises IndexError for an id outside the vocabulary."""
@@ -81,14 +86,21 @@ class Tokenizer:
         """Whether a token spells one byte of what the vocabulary lacks."""
         return self._processor.is_byte(token)
 
-    def _encode_blocks(self, text: str) -> list[int]:
+    def _encode_part(self, text: str) -> list[int]:
+        ids = []
+        for block in self._blocks(text):
+            ids += self._processor.encode(block)
+        return ids
+
+    def _blocks(self, text: str) -> Iterator[str]:
         """Memory and time grow faster than a text, so a long one is tokenized in blocks, with the same ids.
 
         No piece reaches from a word into the space behind it, so no merge does, and the words' ids are independent.
         """
         if len(text) <= BLOCK_CHARACTERS:
-            return self._encode(text)
-        ids, begin = [], 0
+            yield text
+            return
+        begin = 0
         while begin < len(text):
             word = WORD_END.search(text, begin + BLOCK_CHARACTERS - 1) if self._cuts_at_words else None
             end = word.end() if word else len(text)
@@ -96,12 +108,8 @@ class Tokenizer:
                 raise ValueError(
                     f"{end - begin} characters with no space to cut them at; at most {LONGEST_BLOCK} are tokenized"
                 )
-            ids += self._encode(text[begin:end])
+            yield text[begin:end]
             begin = end
-        return ids
-
-    def _encode(self, text: str) -> list[int]:
-        return self._processor.encode(text)
 
     def _keeps_spaces(self) -> bool:
         """Whether text is encoded as it stands, so that the parts of a text can be encoded one by one."""

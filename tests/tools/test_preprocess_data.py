@@ -171,22 +171,22 @@ def test_a_sentence_is_a_sequence_and_the_last_one_ends_with_eod(tmp_path, token
 def test_the_line_on_the_tokenizer_says_when_sentencepiece_is_taken(tmp_path, tokenizer, monkeypatch):
     corpus = write_jsonl(tmp_path / "c.jsonl", TEXTS)
     run(tokenizer, [corpus], tmp_path / "fast", say=(said := []).append)
-    assert "tokenizing with kitoken" in said[0]
-    monkeypatch.setattr(FastTokenizer, "_encode", lambda self, text: [5])
+    assert "tokenizing with the fast encoder" in said[0]
+    monkeypatch.setattr(FastTokenizer, "_encode", lambda self, text: np.array([5]))
     run(tokenizer, [corpus], tmp_path / "slow", say=(said := []).append)
-    assert "tokenizing with SentencePiece: kitoken gives other ids" in said[0]
+    assert "tokenizing with SentencePiece: the fast encoder gives other ids" in said[0]
     assert written(tmp_path / "fast") == written(tmp_path / "slow")
 
 
 def test_ids_that_differ_later_than_the_sample_end_the_run(tmp_path, tokenizer, monkeypatch):
     def wrong_later(self, text):
-        return [5] if text.endswith("late\n") else Tokenizer._encode(self, text)
+        return np.array([5] if text.endswith("late\n") else Tokenizer.encode(Tokenizer(self.path), text))
 
     monkeypatch.setattr(FastTokenizer, "_encode", wrong_later)
     monkeypatch.setattr("megatron_lite.data.sample.TEXTS", 1)
     monkeypatch.setattr(preprocess_module, "PIECE_BYTES", 1)
     corpus = write_jsonl(tmp_path / "c.jsonl", [*random_texts(1, 50), "too late\n"])
-    with pytest.raises(DataError, match="kitoken gives other ids than SentencePiece for 'too late"):
+    with pytest.raises(DataError, match="the fast encoder gives other ids than SentencePiece for 'too late"):
         run(tokenizer, [corpus], tmp_path / "c")
     assert [path.name for path in tmp_path.iterdir()] == ["c.jsonl"]
 

@@ -1,4 +1,4 @@
-"""JSONL to .bin: ours, with kitoken and with SentencePiece alone, beside Megatron's loop, on one core and on two.
+"""JSONL to .bin: ours, with our encoder and with SentencePiece's, beside Megatron's loop, on one core and on two.
 
     python tools/benchmark/compare_preprocess.py [--input F.jsonl] [--tokenizer-model T] [--rounds 3]
 
@@ -29,7 +29,7 @@ FOLDER = HERE.parents[1] / "runs" / "benchmark"
 SIDES = {
     "Megatron's loop": ["megatron_preprocess.py"],
     "ours, SentencePiece": ["our_preprocess.py", "--encoder", "sentencepiece"],
-    "ours, kitoken": ["our_preprocess.py"],
+    "ours": ["our_preprocess.py"],
 }
 
 
