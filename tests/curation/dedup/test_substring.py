@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from support.deduplication import deduplicate, dropped, repeated_words, write_shards
 
 from megatron_lite.curation import _dedup
+from megatron_lite.curation.dedup import substring
 from megatron_lite.curation.dedup.local import Steps, deduplicate_substrings
 from megatron_lite.curation.dedup.substring import Substring
+from megatron_lite.curation.documents import Document
+from megatron_lite.curation.shards import ShardWriter
 from megatron_lite.curation.words import split_reference
 
 
@@ -104,6 +107,43 @@ def test_a_document_of_one_word_keeps_its_first_50(tmp_path):
     ((document, drop),) = deduplicate(tmp_path, deduplicate_substrings, Substring(), [["la " * 200]])
     assert drop is None
     assert document.text == "la " * 50
+
+
+def counting_words(first, count):
+    """Words of 8 hexadecimal digits, none of them twice."""
+    digits = (np.arange(first, first + count, dtype=np.uint32)[:, None] >> np.arange(28, -1, -4, dtype=np.uint32)) & 15
+    words = np.full((count, 9), ord(" "), np.uint8)
+    words[:, :8] = np.frombuffer(b"0123456789abcdef", np.uint8)[digits]
+    return words.tobytes().decode()
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+def test_a_passage_is_found_again_more_than_4_gib_further_on(tmp_path):
+    passage = " ".join(f"passage{i}" for i in range(60))
+    per_document, per_shard, shards = 1_000_000, 20, 25
+    paths, written = [], 0
+    for s in range(shards):
+        paths.append(tmp_path / f"{s}.jsonl.zst")
+        with ShardWriter(paths[-1]) as writer:
+            for r in range(per_shard):
+                text = counting_words((s * per_shard + r) * per_document, per_document)
+                if (s, r) in ((0, 0), (shards - 1, per_shard - 1)):
+                    text = f"{passage} {text}" if s == 0 else f"{text}{passage} {text[:90]}"
+                writer.write(Document(f"test/{s}/{r}", text, "test"))
+                written += len(text)
+    assert written > 1 << 32
+    steps, options, counts = Steps(tmp_path, 8), Substring(), Counter()
+    runs = steps.each("scan", paths, lambda path, out: substring.scan(options, path, out))
+    repeats = steps.each("repeat", steps.parts, lambda part, out: substring.repeat(options, runs, 0, part, out))
+    keys = steps.each("rescan", range(shards), lambda n, out: substring.rescan(options, paths[n], n, repeats, out))
+    findings = steps.each("find", steps.parts, lambda part, out: substring.find(options, keys, 0, part, out))
+    for number in (0, shards - 1):
+        for last, drop in substring.judge(options, paths[number], number, repeats, keys[number], findings, counts):
+            assert drop is None
+            assert number == 0 or passage not in last.text
+    assert counts["words_removed"] == 60
+    assert last.text == counting_words((shards * per_shard - 1) * per_document, per_document) + last.text[:90]
 
 
 def test_49_equal_words_stay_and_50_go(tmp_path):
