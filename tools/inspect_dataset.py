@@ -83,7 +83,8 @@ def show(found: dict[str, Any]) -> None:
     for name, value in rows.items():
         print(f"{name:<14}{value}")
     print("\ntokens          documents")
-    for power, count in enumerate(counts.histogram):
+    shortest = next((power for power, count in enumerate(counts.histogram) if count), 0)
+    for power, count in list(enumerate(counts.histogram))[shortest:]:
         below = f"below {2**power:,}" if power else "none"
         print(f"{below:<16}{count:>12,} {'#' * -(-BAR * count // max(counts.histogram))}")
     for sample in found.get("samples", ()):

@@ -86,6 +86,16 @@ def test_a_token_id_that_does_not_fit_is_refused(tmp_path, dtype, token):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_sequence_longer_than_its_length_can_say_is_refused(tmp_path):
+    tokens = np.broadcast_to(np.uint16(7), 2**31)  # one token, 2^31 times, of no memory
+    with (
+        pytest.raises(DataError, match="a sequence of 2147483648 tokens; the index holds at most 2147483647"),
+        IndexedDatasetWriter(tmp_path / "d", np.uint16) as writer,
+    ):
+        writer.add_documents(tokens, np.array([2**31]), np.array([1]))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_exception_while_writing_leaves_the_old_data_set_and_no_partial_files(tmp_path):
     write_dataset(tmp_path / "d", [[[1, 2, 3]]])
     with pytest.raises(RuntimeError), IndexedDatasetWriter(tmp_path / "d", np.uint16) as writer:
