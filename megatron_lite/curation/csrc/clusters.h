@@ -39,12 +39,15 @@ public:
     // Those that are not alone in their set, in order, and their roots.
     void members(std::vector<std::uint64_t>& numbers, std::vector<std::uint64_t>& roots) {
         std::vector<bool> has_others(parents_.size(), false);
-        for (std::uint64_t i = 0; i < parents_.size(); ++i)
-            if (root(i) != i) has_others[root(i)] = true;
         for (std::uint64_t i = 0; i < parents_.size(); ++i) {
-            if (!has_others[root(i)]) continue;
+            // A parent is less than its child, so it has been given its root before.
+            parents_[i] = parents_[parents_[i]];
+            if (parents_[i] != i) has_others[parents_[i]] = true;
+        }
+        for (std::uint64_t i = 0; i < parents_.size(); ++i) {
+            if (!has_others[parents_[i]]) continue;
             numbers.push_back(i);
-            roots.push_back(root(i));
+            roots.push_back(parents_[i]);
         }
     }
 
