@@ -36,12 +36,12 @@ from torch import Tensor
 
 # By head dimension: tiles of queries and of keys for dq, of keys and of queries for dk and dv; warps, stages.
 QUERIES = {
-    64: same(128, 64, 4, 2),
+    64: same(128, 64, 8, 2, sm_100=(128, 64, 4, 2), gfx942=(128, 64, 4, 1)),
     128: same(128, 64, 8, 2, sm_80=(128, 32, 8, 2), gfx942=(128, 32, 4, 1)),
     256: same(64, 32, 8, 1),
 }
 KEYS = {
-    64: same(128, 64, 8, 2),
+    64: same(128, 64, 8, 2, gfx942=(128, 64, 4, 1)),
     128: same(128, 64, 8, 2, sm_80=(64, 64, 8, 2), gfx942=(128, 32, 4, 1)),
     256: same(64, 32, 8, 1),
 }

@@ -2,6 +2,7 @@
 
 Tensor parallel 8 with sequence parallelism, one sequence of 8,192 tokens, bfloat16: hidden 8,192, 8 of 64 query heads
 and 1 of 8 key-value heads of 128 each, 3,200 of 25,600 columns of the feed-forward layer, 16,000 of 128,000 words.
+Attention also with heads of 64.
 """
 
 from dataclasses import replace
@@ -44,6 +45,7 @@ WORDS = 128_000 // TENSOR
 ROWS = TOKENS // TENSOR  # of the sequence, where it is split
 SHARD = 2**26  # parameters of an optimizer's shard
 DOCUMENT = 2048
+SMALL_HEAD = 64  # as many smaller models have
 WIDE = 2  # bytes of bfloat16
 
 
@@ -137,18 +139,18 @@ def _visits(a, keys: bool, document: int) -> tuple[Loop, Loop]:
     return Loop(heads * (all_tiles - whole) / len(starts)), Loop(heads * whole / len(starts))
 
 
-def _attention(document: int) -> list[Operation]:
-    """Of one causal sequence, or of documents as ranges of what is seen."""
-    size = cost.Attention(1, HEADS, GROUPS, TOKENS, TOKENS, HEAD, causal=document == TOKENS,
+def _attention(suffix: str, document: int, head: int) -> list[Operation]:
+    """Of one causal sequence, or of documents as ranges of what is seen, with heads of `head` columns."""
+    size = cost.Attention(1, HEADS, GROUPS, TOKENS, TOKENS, head, causal=document == TOKENS,
                           document=document if document < TOKENS else 0)  # fmt: skip
     pairs = HEADS * TOKENS * (document + 1) // 2
 
     def seen_alone(whole: cost.Cost, products: int) -> cost.Cost:
         """The closed form does not know what ranges hide."""
-        return replace(whole, flops=2 * products * pairs * HEAD)
+        return replace(whole, flops=2 * products * pairs * head)
 
     def packed(memory: Memory):
-        return attention.split_packed(memory.normal(TOKENS, 1, GROUPS, HEADS // GROUPS + 2, HEAD))
+        return attention.split_packed(memory.normal(TOKENS, 1, GROUPS, HEADS // GROUPS + 2, head))
 
     def seen(memory: Memory):
         if document == TOKENS:
@@ -160,7 +162,7 @@ def _attention(document: int) -> list[Operation]:
         return *packed(memory), *seen(memory)
 
     def backward(memory: Memory):
-        gradient, output = (memory.normal(TOKENS, 1, HEADS, HEAD).permute(1, 2, 0, 3) for _ in range(2))
+        gradient, output = (memory.normal(TOKENS, 1, HEADS, head).permute(1, 2, 0, 3) for _ in range(2))
         # Above all scores: no weight overflows.
         log_sum = memory.normal(1, HEADS, TOKENS, dtype=float32) + 64
         return gradient, *packed(memory), output, log_sum, *seen(memory), *packed(memory)
@@ -171,8 +173,8 @@ def _attention(document: int) -> list[Operation]:
 
     output = {"narrow on gfx942": "results leave as its products lay them out: four numbers in bfloat16 a thread, once"}
     addresses = {"spills on sm_90": "two addresses, put away before the edges and taken back after them, once"}
+    tight = document < TOKENS and head == HEAD
     parts = attention_backward.parts_of(GROUPS, TOKENS, HEADS // GROUPS)
-    suffix = " of documents" if document < TOKENS else ""
     return [
         Operation(
             f"attention{suffix}", attention.attention, torch_attention.attention, forward,
@@ -184,8 +186,8 @@ def _attention(document: int) -> list[Operation]:
             backward, seen_alone(cost.attention_backward(size, parts, WIDE), 5),
             {
                 "dq_kernel": kernel(("log_sum", "delta"), False, output),
-                "dkv_kernel": kernel(("log_sum", "delta"), True, addresses if document < TOKENS else {}),
-                "sum_kernel": Kernel(TOKENS * GROUPS * HEAD),
+                "dkv_kernel": kernel(("log_sum", "delta"), True, addresses if tight else {}),
+                "sum_kernel": Kernel(TOKENS * GROUPS * head),
             },
             by_products=True,
         ),
@@ -278,8 +280,9 @@ def _optimizer() -> list[Operation]:
 
 def operations() -> list[Operation]:
     return [
-        *_norm(adds=False), *_norm(adds=True), _partials(), *_swiglu(), _rope(), *_attention(TOKENS),
-        *_attention(DOCUMENT), *_cross_entropy(), _embedding(), _product(), *_optimizer(),
+        *_norm(adds=False), *_norm(adds=True), _partials(), *_swiglu(), _rope(), *_attention("", TOKENS, HEAD),
+        *_attention(" of documents", DOCUMENT, HEAD), *_attention(" of small heads", TOKENS, SMALL_HEAD),
+        *_attention(" of small heads in documents", DOCUMENT, SMALL_HEAD), *_cross_entropy(), _embedding(), _product(), *_optimizer(),
     ]  # fmt: skip
 
 

@@ -52,6 +52,7 @@ def test_attentions_bound_counts_the_pairs_that_are_seen_alone():
     assert flops["attention"] == 2 * 2 * 8 * (8192 * 8193 // 2) * 128
     assert flops["attention of documents"] == 2 * 2 * 8 * 4 * (2048 * 2049 // 2) * 128
     assert flops["attention_backward_ of documents"] == 2.5 * flops["attention of documents"]
+    assert 2 * flops["attention of small heads"] == flops["attention"]
 
 
 def test_measured_rows_have_quantiles_rate_and_share_of_what_the_device_reached(monkeypatch):
