@@ -1,8 +1,11 @@
-"""Makes Triton's CPU interpreter right for bfloat16.
+"""Makes Triton's CPU interpreter right for bfloat16, and for loops whose count is loaded.
 
 With TRITON_INTERPRET=1 Triton runs kernels in numpy, which knows no bfloat16: values travel as their 16 bits. Triton
 3.9 computes on those bits as if they were integers and truncates when it rounds. `make_exact` puts float32 arithmetic
-and rounding to nearest even in its place. It changes Triton's interpreter, for the whole process, and nothing else.
+and rounding to nearest even in its place. Up to Triton 3.6 `range` takes no loaded number under numpy 2.4, which turns
+arrays of one number into integers no more. And Triton prepares its language anew for every call of one kernel's function
+by another, two fifths of the time: once is enough. It changes Triton's interpreter, for the whole process, and nothing
+else.
 """
 
 import numpy as np
@@ -36,7 +39,7 @@ def narrow(values: np.ndarray) -> np.ndarray:
 
 
 def make_exact() -> None:
-    """Put float32 arithmetic in place of arithmetic on bits. A second call changes nothing."""
+    """Change the interpreter, as above. A second call changes nothing."""
     builder = interpreter.InterpreterBuilder
     if getattr(builder.cast_impl, "exact", False):
         return
@@ -47,6 +50,8 @@ def make_exact() -> None:
     for name in CASTS:
         setattr(builder, name, _cast(getattr(builder, name)))
     interpreter.ReduceOps.apply_impl = _reduction(interpreter.ReduceOps.apply_impl)
+    interpreter._patch_lang_tensor = _countable(interpreter._patch_lang_tensor)
+    interpreter._patch_lang = _once(interpreter._patch_lang)
 
 
 def _narrow(handle) -> bool:
@@ -108,3 +113,25 @@ def _reduction(operation):
 def _retyped(tensor, handle):
     shape = list(tensor.shape)
     return tl.core.tensor(handle, tl.block_type(handle.dtype, shape) if shape else handle.dtype)
+
+
+def _countable(patch):
+    """Let `range` take a tensor of one number."""
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    return patched
+
+
+def _once(patch):
+    """Leave the language alone where it has been prepared: then its functions are no longer Triton's own."""
+
+    def patched(function):
+        languages = [value for value in function.__globals__.values() if value is tl or value is tl.core]
+        if languages and not any(tl.core.is_builtin(language.load) for language in languages):
+            return interpreter._LangPatchScope()
+        return patch(function)
+
+    return patched
