@@ -3,8 +3,10 @@
 import pytest
 import torch
 from megatron_lite.kernels import attention as kernels
+from megatron_lite.kernels.costs import Attention
 from megatron_lite.kernels.reference import attention as reference
 from megatron_lite.kernels.visibility import visible_from, visible_in_documents
+from torch.utils.flop_counter import FlopCounterMode
 
 B, H, G, D = 2, 6, 2, 16
 BOTH = pytest.mark.parametrize("backend", [reference, kernels], ids=["torch", "triton"])
@@ -130,3 +132,122 @@ def test_torchs_written_out_definition_is_its_fused_operation(causal, monkeypatc
     written_gradients = reference.attention_backward(gradient, *leaves, *written, causal, None)
     for ours, theirs in zip((*written, *written_gradients), (*fused, *fused_gradients), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+# As an operation of torch; test_registration.py has what is common to all
+
+
+def small(dtype=torch.float64):
+    """q [1, 4, 3, 5], k and v [1, 2, 3, 5] as leaves."""
+    generator = torch.Generator().manual_seed(7)
+    shapes = (1, 4, 3, 5), (1, 2, 3, 5), (1, 2, 3, 5)
+    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
+
+
+SEEN = visible_from(torch.tensor([[0, 1, 1]], dtype=torch.int32), torch.tensor([[1, 1, 3]], dtype=torch.int32), 3)
+VISIBLE = pytest.mark.parametrize(
+    ("causal", "visible"), [(True, None), (False, None), (False, SEEN)], ids=["causal", "all", "ranges"]
+)
+
+
+@VISIBLE
+def test_gradcheck_holds_in_float64(causal, visible):
+    """Along random directions. In the ranges one query sees nothing."""
+
+    def output(*leaves):
+        return kernels.attention(*leaves, causal, visible)[0]
+
+    assert torch.autograd.gradcheck(output, small(), fast_mode=True)
+
+
+def test_the_log_sum_has_no_gradient_and_does_not_pretend_to():
+    assert [output.requires_grad for output in kernels.attention(*small(), True, None)] == [True, False]
+
+
+@VISIBLE
+def test_compiled_whole_it_gives_the_same_output_and_gradients(causal, visible):
+    torch.compiler.reset()
+    leaves = small(torch.float32)
+    compiled = torch.compile(kernels.attention, fullgraph=True, backend="aot_eager")(*leaves, causal, visible)
+    plain = kernels.attention(*leaves, causal, visible)
+    assert all(map(torch.equal, compiled, plain))
+    gradients = [torch.autograd.grad(output.square().sum(), leaves) for output, _ in (compiled, plain)]
+    assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize(("causal", "share"), [(True, 2), (False, 1)])
+def test_flops_are_two_products_forward_and_five_backward_and_causal_halves_them(causal, share):
+    leaves = small(torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        output, _ = kernels.attention(*leaves, causal, None)
+    product = 2 * 4 * 3 * 3 * 5
+    assert counter.get_total_flops() == 2 * product // share == Attention(1, 4, 2, 3, 3, 5, causal).flops(2)
+    with FlopCounterMode(display=False) as counter:
+        output.sum().backward()
+    assert counter.get_total_flops() == 5 * product // share
+
+
+def test_of_queries_by_group_meta_forms_are_laid_out_as_real_results():
+    results = []
+    for device in ("cpu", "meta"):
+        q, k, v = kernels.split_packed(torch.zeros(7, B, G, H // G + 2, D, dtype=torch.bfloat16, device=device))
+        output, log_sum = kernels.attention(q, k, v, True, None)
+        gradients = kernels.attention_backward(output, q, k, v, output, log_sum, True, None)
+        results.append([(x.shape, x.dtype, x.stride()) for x in (output, log_sum, *gradients)])
+    assert results[0] == results[1]
+    assert [x[0] for x in results[0]] == [(B, H, 7, D), (B, H, 7), (B, G, H // G, 7, D), (B, G, 7, D), (B, G, 7, D)]
+
+
+@pytest.mark.parametrize("head_dim", [1, 2, 24, 64, 65, 80, 96, 128, 192, 256])
+def test_every_head_dimension_is_right_in_both_directions(head_dim):
+    """Powers of two and others, each tile table's widest, and less than a product of matrices takes."""
+    generator = torch.Generator().manual_seed(head_dim)
+    q, gradient = (torch.randn(1, 2, 5, head_dim, generator=generator, dtype=torch.float64) for _ in range(2))
+    k, v = (torch.randn(1, 1, 5, head_dim, generator=generator, dtype=torch.float64) for _ in range(2))
+    expected, expected_sum = reference.attention(q, k, v, True, None)
+    output, log_sum = kernels.attention(q, k, v, True, None)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(log_sum, expected_sum, rtol=0, atol=1e-12)
+    arguments = gradient, q, k, v, expected, expected_sum, True, None
+    for ours, right in zip(
+        kernels.attention_backward(*arguments), reference.attention_backward(*arguments), strict=True
+    ):
+        torch.testing.assert_close(ours, right, rtol=0, atol=1e-12)
+
+
+Q, K, SUMS = torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 3, 8), torch.zeros(1, 4, 3)
+WIDE = torch.zeros(1, 2, 3, 257)
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "v", "causal", "message"),
+    [
+        (Q[0], K, K, True, r"q has 3 dimensions and k 4, must be 4 \(q by group: 5\) and 4"),
+        (Q.int(), K, K, True, "q is torch.int32, must be torch.bfloat16 or"),
+        (Q, K.bfloat16(), K, True, "k is torch.bfloat16, must be torch.float32"),
+        (Q, K, K[:, :, :2], True, r"v has shape \[1, 2, 2, 8\], must be \[1, 2, 3, 8\]"),
+        (Q, K.to("meta"), K, True, ".* is on .*, must be on .*, as its other inputs"),
+        (Q[:, :3], K, K, True, r"q has shape \[1, 3, 3, 8\], must have a multiple of k's 2 heads"),
+        (Q.view(1, 4, 1, 3, 8), K, K, True, r"q has shape \[1, 4, 1, 3, 8\], must have a multiple of k's 2 heads"),
+        (Q[:, :, :2], K, K, True, "causal with 2 queries and 3 keys, must be as many"),
+        (WIDE, WIDE, WIDE, True, "q has head dimension 257, must be at most 256"),
+        (Q[..., :0], K[..., :0], K[..., :0], True, "q has head dimension 0, must be at most 256"),
+    ],
+)
+def test_wrong_queries_keys_and_values_are_named(q, k, v, causal, message):
+    with pytest.raises(ValueError, match=f"^attention: {message}"):
+        kernels.attention(q, k, v, causal, None)
+    with pytest.raises(ValueError, match=f"^attention_backward: {message}"):
+        kernels.attention_backward(q, q, k, v, q, SUMS, causal, None)
+
+
+def test_ranges_beside_causal_are_refused():
+    three = torch.zeros(1, 3, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"^attention: ranges of what is seen come all together, and without causal"):
+        kernels.attention(Q, K, K, True, visible_from(three, three + 3, 3))
+
+
+def test_a_result_that_does_not_lie_along_its_rows_is_refused():
+    across = torch.zeros(1, 2, 8, 3).transpose(2, 3)
+    with pytest.raises(ValueError, match=r"^attention_backward_: dk has last stride 3, must be 1"):
+        kernels.attention_backward_(Q, Q, K, K, Q, SUMS, True, None, Q.clone(), across, K.clone())
