@@ -2,10 +2,9 @@
 
 With TRITON_INTERPRET=1 Triton runs kernels in numpy, which knows no bfloat16: values travel as their 16 bits. Triton
 3.9 computes on those bits as if they were integers and truncates when it rounds. `make_exact` puts float32 arithmetic
-and rounding to nearest even in its place. Up to Triton 3.6 `range` takes no loaded number under numpy 2.4, which turns
-arrays of one number into integers no more. And Triton prepares its language anew for every call of one kernel's function
-by another, two fifths of the time: once is enough. It changes Triton's interpreter, for the whole process, and nothing
-else.
+and rounding to nearest even in its place. It lets `range` take a loaded number, which Triton 3.6 does not under numpy
+2.4, and has the language prepared once a launch instead of at every call of one function by another, two fifths of the
+time. It changes Triton's interpreter, for the whole process, and nothing else.
 """
 
 import numpy as np
