@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "blocklist.h"
+#include "fasttext.h"
 #include "linear.h"
 #include "ngrams.h"
 #include "phrases.h"
@@ -181,6 +182,12 @@ PYBIND11_MODULE(_lists, m) {
                 return classifier.judge(view, passage_words, threshold);
             },
             py::arg("text"), py::arg("passage_words"), py::arg("threshold"));
+    py::class_<FastText>(m, "FastText")
+        .def(py::init<const std::string&>(), py::arg("path"))
+        .def_property_readonly("labels", &FastText::labels)
+        // Under the GIL, since what is remembered of words changes.
+        .def("predict", [](FastText& model, const py::str& text) { return array_of(model.predict(utf8(text))); },
+             py::arg("text"));
     m.def("address_hash", [](const py::str& address) { return address_hash(utf8(address)); }, py::arg("address"));
     m.def("listed_hashes", [](const py::bytes& list) { return array_of(listed_hashes(std::string_view(list))); },
           py::arg("list"));

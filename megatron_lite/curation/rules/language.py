@@ -8,10 +8,11 @@ there, or give it `min_score: null`.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from megatron_lite.curation._lists import FastText
 from megatron_lite.curation.documents import Document, Drop
-from megatron_lite.curation.rules.fasttext_model import identification_model, load_model, predict
+from megatron_lite.curation.rules.fasttext_model import identification_model, language_model
 from megatron_lite.curation.rules.rule import CachedProperties, check, check_files
 
 
@@ -32,7 +33,8 @@ class Language(CachedProperties):
         check_files("language.model", [self.model] if self.model else [])
 
     def __call__(self, document: Document) -> Drop | None:
-        ((language, score),) = predict(self._model, document.text).items()
+        probabilities = self._model.predict(document.text)
+        language, score = self._model.labels[probabilities.argmax()], float(probabilities.max())
         if document.language and document.language != language:
             document.metadata["language_given"] = document.language
         document.language = language
@@ -44,5 +46,5 @@ class Language(CachedProperties):
         return None
 
     @cached_property
-    def _model(self) -> Any:
-        return load_model(self.model or identification_model())
+    def _model(self) -> FastText:
+        return language_model(self.model or identification_model())

@@ -1,12 +1,16 @@
 """Languages are told from the whole text, held against a score and a list, and noted in the document."""
 
+import struct
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.linux_doc import translated_pages
 
+from megatron_lite.curation import _lists
 from megatron_lite.curation.documents import Document, Drop
+from megatron_lite.curation.rules.fasttext_model import identification_model, load_model, predict
 from megatron_lite.curation.rules.language import Language
 from megatron_lite.errors import UsageError
 
@@ -24,6 +28,7 @@ SENTENCES = {
     "hi": "समिति की बैठक दोपहर में हुई और उसने मतदान अगले सप्ताह तक टालने का निर्णय लिया।",
     "pl": "Komitet zebrał się po południu i postanowił przełożyć głosowanie na następny tydzień.",
 }
+LOSSES = {"tree": 1, "sampled": 2, "softmax": 3, "one of many": 4}
 
 
 def document(text: str, language: str | None = None) -> Document:
@@ -79,6 +84,70 @@ def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"no model")
     with pytest.raises(UsageError, match=r"model\.bin"):
         Language(model=str(path))(document("text"))
+
+
+def test_probabilities_are_fasttexts_own() -> None:
+    """fasttext-predict, which is fastText itself, adds 1e-5 to each probability along its tree."""
+    path = identification_model()
+    ours, theirs = _lists.FastText(path), load_model(path)
+    mixed = ["", " ", "a", "x\ty\r\v", "__label__de hallo", "漢字 and 字", "é\0è", "<tags> & entities; " * 50]
+    for text in [*SENTENCES.values(), *mixed, "\n".join(SENTENCES.values()), SENTENCES["zh"] * 30]:
+        expected = predict(theirs, text, -1)
+        found = dict(zip(ours.labels, ours.predict(text), strict=True))
+        assert sum(found.values()) == pytest.approx(1, abs=1e-5)
+        assert max(found, key=found.get) == max(expected, key=expected.get)
+        assert found == pytest.approx({label: expected.get(label, 0) for label in found}, abs=5e-4)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("buckets", [0, 97])
+def test_models_that_are_not_quantized_are_read_too(tmp_path: Path, loss: str, buckets: int) -> None:
+    path = tmp_path / "model.bin"
+    write_model(
+        path, LOSSES[loss], buckets, ["</s>", "the", "der", "mot"], {"en": 50, "de": 20, "fr": 20, "it": 3, "xx": 1}
+    )
+    ours, theirs = _lists.FastText(str(path)), load_model(str(path))
+    # Where labels do not exclude each other fastText looks the logistic function up: 512 values on [-8, 8].
+    tolerance = {"tree": 1e-4, "softmax": 2e-5}.get(loss, 16 / 512 / 4)
+    assert ours.labels == ["en", "de", "fr", "it", "xx"]
+    for text in ["", "the", "der mot the der", "unknown words", "the \n mot"]:
+        expected = predict(theirs, text, -1)
+        found = dict(zip(ours.labels, ours.predict(text), strict=True))
+        assert found == pytest.approx(expected, abs=tolerance)
+
+
+def test_what_a_word_adds_does_not_hang_on_what_was_read_before() -> None:
+    text = "\n".join(SENTENCES.values())
+    used, fresh = (_lists.FastText(identification_model()) for _ in range(2))
+    for sentence in SENTENCES.values():
+        used.predict(sentence)
+    assert used.predict(text).tolist() == fresh.predict(text).tolist() == used.predict(text).tolist()
+
+
+def test_a_model_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
+    whole = tmp_path / "model.bin"
+    write_model(whole, 3, 5, ["</s>", "the"], {"en": 2, "de": 1})
+    content, path = whole.read_bytes(), tmp_path / "part.bin"
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"cut short|no fastText model|damaged|cannot be opened"):
+            _lists.FastText(str(path))
+    _lists.FastText(str(whole))
+
+
+def write_model(path: Path, loss: int, buckets: int, words: list[str], labels: dict[str, int]) -> None:
+    """A file as fastText 0.9 writes it, version 12: a classifier of 4 dimensions, n-grams of 2 and 3 characters."""
+    rng = np.random.default_rng(0)
+    entries = [(word, 10, 0) for word in words] + [(f"__label__{label}", count, 1) for label, count in labels.items()]
+    with path.open("wb") as file:
+        file.write(struct.pack("<2i", 793712314, 12))
+        file.write(struct.pack("<12id", 4, 5, 1, 1, 5, 1, loss, 3, buckets, 2, 3 if buckets else 0, 100, 1e-4))
+        file.write(struct.pack("<3i2q", len(entries), len(words), len(labels), 100, -1))
+        for entry, count, kind in entries:
+            file.write(entry.encode() + b"\0" + struct.pack("<qb", count, kind))
+        for rows in (len(words) + buckets, len(labels)):
+            file.write(struct.pack("<?2q", False, rows, 4))
+            file.write(rng.normal(size=(rows, 4)).astype(np.float32).tobytes())
 
 
 @pytest.mark.nightly
