@@ -7,6 +7,7 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -59,6 +60,19 @@ private:
 
     std::vector<std::uint64_t> parents_;
 };
+
+// Join the sets of all pairs of `group` for which similar(a, b) holds. Pairs that are in one set already change nothing,
+// so they are not asked about, and when all are in one set nothing is left to do.
+template <typename Similar>
+void join_similar(Clusters& clusters, const std::vector<std::uint64_t>& group, Similar similar) {
+    std::unordered_set<std::uint64_t> roots;
+    for (const std::uint64_t member : group) roots.insert(clusters.root(member));
+    std::size_t apart = roots.size();
+    for (std::size_t i = 0; i < group.size(); ++i)
+        for (std::size_t j = i + 1; j < group.size() && apart > 1; ++j)
+            if (clusters.root(group[i]) != clusters.root(group[j]) && similar(group[i], group[j]))
+                apart -= clusters.join(group[i], group[j]);
+}
 
 // |a and b| / |a or b| of two ascending sequences without repetitions; two empty ones are equal.
 inline double jaccard(const std::uint64_t* a, std::size_t a_size, const std::uint64_t* b, std::size_t b_size) {

@@ -151,22 +151,22 @@ py::array_t<std::int64_t> verified_roots(const py::array_t<std::uint64_t, py::ar
     const std::uint64_t* hash = hashes.data();
     {
         py::gil_scoped_release unlocked;
-        const auto similarity = [&](std::size_t a, std::size_t b) {
+        const auto similar = [&](std::size_t a, std::size_t b) {
             return jaccard(sets.data() + starts[a], static_cast<std::size_t>(starts[a + 1] - starts[a]),
-                           sets.data() + starts[b], static_cast<std::size_t>(starts[b + 1] - starts[b]));
+                           sets.data() + starts[b], static_cast<std::size_t>(starts[b + 1] - starts[b])) >= threshold;
         };
         Clusters clusters(documents);
-        std::vector<std::size_t> order(documents);
+        std::vector<std::uint64_t> order(documents), group;
         for (std::size_t band = 0; band < width; ++band) {
             const auto key = [&](std::size_t document) { return hash[document * width + band]; };
             std::iota(order.begin(), order.end(), 0);
-            std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return key(a) < key(b); });
-            for (std::size_t i = 0; i < documents; ++i)
-                for (std::size_t j = i + 1; j < documents && key(order[i]) == key(order[j]); ++j)
-                    // A pair that is in one cluster already changes nothing: it need not be compared.
-                    if (clusters.root(order[i]) != clusters.root(order[j]) &&
-                        similarity(order[i], order[j]) >= threshold)
-                        clusters.join(order[i], order[j]);
+            std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return key(a) < key(b); });
+            for (std::size_t i = 0; i < documents;) {
+                group.clear();
+                for (const std::size_t first = order[i]; i < documents && key(order[i]) == key(first); ++i)
+                    group.push_back(order[i]);
+                join_similar(clusters, group, similar);
+            }
         }
         for (std::size_t i = 0; i < documents; ++i) out[i] = static_cast<std::int64_t>(clusters.root(i));
     }

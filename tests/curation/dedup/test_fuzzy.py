@@ -1,5 +1,6 @@
 """Clusters of near duplicates: those of an exact Jaccard oracle, and the document of each that is kept."""
 
+import time
 from collections import Counter
 from itertools import combinations, pairwise
 
@@ -155,6 +156,17 @@ def test_a_chain_of_neighbours_is_one_cluster(tmp_path):
     judged = deduplicate(tmp_path, deduplicate_fuzzy, Fuzzy(verify=0.9), in_shards(chain))
     assert set(dropped(judged).values()) == {"near to test/0/0"}
     assert len(dropped(judged)) == len(chain) - 1
+
+
+def test_copies_by_the_ten_thousand_are_verified_without_asking_about_each_pair():
+    """All 2 x 10^8 pairs of 14 bands would take a minute."""
+    copies, shingles_each = 20_000, 50
+    sets = np.tile(np.arange(shingles_each, dtype=np.uint64), copies)
+    starts = np.arange(0, len(sets) + 1, shingles_each)
+    started = time.process_time()
+    roots = _dedup.verified_roots(np.ones((copies, 14), np.uint64), starts, sets, 0.9)
+    assert not roots.any()
+    assert time.process_time() - started < 5
 
 
 def test_cluster_sizes_are_counted(tmp_path):
