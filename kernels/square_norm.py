@@ -67,6 +67,8 @@ def square_norm(shards, table):
     Each block is added in its shards' dtype: in float32, elements from 1.8e19 on make infinity. The bits depend on the
     shards' values, lengths and order, on whether all begin at multiples of 16 bytes, and on a GPU's threads a warp.
     """
+    if not shards:
+        raise ValueError("square_norm: there are no shards")
     check("square_norm", "shards[0]", shards[0], table, dtype=(float32, float64))
     blocks = sum(-(-shard.numel() // BLOCK) for shard in shards)
     check("square_norm", "table", table, shards[0], (blocks, 2), torch.int64)

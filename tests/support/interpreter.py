@@ -97,14 +97,16 @@ class _View:
 
 
 @contextmanager
-def watch_traffic() -> Iterator[Traffic]:
+def watch_traffic(*reached: Tensor) -> Iterator[Traffic]:
     """Count what every launch inside asks of each of its tensors, as "kernel.argument".
 
-    An access belongs to the argument whose view holds its middle address.
+    Kernels may also find the `reached` tensors, by their addresses. An access belongs to the tensor whose view holds
+    its middle address.
     """
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     load, store, call = builder.create_masked_load, builder.create_masked_store, executor._init_args_hst
     traffic, views = Traffic(), []
+    by_address = [_View(x, traffic.arguments.setdefault("by address", Argument())) for x in reached if x.numel()]
 
     def close() -> None:
         for view in views:
@@ -125,7 +127,7 @@ def watch_traffic() -> Iterator[Traffic]:
         if not addresses.size:
             return
         middle = int(np.sort(addresses)[addresses.size // 2])
-        owner = next((view for view in views if view.holds(middle)), None)
+        owner = next((view for view in (*views, *by_address) if view.holds(middle)), None)
         traffic.outside += addresses.size if owner is None else owner.note(addresses, kind)
 
     def watched_load(self, pointers, mask, *rest):
@@ -143,4 +145,5 @@ def watch_traffic() -> Iterator[Traffic]:
     finally:
         builder.create_masked_load, builder.create_masked_store = load, store
         executor._init_args_hst = call
+        views += by_address
         close()

@@ -21,8 +21,7 @@ class Case:
 
     `inputs(size, dtype, generator)` makes arguments of a dtype; what an operation always takes in float32 (float64 for
     float64) it makes so. `cost(size, element, exact)` is the closed form of what the kernel moves. `backward` marks
-    gradients, whose rounding may be three times torch's. `leaves` says which arguments `gradcheck` differentiates by
-
+    gradients, whose rounding may be three times torch's. `by_address`: the kernel finds its tensors by their addresses.
     """
 
     name: str
@@ -32,6 +31,7 @@ class Case:
     sizes: Sequence[Any]
     cost: Callable[[Any, int, int], Cost]
     backward: bool = False
+    by_address: bool = False
     tolerance: float = 2e-6
 
     def __str__(self) -> str:

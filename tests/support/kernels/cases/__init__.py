@@ -1,6 +1,6 @@
 """The cases of all operations."""
 
-from support.kernels.cases import adamw, attention, cross_entropy, embedding, rms_norm, rope, swiglu
+from support.kernels.cases import adamw, attention, cross_entropy, embedding, rms_norm, rope, square_norm, swiglu
 
 CASES = [
     *adamw.CASES,
@@ -9,5 +9,6 @@ CASES = [
     *embedding.CASES,
     *rms_norm.CASES,
     *rope.CASES,
+    *square_norm.CASES,
     *swiglu.CASES,
 ]
