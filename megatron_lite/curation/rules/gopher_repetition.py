@@ -12,6 +12,16 @@ from megatron_lite.curation._text import repetition
 from megatron_lite.curation.documents import Document, Drop
 from megatron_lite.curation.rules.rule import check
 
+MEASURES = (
+    "duplicate_paragraphs",
+    "duplicate_paragraph_characters",
+    "duplicate_lines",
+    "duplicate_line_characters",
+    *(f"top_{n}_gram" for n in (2, 3, 4)),
+    *(f"duplicate_{n}_grams" for n in (5, 6, 7, 8, 9, 10)),
+)
+CHECKS = tuple((f"gopher_repetition.{measure}", f"max_{measure}") for measure in MEASURES)
+
 
 @dataclass(frozen=True)
 class GopherRepetition:
@@ -37,14 +47,14 @@ class GopherRepetition:
         found = repetition(document.text)
         all_characters, paragraphs, lines = found.characters, found.paragraphs, found.lines
         shares = (
-            ("duplicate_paragraphs", paragraphs.duplicates / paragraphs.parts),
-            ("duplicate_paragraph_characters", paragraphs.duplicate_characters / all_characters),
-            ("duplicate_lines", lines.duplicates / lines.parts),
-            ("duplicate_line_characters", lines.duplicate_characters / all_characters),
-            *((f"top_{n}_gram", characters / all_characters) for n, characters in enumerate(found.top, 2)),
-            *((f"duplicate_{n}_grams", characters / all_characters) for n, characters in enumerate(found.duplicate, 5)),
+            paragraphs.duplicates / paragraphs.parts,
+            paragraphs.duplicate_characters / all_characters,
+            lines.duplicates / lines.parts,
+            lines.duplicate_characters / all_characters,
+            *(characters / all_characters for characters in found.top),
+            *(characters / all_characters for characters in found.duplicate),
         )
-        for measure, share in shares:
-            if drop := check(f"gopher_repetition.{measure}", share, most=getattr(self, f"max_{measure}")):
+        for (reason, option), share in zip(CHECKS, shares, strict=True):
+            if drop := check(reason, share, most=getattr(self, option)):
                 return drop
         return None
