@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # From a clean clone to a model trained on real text, in 3D, on this machine's CPU:
 #
-#   install -> corpus -> tokenizer -> binarized data -> the bar to clear -> pretraining on 8 processes
-#   (tensor 2 x pipeline 2 x data 2, ZeRO-3) -> a sample of text -> report.html
+#   install -> raw text -> curated corpus -> tokenizer -> binarized data -> the bar to clear -> pretraining on
+#   8 processes (tensor 2 x pipeline 2 x data 2, ZeRO-3) -> a sample of text -> report.html
 #
 # Everything lands in runs/quickstart. Each step is left out where its result stands, so a second call starts at once
 # and an interrupted one goes on; remove runs/quickstart to begin anew.
@@ -20,12 +20,15 @@ setting() { $python -c "from megatron_lite.config import load_config; print(load
 say "install into .venv"
 bash tools/install.sh data
 
-say "corpus: documentation by package, the standard library's code; exact duplicates dropped"
-$python tools/fetch_corpus.py --output-dir $run/corpus
+say "raw text: documentation by package, the standard library's code"
+$python tools/fetch_corpus.py --output-dir $run/raw
+
+say "curate: read, filter, deduplicate, split"
+$python tools/curate_data.py examples/curation/quickstart.yaml
 
 say "tokenizer: SentencePiece, learned from the training documents"
 if [ ! -f $run/tokenizer.model ]; then
-    $python tools/train_tokenizer.py --input $run/corpus/train.jsonl --sample-bytes 20000000 \
+    $python tools/train_tokenizer.py --input $run/curation/corpus/train/*.jsonl.zst --sample-bytes 20000000 \
         --model-prefix $run/tokenizer --vocab-size "$(setting model.vocab_size)"
 fi
 
@@ -33,7 +36,7 @@ say "binarize: documents to token ids in Megatron's .bin and .idx"
 mkdir -p $run/data
 for part in train valid; do
     if [ ! -f $run/data/${part}_text_document.idx ]; then
-        $python tools/preprocess_data.py --input $run/corpus/$part.jsonl --output-prefix $run/data/$part \
+        $python tools/preprocess_data.py --input $run/curation/corpus/$part/*.jsonl.zst --output-prefix $run/data/$part \
             --tokenizer-model $run/tokenizer.model --workers 2 --append-eod
     fi
 done
@@ -54,8 +57,9 @@ if [ ! -f $run/sample.txt ]; then
 fi
 cat $run/sample.txt
 
-say "report"
+say "reports, each with a link to the other"
 $python tools/write_report.py $run
+$python tools/curate_data.py examples/curation/quickstart.yaml >/dev/null # its tokens and the link are known now
 
 $python - $run <<'END'
 import json, sys

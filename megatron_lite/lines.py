@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedIOBase
 from math import inf
-from typing import BinaryIO
 
 BLOCK = 1 << 20  # bytes read at once
 
@@ -15,10 +15,13 @@ class TooLong:
     length: int
 
 
-def read_lines(file: BinaryIO, limit: int, begin: int = 0, end: float = inf) -> Iterator[tuple[int, bytes | TooLong]]:
+def read_lines(
+    file: BufferedIOBase, limit: int, begin: int = 0, end: float = inf
+) -> Iterator[tuple[int, bytes | TooLong]]:
     """(offset, line without its \\n) of every line that begins in the bytes [begin, end) of the file.
 
-    So ranges that cover a file give each of its lines once. A `begin` above 0 needs a file that can seek.
+    So ranges that cover a file give each of its lines once. A `begin` above 0 needs a file that can seek. The file is
+    buffered, so that one whose end is damaged gives what stands before the damage.
     """
     offset = begin
     if begin:
@@ -26,7 +29,7 @@ def read_lines(file: BinaryIO, limit: int, begin: int = 0, end: float = inf) -> 
         file.seek(begin - 1)
         offset += _skip_line(file) - 1
     held, length = [], 0  # what has been read of the line at `offset`; nothing is held of one beyond the limit
-    while offset < end and (block := file.read(BLOCK)):
+    while offset < end and (block := file.read1(BLOCK)):
         *ended, rest = block.split(b"\n")
         for piece in ended:
             length += len(piece)
@@ -47,7 +50,7 @@ def read_lines(file: BinaryIO, limit: int, begin: int = 0, end: float = inf) -> 
         yield offset, TooLong(length) if length > limit else b"".join(held)
 
 
-def _skip_line(file: BinaryIO) -> int:
+def _skip_line(file: BufferedIOBase) -> int:
     """Go to the beginning of the next line; returns the bytes passed."""
     passed = 0
     while piece := file.readline(BLOCK):

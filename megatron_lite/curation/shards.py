@@ -16,7 +16,7 @@ from megatron_lite.curation.documents import Document
 from megatron_lite.errors import DataError
 
 ENDING = ".jsonl.zst"
-LEVEL = 3  # of zstd: a quarter of the bytes at some 300 MB/s
+LEVEL = 1  # of zstd: an eighth more bytes than its default, in less than half the time
 READ_BYTES = 1 << 20  # of text taken from the decompressor at once
 
 

@@ -1,7 +1,7 @@
 """report.html: a run on one page that opens without a network.
 
 It is drawn from what the run directory holds: config.yaml, layout.json and metrics.jsonl, and where they are there
-unigram.json, sample.txt, corpus/statistics.json and the sidecars of the data sets.
+unigram.json, sample.txt, the report of curation in curation/, and the sidecars of the data sets.
 """
 
 import json
@@ -78,7 +78,7 @@ def read_run(directory: Path) -> Run:
     records = read_metrics(directory / "metrics.jsonl")
     if not records:
         raise DataError(f"{directory / 'metrics.jsonl'}: holds no finished step")
-    unigram, sample, corpus = (directory / name for name in ("unigram.json", "sample.txt", "corpus/statistics.json"))
+    unigram, sample, corpus = (directory / name for name in ("unigram.json", "sample.txt", "curation/report.json"))
     return Run(
         directory,
         load_config(directory / "config.yaml"),
@@ -177,18 +177,21 @@ def mesh(config: Config, layout: Resolved) -> dict[str, Any]:
     return {"svg": Markup(mesh_svg(layout, placement)), "left_out": max(0, layout.data - MAX_PANELS)}
 
 
-def corpus_rows(statistics: dict[str, Any]) -> dict[str, list[tuple[str, str, str, str]]]:
-    """(name, documents, megabytes, dropped) of the fetched sources and of the splits they were dealt to."""
-    parts = {}
-    for part in ("sources", "splits"):
-        rows = parts[part] = []
-        for name, counts in statistics[part].items():
-            dropped = sum(count for reason, count in counts.items() if reason not in ("documents", "bytes"))
-            megabytes = f"{counts.get('bytes', 0) / 1e6:.1f}"
-            rows.append(
-                (name, f"{counts.get('documents', 0):,}", megabytes, f"{dropped:,}" if part == "sources" else "")
-            )
+def corpus_rows(curation: dict[str, Any]) -> dict[str, list[tuple[str, str, str, str]]]:
+    """(name, documents, megabytes, dropped) of what curation read of its sources and of the splits it dealt them to."""
+    parts: dict[str, list] = {"sources": [], "splits": []}
+    for name, flow in curation["stages"][0]["sources"].items():
+        kept = sum(part[name]["left"][0] for part in curation["corpus"].values() if name in part)
+        parts["sources"].append(_corpus_row(name, flow["left"], f"{flow['left'][0] - kept:,}"))
+    for name, part in curation["corpus"].items():
+        sizes = [flow["left"] for flow in part.values()]
+        parts["splits"].append(_corpus_row(name, [sum(size[i] for size in sizes) for i in range(2)], ""))
     return parts
+
+
+def _corpus_row(name: str, size: Sequence[int], dropped: str) -> tuple[str, str, str, str]:
+    documents, text_bytes, *_ = size
+    return name, f"{documents:,}", f"{text_bytes / 1e6:.1f}", dropped
 
 
 def dataset_rows(config: Config) -> list[tuple[str, str, str, str]]:

@@ -15,7 +15,7 @@ def read_all(
     source = SourceConfig(kind=kind, paths=(str(path),), **options)
     limits = ReadingConfig(**(reading or {}))
     files = list_files("s", source)
-    found = [one for part in cut(files, kind, shard_bytes) for one in read(part, source, limits)]
+    found = [one for part in cut(files, kind, shard_bytes) for one in read(part, source.format, limits)]
     documents = [one for one in found if isinstance(one, Document)]
     return documents, [one for one in found if isinstance(one, Refusal)]
 

@@ -85,15 +85,16 @@ def test_what_the_quickstart_adds_is_shown(tmp_path: Path) -> None:
     make_run(tmp_path, world_size=1)
     (tmp_path / "unigram.json").write_text('{"cross_entropy": 6.25}')
     (tmp_path / "sample.txt").write_text("if a < b: <script>alert(1)</script>")
-    (tmp_path / "corpus").mkdir()
-    counts = {"documents": 1234, "bytes": 5_600_000, "duplicates": 7, "empty": 1}
-    statistics = {"sources": {"perl-pod": counts}, "splits": {"train": {"documents": 1200, "bytes": 5_000_000}}}
-    (tmp_path / "corpus/statistics.json").write_text(json.dumps(statistics))
+    (tmp_path / "curation").mkdir()
+    read, kept = {"left": [1234, 5_600_000, 900_000]}, {"left": [1200, 5_000_000, 800_000]}
+    curation = {"stages": [{"sources": {"perl-pod": read}}], "corpus": {"train": {"perl-pod": kept}, "valid": {}}}
+    (tmp_path / "curation/report.json").write_text(json.dumps(curation))
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    for text in ("unigram model 6.250", "3.15 nats above the trained model", "perl-pod", "1,234", "5.6"):
+    for text in ("unigram model 6.250", "3.15 nats above the trained model", "perl-pod", "1,234", "5.6", ">34<"):
         assert text in page
     assert "if a &lt; b: &lt;script&gt;" in page
     assert "<script>" not in page
+    assert 'href="curation/report.html"' in page
     assert "Pipeline" not in page
 
 

@@ -16,7 +16,7 @@ The folder is the stage's own: what no row names is removed when the stage start
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,6 +67,7 @@ class Task:
     name: str
     inputs: tuple[Any, ...]  # what it reads: File, or anything with `bytes` and a fingerprint
     argument: Any = None  # what else tells it from the others, such as the number of a range
+    weight: int = field(default=0, metadata={"identity": False})  # bytes it reads of what stands in the work
 
 
 class Work(Protocol):
@@ -168,7 +169,7 @@ def clean(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def input_bytes(task: Task) -> int:
-    return sum(file.bytes for file in task.inputs)
+    return task.weight + sum(file.bytes for file in task.inputs)
 
 
 def describe_inputs(task: Task) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_lite.compression import DAMAGE, decompressed
-from megatron_lite.curation.config import ReadingConfig, SourceConfig
+from megatron_lite.curation.config import Format, ReadingConfig
 from megatron_lite.curation.documents import Document
 from megatron_lite.curation.readers.html import decode_html, extract
 from megatron_lite.curation.readers.inputs import Slice
@@ -14,10 +14,10 @@ from megatron_lite.curation.readers.refusals import Refusal, Refused, check_size
 PAGES = (".html", ".htm", ".xhtml")
 
 
-def read_file(part: Slice, source: SourceConfig, reading: ReadingConfig) -> Iterator[Document | Refusal]:
+def read_file(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[Document | Refusal]:
     notes: dict[str, Any] = {"path": part.file.name}
     try:
-        text = _read(part, source, reading, notes)
+        text = _read(part, form, reading, notes)
         name = part.file.source
         yield Document(f"{name}/{part.file.number}/0", check_text(text, reading, notes), name, metadata=notes)
     except Refused as refused:
@@ -26,12 +26,12 @@ def read_file(part: Slice, source: SourceConfig, reading: ReadingConfig) -> Iter
         yield Refusal("damaged_file", part.path, str(error))
 
 
-def _read(part: Slice, source: SourceConfig, reading: ReadingConfig, notes: dict[str, Any]) -> str:
+def _read(part: Slice, form: Format, reading: ReadingConfig, notes: dict[str, Any]) -> str:
     with open_input(part.path) as raw, decompressed(raw, part.path) as file:
         data = file.read(reading.max_record_bytes + 1)
     check_size(len(data), reading)
     if part.file.name.removesuffix(".gz").removesuffix(".zst").lower().endswith(PAGES):
-        return extract(decode_html(data, None), source.html_skip)
+        return extract(decode_html(data, None), form.html_skip)
     if b"\0" in data:
         raise Refused("binary_file", f"byte {data.index(0)} is NUL", excerpt_of(data))
     return decode(data.removeprefix(b"\xef\xbb\xbf"), reading, notes)

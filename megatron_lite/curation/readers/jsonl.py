@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from megatron_lite.compression import DAMAGE, decompressed
-from megatron_lite.curation.config import ReadingConfig, SourceConfig
+from megatron_lite.curation.config import Format, ReadingConfig
 from megatron_lite.curation.documents import Document
 from megatron_lite.curation.readers.inputs import Slice
 from megatron_lite.curation.readers.opening import open_input
@@ -19,30 +19,28 @@ from megatron_lite.curation.readers.refusals import Refusal, Refused, check_size
 from megatron_lite.lines import TooLong, read_lines
 
 
-def read_jsonl(part: Slice, source: SourceConfig, reading: ReadingConfig) -> Iterator[Document | Refusal]:
+def read_jsonl(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[Document | Refusal]:
     offset = part.begin
     end = inf if part.end is None else part.end
     try:
         with open_input(part.path) as raw, decompressed(raw, part.path) as text:
             for offset, line in read_lines(text, reading.max_record_bytes, part.begin, end):
                 try:
-                    yield _document(part, offset, line, source, reading)
+                    yield _document(part, offset, line, form, reading)
                 except Refused as refused:
                     yield refused.at(f"{part.path}: line at byte {offset}")
     except DAMAGE as error:
         yield Refusal("damaged_file", f"{part.path}: after the line at byte {offset}", str(error))
 
 
-def _document(
-    part: Slice, offset: int, line: bytes | TooLong, source: SourceConfig, reading: ReadingConfig
-) -> Document:
+def _document(part: Slice, offset: int, line: bytes | TooLong, form: Format, reading: ReadingConfig) -> Document:
     if isinstance(line, TooLong):
         check_size(line.length, reading)
     if not line or line.isspace():
         raise Refused("blank_line")
     notes: dict[str, Any] = {}
     record = _parse(line, reading, notes)
-    fields = source.fields
+    fields = form.fields
     if fields.text not in record:
         raise Refused("no_text", f"no key {fields.text!r}", excerpt_of(line))
     text = check_text(record[fields.text], reading, notes)

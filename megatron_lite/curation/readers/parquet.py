@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from megatron_lite.curation.config import ReadingConfig, SourceConfig
+from megatron_lite.curation.config import Format, ReadingConfig
 from megatron_lite.curation.documents import Document
 from megatron_lite.curation.readers.inputs import Slice
 from megatron_lite.curation.readers.opening import open_input
@@ -15,16 +15,16 @@ from megatron_lite.curation.readers.refusals import Refusal, Refused, check_size
 ROWS_AT_ONCE = 256
 
 
-def read_parquet(part: Slice, source: SourceConfig, reading: ReadingConfig) -> Iterator[Document | Refusal]:
+def read_parquet(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[Document | Refusal]:
     with open_input(part.path) as raw:
         row = 0
         try:
             table = pyarrow.parquet.ParquetFile(raw)
             groups = range(part.begin, table.num_row_groups if part.end is None else part.end)
             row = sum(table.metadata.row_group(number).num_rows for number in range(part.begin))
-            for values in _rows(table, groups, source):
+            for values in _rows(table, groups, form):
                 try:
-                    yield _document(part, row, values, source, reading)
+                    yield _document(part, row, values, form, reading)
                 except Refused as refused:
                     yield refused.at(f"{part.path}: row {row}")
                 row += 1
@@ -32,9 +32,9 @@ def read_parquet(part: Slice, source: SourceConfig, reading: ReadingConfig) -> I
             yield Refusal("damaged_file", f"{part.path}: from row {row} of row groups from {part.begin}", str(error))
 
 
-def _rows(table: pyarrow.parquet.ParquetFile, groups: range, source: SourceConfig) -> Iterator[dict[str, Any]]:
+def _rows(table: pyarrow.parquet.ParquetFile, groups: range, form: Format) -> Iterator[dict[str, Any]]:
     """The wanted columns of each row. Strings come as bytes, so that one that is no UTF-8 stands alone."""
-    fields = source.fields
+    fields = form.fields
     wanted = {fields.text, fields.url, fields.language, *fields.keep} & set(table.schema_arrow.names)
     batches = table.iter_batches(ROWS_AT_ONCE, row_groups=list(groups), columns=sorted(wanted), use_threads=False)
     for batch in batches:
@@ -53,9 +53,9 @@ def _plain_strings(column: pyarrow.Array) -> pyarrow.Array:
     return column
 
 
-def _document(part: Slice, row: int, values: dict[str, Any], source: SourceConfig, reading: ReadingConfig) -> Document:
+def _document(part: Slice, row: int, values: dict[str, Any], form: Format, reading: ReadingConfig) -> Document:
     notes: dict[str, Any] = {}
-    fields, name = source.fields, part.file.source
+    fields, name = form.fields, part.file.source
     if fields.text not in values:
         raise Refused("no_text", f"no column {fields.text!r}")
     text = values[fields.text]

@@ -5,7 +5,7 @@ from typing import Any
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
-from megatron_lite.curation.config import ReadingConfig, SourceConfig
+from megatron_lite.curation.config import Format, ReadingConfig
 from megatron_lite.curation.documents import Document
 from megatron_lite.curation.readers.html import decode_html, extract
 from megatron_lite.curation.readers.inputs import Slice
@@ -17,13 +17,13 @@ _KINDS = WarcRecordType.response | WarcRecordType.conversion
 _PAGES = ("text/html", "application/xhtml+xml")
 
 
-def read_warc(part: Slice, source: SourceConfig, reading: ReadingConfig) -> Iterator[Document | Refusal]:
+def read_warc(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[Document | Refusal]:
     with open_input(part.path) as raw:
         number = -1
         try:
             for number, record in enumerate(ArchiveIterator(raw, record_types=_KINDS, parse_http=False)):
                 try:
-                    yield _document(part, number, record, source, reading)
+                    yield _document(part, number, record, form, reading)
                 except Refused as refused:
                     place = f"{part.path}: record {number} at byte {record.stream_pos}"
                     yield refused.at(f"{place}, {record.headers.get('WARC-Target-URI')}")
@@ -31,7 +31,7 @@ def read_warc(part: Slice, source: SourceConfig, reading: ReadingConfig) -> Iter
             yield Refusal("damaged_file", f"{part.path}: after record {number}", str(error))
 
 
-def _document(part: Slice, number: int, record: WarcRecord, source: SourceConfig, reading: ReadingConfig) -> Document:
+def _document(part: Slice, number: int, record: WarcRecord, form: Format, reading: ReadingConfig) -> Document:
     length = record.content_length
     check_size(length, reading)
     record.freeze()
@@ -43,13 +43,13 @@ def _document(part: Slice, number: int, record: WarcRecord, source: SourceConfig
         text = decode(record.reader.read(), reading, notes)
         language = record.headers.get("WARC-Identified-Content-Language")
     else:
-        text = _page(record, source, reading, notes)
+        text = _page(record, form, reading, notes)
     name = part.file.source
     url = record.headers.get("WARC-Target-URI")
     return Document(f"{name}/{part.file.number}/{number}", check_text(text, reading, notes), name, url, language, notes)
 
 
-def _page(record: WarcRecord, source: SourceConfig, reading: ReadingConfig, notes: dict[str, Any]) -> str:
+def _page(record: WarcRecord, form: Format, reading: ReadingConfig, notes: dict[str, Any]) -> str:
     """The text of a response."""
     try:
         record.parse_http(auto_decode="all")
@@ -68,4 +68,4 @@ def _page(record: WarcRecord, source: SourceConfig, reading: ReadingConfig, note
         return decode(payload, reading, notes)
     if kind not in _PAGES:
         raise Refused("not_html", str(kind))
-    return extract(decode_html(payload, record.http_charset), source.html_skip)
+    return extract(decode_html(payload, record.http_charset), form.html_skip)

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 from support.curation_inputs import read_all
 
-from megatron_lite.curation.config import ReadingConfig, SourceConfig
+from megatron_lite.curation.config import Format, ReadingConfig, SourceConfig
 from megatron_lite.curation.readers import InputFile, Slice, list_files, read
 from megatron_lite.errors import MegatronLiteError, UsageError
 
@@ -134,14 +134,15 @@ def _address_space() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.parametrize("ending", [".jsonl.gz", ".jsonl.zst"])
-def test_what_stands_before_the_damage_of_a_truncated_file_is_read_and_the_rest_named(tmp_path, ending):
+# zstd gives nothing of a block of 128 kB whose end is not there.
+@pytest.mark.parametrize(("ending", "count"), [(".jsonl.gz", 300), (".jsonl.gz", 30_000), (".jsonl.zst", 30_000)])
+def test_what_stands_before_the_damage_of_a_truncated_file_is_read_and_the_rest_named(tmp_path, ending, count):
     noise = random.Random(1)
-    texts = [str(noise.random()) * 100 for _ in range(3000)]
+    texts = [str(noise.random()) * 10 for _ in range(count)]
     data = compressions(b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts))[ending]
     (tmp_path / f"a{ending}").write_bytes(data[: len(data) * 2 // 3])
     documents, (refusal,) = read_all(tmp_path / f"a{ending}", "jsonl")
-    assert 0 < len(documents) < 3000 and [document.text for document in documents] == texts[: len(documents)]
+    assert count // 4 < len(documents) < count and [document.text for document in documents] == texts[: len(documents)]
     assert refusal.reason == "damaged_file" and f"a{ending}: after the line at byte" in refusal.where
 
 
@@ -180,9 +181,8 @@ def test_any_fsspec_url_can_be_read():
 
 
 def test_a_file_that_is_gone_or_shut_is_named(tmp_path):
-    source, reading = SourceConfig(kind="jsonl", paths=("x",)), ReadingConfig()
     gone = Slice(InputFile("s", 0, str(tmp_path / "gone.jsonl"), "gone.jsonl", 3, ""), 3)
-    (refusal,) = read(gone, source, reading)
+    (refusal,) = read(gone, Format("jsonl"), ReadingConfig())
     assert (refusal.reason, refusal.where) == ("unreadable_file", str(tmp_path / "gone.jsonl"))
 
 

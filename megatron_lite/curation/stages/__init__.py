@@ -1,0 +1,1 @@
+"""What the stages of the pipeline do to a shard, as works of the engine."""
