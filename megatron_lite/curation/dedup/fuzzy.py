@@ -100,6 +100,7 @@ def cluster(options: Fuzzy, runs: Sequence[Path], edges: Sequence[Path], members
     """All documents that are in a cluster with another one, and the first of it, their root."""
     settings = options.scan_settings
     sizes = [len(read_columns(run, settings)["length"]) for run in runs]
+    # A document's number in the corpus is its shard's begin plus its row.
     begins = np.cumsum([0, *sizes]).astype(np.uint64)
     clusters = _dedup.Clusters(int(begins[-1]))
     for begin, run in zip(begins, runs, strict=False):
