@@ -47,7 +47,8 @@ public:
             const bool inside = i > 0 && ((bits_at(text, i - 1) & is_alphanumeric) || text[i - 1] == '_');
             if (bits & is_trigger) look_at_trigger(text, i, inside, places);
             if (bits & is_upper && !inside && begins_iban(text, i)) places.push_back({PiiKind::iban, i});
-            if (bits & is_prefix && (!inside || !(bits & is_alphanumeric)) && begins_key(text, i))
+            const bool goes_on = bits & is_alphanumeric && (inside || (i > 0 && text[i - 1] == '-'));
+            if (bits & is_prefix && !goes_on && begins_key(text, i))
                 places.push_back({PiiKind::key, i});
         }
         return places;
@@ -57,7 +58,7 @@ private:
     static constexpr std::uint8_t is_digit = 1, is_upper = 2, is_alphanumeric = 4, is_hex = 8, is_trigger = 16,
                                   is_prefix = 32;
     static constexpr std::size_t least_digits = 7, number_reach = 40;  // of a telephone number; how far it may stretch
-    static constexpr std::size_t least_secret = 16;                    // characters of a value that may be a secret
+    static constexpr std::size_t least_secret = 16, most_secret = 512;  // characters of a value that may be a secret
     static constexpr std::size_t most_local = 64;                      // characters before an address's @ (RFC 5321)
 
     std::uint8_t bits_at(std::string_view text, std::size_t i) const {
@@ -91,14 +92,14 @@ private:
     // The value after = or : with what may stand around them: `name = "value`, `name: value`, `name => value`.
     void look_at_assignment(std::string_view text, std::size_t at, std::vector<PiiPlace>& places) const {
         std::size_t begin = at + 1;
-        const auto skip = [&](std::string_view characters) {
-            while (begin < text.size() && is_one_of(text[begin], characters)) ++begin;
+        const auto skip = [&](std::string_view characters, std::size_t most) {
+            for (; most > 0 && begin < text.size() && is_one_of(text[begin], characters); --most) ++begin;
         };
-        skip("=>");
-        skip(" \t");
-        skip("\"'`");
+        skip("=>", 1);
+        skip(" \t", 8);
+        skip("\"'`", 3);
         std::size_t end = begin, digits = 0;
-        while (end < text.size() && (bits_at(text, end) & is_alphanumeric || is_one_of(text[end], "+/_-.~="))) {
+        while (end < text.size() && end - begin < most_secret && (bits_at(text, end) & is_alphanumeric || is_one_of(text[end], "+/_-.~"))) {
             digits += bits_at(text, end) & is_digit;
             ++end;
         }

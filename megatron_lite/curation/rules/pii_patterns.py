@@ -74,7 +74,7 @@ IBAN_LENGTHS = {
     )
     for country in countries.split()
 }
-IBAN = re.compile(rb"[A-Z]{2}\d\d(?: ?[A-Z0-9])+")
+IBAN = re.compile(rb"[A-Z]{2}\d\d(?: ?[A-Z0-9]){11,30}")
 
 # What a key begins with, the whole key, and whether its characters must look random as well: formats that the issuers
 # publish (AWS, GitHub, GitLab, Slack, OpenAI and Anthropic, Stripe, Google, npm, PyPI, Hugging Face, SendGrid; RFC 7519
@@ -84,23 +84,23 @@ KEYS = (
     ("AKIA", rb"AKIA[A-Z2-7]{16}(?!\w)", False),
     ("ASIA", rb"ASIA[A-Z2-7]{16}(?!\w)", False),
     *((f"gh{kind}_", rb"gh[pousr]_[A-Za-z0-9]{36,255}", False) for kind in "pousr"),
-    ("github_pat_", rb"github_pat_\w{50,}", False),
-    ("glpat-", rb"glpat-[\w-]{20,}", True),
-    *((f"xox{kind}-", rb"xox[abeoprs]-[A-Za-z0-9-]{20,}", True) for kind in "abeoprs"),
+    ("github_pat_", rb"github_pat_\w{50,255}", False),
+    ("glpat-", rb"glpat-[\w-]{20,255}", True),
+    *((f"xox{kind}-", rb"xox[abeoprs]-[A-Za-z0-9-]{20,255}", True) for kind in "abeoprs"),
     ("hooks.slack.com/services/", rb"hooks\.slack\.com/services/(T\w+/B\w+/\w{20,})", False),
-    ("sk-", rb"sk-[\w-]{20,}", True),
+    ("sk-", rb"sk-[\w-]{20,255}", True),
     *((f"{kind}k_live_", rb"[rs]k_live_[A-Za-z0-9]{16,}", False) for kind in "rs"),
     ("AIza", rb"AIza[\w-]{35}(?![\w-])", False),
-    ("ya29.", rb"ya29\.[\w-]{20,}", True),
+    ("ya29.", rb"ya29\.[\w-]{20,2048}", True),
     ("npm_", rb"npm_[A-Za-z0-9]{36}(?!\w)", True),
-    ("pypi-", rb"pypi-[\w-]{50,}", True),
+    ("pypi-", rb"pypi-[\w-]{50,512}", True),
     ("hf_", rb"hf_[A-Za-z0-9]{34}(?!\w)", True),
     ("SG.", rb"SG\.[\w-]{22}\.[\w-]{43}(?![\w-])", False),
-    ("eyJ", rb"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}", False),
-    ("Bearer ", rb"Bearer ([\w.~+/-]{20,}=*)", True),
+    ("eyJ", rb"eyJ[\w-]{10,1024}\.eyJ[\w-]{10,8192}\.[\w-]{10,1024}", False),
+    ("Bearer ", rb"Bearer ([\w.~+/-]{20,2048}=*)", True),
     (
         "-----BEGIN ",
-        rb"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----[\w+/=:,.\s\\-]{64,}?"
+        rb"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----(?:[\w+/=:,.\s\\]|(?<=\w)-(?=\w)){64,20000}"
         rb"-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----",
         False,
     ),
@@ -121,7 +121,7 @@ SECRET_NAME = re.compile(
     re.I,
 )
 NO_SECRET_NAME = re.compile(rb"public|hash|digest|checksum|sha\d|md5|_id$|count|url|path|file|type|name$", re.I)
-SECRET_VALUE = re.compile(rb"[A-Za-z0-9+/_.~=-]{16,512}")
+SECRET_VALUE = re.compile(rb"[A-Za-z0-9+/_.~-]{16,512}={0,2}")
 CODE_VALUE = re.compile(rb"[A-Za-z_]+(?:\.[A-Za-z_]\w*)+|[A-Za-z]+\d?(?:[_-][A-Za-z]+\d?)+")  # a name, not a value
 HEX = re.compile(rb"[0-9A-Fa-f-]+")
 LEAST_BITS, LEAST_HEX_BITS = 3.5, 3.0  # of entropy a character; a hexadecimal one has 4 at most

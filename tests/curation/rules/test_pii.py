@@ -2,6 +2,7 @@
 
 import random
 import string
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -153,12 +154,36 @@ def test_the_scan_passes_over_no_place_where_a_pattern_begins(text: str) -> None
     """Numbers, addresses and keys, tried at every byte that begins a word."""
     data = text.encode()
     places = {(_lists.PII_PLACES[place], at) for place, at in pii.scanner().find(text)}
-    word = set((string.ascii_letters + string.digits + "_").encode())
+    word = set((string.ascii_letters + string.digits + "_-").encode())  # what may not stand before one
     for place in ("ipv4", "ipv6", "number", "iban", "key"):
         for _, look in pii_patterns.AT_PLACE[place]:
             for at in range(len(data)):
                 if (at == 0 or data[at - 1] not in word) and look(data, at):
                     assert (place, at) in places, (place, data[at : at + 30])
+
+
+UNITS = ["=", "= ", "a@", "a@b.", "@", "AB12 ", "eyJ-", "eyJaaaaaaaaaaa.", "sk-", "1", "1 ", "+1", "(1", "1.1", "2001:"]
+UNITS += [
+    "-----BEGIN PRIVATE KEY-----\n",
+    "Bearer a1",
+    "://a:",
+    "password=",
+    "token: a1",
+    "xoxb-1-",
+    ".",
+    "%",
+    "é",
+    "tel 1",
+]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_no_text_takes_long(unit: str) -> None:
+    """100 kB of anything: were one quadratic it would be minutes."""
+    text = unit * (100_000 // len(unit))
+    started = time.process_time()
+    mask(text)
+    assert time.process_time() - started < 4
 
 
 def test_luhn_equals_the_sum_worked_out_by_hand() -> None:
