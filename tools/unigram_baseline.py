@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from megatron_lite.config import load_config
+from megatron_lite.config import load_config, samples_of_run
 from megatron_lite.data.build import build_datasets
 from megatron_lite.data.samples import Samples
 from megatron_lite.errors import DataError, run_face
@@ -53,17 +53,23 @@ def main() -> None:
     config = load_config(options.config, options.set)
     train, model = config.train, config.model
     datasets = build_datasets(
-        config.data, sequence_length=train.sequence_length, vocab_size=model.vocab_size, cache_dir=None
+        config.data,
+        sequence_length=train.sequence_length,
+        vocab_size=model.vocab_size,
+        run_samples=samples_of_run(train),
+        cache_dir=None,
     )
-    if datasets.valid is None:
+    if not datasets.valid:
         raise DataError("data.valid: empty, and no data.split; there is nothing to validate on")
     bar = tqdm(epoch_of(datasets.train), desc="unigram", total=-(-len(datasets.train) // ROWS), disable=None)
     train_counts = count_targets(bar, model.vocab_size)
-    valid_counts = count_targets(epoch_of(datasets.valid), model.vocab_size)
+    valid_counts = [count_targets(epoch_of(valid.samples), model.vocab_size) for valid in datasets.valid]
+    losses = [unigram_cross_entropy(train_counts, counts) for counts in valid_counts]
     result = {
-        "cross_entropy": unigram_cross_entropy(train_counts, valid_counts),
+        # Weighted as valid_loss is.
+        "cross_entropy": float(np.average(losses, weights=[valid.weight for valid in datasets.valid])),
         "train_tokens": int(train_counts.sum()),
-        "valid_tokens": int(valid_counts.sum()),
+        "valid_tokens": int(sum(counts.sum() for counts in valid_counts)),
     }
     partial_path(options.output).write_text(json.dumps(result) + "\n", encoding="utf-8")
     publish(options.output)

@@ -14,3 +14,12 @@ def batch_size_after(samples: int, train: TrainConfig) -> int:
         return train.global_batch_size
     increments = (train.global_batch_size - ramp.start) // ramp.increment
     return ramp.start + samples * increments // ramp.samples * ramp.increment
+
+
+def samples_of_run(train: TrainConfig) -> int:
+    """Sequences that the run's steps read together."""
+    samples = steps = 0
+    while train.batch_ramp is not None and samples < train.batch_ramp.samples and steps < train.steps:
+        samples += batch_size_after(samples, train)
+        steps += 1
+    return samples + (train.steps - steps) * train.global_batch_size

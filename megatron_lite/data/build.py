@@ -1,50 +1,61 @@
 """From the configuration's `data` section to data sets that fit the model."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
+from megatron_lite.config import BlendEntry, DataConfig
 from megatron_lite.data.blend import BlendedDataset, Phase
 from megatron_lite.data.cache import cached
+from megatron_lite.data.fim import FillInTheMiddle
 from megatron_lite.data.indexed import IndexedDataset, open_indexed
+from megatron_lite.data.megatron_order import MegatronDataset, megatron_samples
 from megatron_lite.data.samples import GPTDataset, KeyedOrder, Order, Samples, file_order
+from megatron_lite.data.sidecar import TokenizerIdentity
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.errors import DataError, UsageError
 
 
-class WeightedPrefix(Protocol):
-    prefix: str
+@dataclass(frozen=True)
+class ValidationSet:
+    """Samples to validate on, once through; the loss over all of them is `weight` of the sets' mean."""
+
+    name: str
+    samples: Samples
     weight: float
-
-
-class DataConfig(Protocol):
-    """The fields read here; CONTRACT names the rest."""
-
-    train: Sequence[WeightedPrefix]
-    valid: Sequence[WeightedPrefix] | None
-    split: str | None
-    tokenizer: str | None
-    seed: int
 
 
 @dataclass(frozen=True)
 class Datasets:
     train: Samples
-    valid: Samples | None
+    valid: tuple[ValidationSet, ...]
     tokenizer: Tokenizer | None
     eod_id: int | None  # the token that ends a document; None where no tokenizer is known
 
 
-def build_datasets(data: DataConfig, *, sequence_length: int, vocab_size: int, cache_dir: Path | None) -> Datasets:
+@dataclass(frozen=True)
+class Cutting:
+    """What samples of every data set have in common."""
+
+    sequence_length: int
+    seed: int
+    tokenizer: Tokenizer | None
+    cache_dir: Path | None
+
+
+def build_datasets(
+    data: DataConfig, *, sequence_length: int, vocab_size: int, run_samples: int, cache_dir: Path | None
+) -> Datasets:
     """Open the data sets of `data` and check them against the model's vocabulary and the tokenizer.
 
-    Training data goes by a keyed permutation every epoch, validation data in file order. Validation data is
-    `data.valid` or, with `data.split`, the split's second part of every training data set.
+    Training data goes by a keyed permutation every epoch, validation data in file order; with `order: megatron` both as
+    megatron-core reads them in a run of `run_samples`. Validation data is `data.valid` or, with `data.split`, the
+    split's second part of every training data set.
 
     Raises UsageError without training data, for a split that is none or that stands beside `data.valid`; DataError for
     a tokenizer larger than the vocabulary, a data set that another tokenizer wrote, a token id outside the vocabulary,
@@ -63,32 +74,99 @@ def build_datasets(data: DataConfig, *, sequence_length: int, vocab_size: int, c
             f"set model.vocab_size to {tokenizer.vocab_size} or more"
         )
     sources = {}
-    for entry in (*data.train, *(data.valid or ())):
+    for entry in (*data.train, *data.valid):
         if entry.prefix not in sources:
             sources[entry.prefix] = open_indexed(entry.prefix, cache_dir)
             _check_tokens(sources[entry.prefix], vocab_size, cache_dir)
-    eod_id = _check_tokenizers(list(sources.values()), tokenizer)
+    identity = _check_tokenizers(list(sources.values()), tokenizer)
+    cutting = Cutting(sequence_length, data.seed, tokenizer, cache_dir)
+    train = [_part(entry, sources, data.split, 0) for entry in data.train]
+    if data.split is None:
+        valid = [_part(entry, sources, None, 0) for entry in data.valid]
+    elif split_shares(data.split)[1] > 0:
+        valid = [_part(entry, sources, data.split, 1) for entry in data.train]
+    else:
+        valid = []
+    megatron = data.order == "megatron"
+    return Datasets(
+        _megatron_train(train, run_samples, cutting) if megatron else _stable_train(data, train, cutting),
+        _validation_sets(valid, cutting, megatron),
+        tokenizer,
+        identity.eod_id if identity else None,
+    )
 
-    shares = None if data.split is None else split_shares(data.split)
 
-    def blend(entries: Sequence[WeightedPrefix], part: int | None, orders: Sequence[Order]) -> Samples:
-        datasets = []
-        for entry, order in zip(entries, orders, strict=True):
-            source = sources[entry.prefix]
-            sequences = None if part is None else split_ranges(shares, source.sequence_count)[part]
-            datasets.append(GPTDataset(source, sequence_length, order, sequences, cache_dir))
-        if len(datasets) == 1:
-            return datasets[0]
-        return BlendedDataset(datasets, [Phase(0, [entry.weight for entry in entries])])
+@dataclass(frozen=True)
+class Part:
+    """The range of a data set's sequences that one entry of the configuration stands for."""
 
-    keyed = [KeyedOrder(data.seed, stream) for stream in range(len(data.train))]
-    train = blend(data.train, None if shares is None else 0, keyed)
-    valid = None
-    if data.valid:
-        valid = blend(data.valid, None, [file_order] * len(data.valid))
-    elif shares is not None and shares[1] > 0:
-        valid = blend(data.train, 1, [file_order] * len(data.train))
-    return Datasets(train, valid, tokenizer, eod_id)
+    entry: BlendEntry
+    source: IndexedDataset
+    sequences: range
+
+
+def _part(entry: BlendEntry, sources: dict[str, IndexedDataset], split: str | None, number: int) -> Part:
+    """Of a split the training (0) or the validation part (1), which is read as plain text; else the whole data set."""
+    source = sources[entry.prefix]
+    if split is None:
+        return Part(entry, source, range(source.sequence_count))
+    sequences = split_ranges(split_shares(split), source.sequence_count)[number]
+    return Part(entry if number == 0 else entry.model_copy(update={"fim": None}), source, sequences)
+
+
+def _stable_train(data: DataConfig, parts: Sequence[Part], cutting: Cutting) -> Samples:
+    datasets = [_samples(part, KeyedOrder(cutting.seed, i), i, cutting) for i, part in enumerate(parts)]
+    if len(datasets) == 1:
+        return datasets[0]
+    phases = [Phase(0, [entry.weight for entry in data.train])]
+    for change in data.schedule:
+        # The first sample all of whose tokens come at or after the change.
+        phases.append(Phase(-(-change.from_tokens // cutting.sequence_length), change.weights))
+    return BlendedDataset(datasets, phases)
+
+
+def _samples(part: Part, order: Order, stream: int, cutting: Cutting) -> GPTDataset:
+    """`stream` tells the data sets' random numbers apart."""
+    fim, transform = part.entry.fim, None
+    if fim is not None:
+        if cutting.tokenizer is None:
+            raise UsageError(f"{part.entry.prefix} has fim, which cuts text: data.tokenizer must be set")
+        transform = FillInTheMiddle(cutting.tokenizer, fim.rate, fim.spm_rate, cutting.seed, stream)
+    return GPTDataset(part.source, cutting.sequence_length, order, part.sequences, cutting.cache_dir, transform)
+
+
+def _megatron_train(parts: Sequence[Part], run_samples: int, cutting: Cutting) -> Samples:
+    return megatron_samples(
+        [(part.source, part.sequences) for part in parts],
+        [part.entry.weight for part in parts],
+        run_samples,
+        cutting.sequence_length,
+        cutting.seed,
+        cutting.cache_dir,
+    )
+
+
+def _validation_sets(parts: Sequence[Part], cutting: Cutting, megatron: bool) -> tuple[ValidationSet, ...]:
+    """One epoch of each part."""
+    made = []
+    for stream, (part, name) in enumerate(zip(parts, names_of([part.entry for part in parts]), strict=True)):
+        if megatron:
+            samples: Samples = MegatronDataset(
+                part.source, cutting.sequence_length, cutting.seed, None, part.sequences, cutting.cache_dir
+            )
+        else:
+            samples = _samples(part, file_order, stream, cutting)
+        made.append(ValidationSet(name, samples, part.entry.weight))
+    return tuple(made)
+
+
+def names_of(entries: Sequence[BlendEntry]) -> list[str]:
+    """Each data set's name in metrics: its own, or the last part of its prefix, the whole where others share that."""
+    short = [entry.name or Path(entry.prefix).name for entry in entries]
+    count = Counter(short)
+    return [
+        entry.name or (name if count[name] == 1 else entry.prefix) for entry, name in zip(entries, short, strict=True)
+    ]
 
 
 def split_shares(split: str) -> tuple[float, float, float]:
@@ -124,20 +202,18 @@ def _check_tokens(source: IndexedDataset, vocab_size: int, cache_dir: Path | Non
         raise DataError(f"{source.prefix}.bin holds token id {wrong}; the model's vocab_size is {vocab_size}")
 
 
-def _check_tokenizers(sources: Sequence[IndexedDataset], tokenizer: Tokenizer | None) -> int | None:
-    """Every data set whose tokenizer is known was written by `tokenizer` or, without one, the same; its end token."""
+def _check_tokenizers(sources: Sequence[IndexedDataset], tokenizer: Tokenizer | None) -> TokenizerIdentity | None:
+    """Every data set whose tokenizer is known was written by `tokenizer` or, without one, the same: returns that."""
     known = {
         source.prefix: source.sidecar.tokenizer for source in sources if source.sidecar and source.sidecar.tokenizer
     }
-    expected, name = (tokenizer.sha256, tokenizer.path) if tokenizer else (None, "")
+    expected, name = (tokenizer.identity, tokenizer.path) if tokenizer else (None, "")
     for prefix, identity in known.items():
         if expected is None:
-            expected, name = identity.sha256, f"that of {prefix}"
-        if identity.sha256 != expected:
+            expected, name = identity, f"that of {prefix}"
+        if identity.sha256 != expected.sha256:
             raise DataError(
                 f"{prefix} was written by the tokenizer with sha256 {identity.sha256[:16]}..., "
-                f"not by {name} with {expected[:16]}..."
+                f"not by {name} with {expected.sha256[:16]}..."
             )
-    if tokenizer is not None:
-        return tokenizer.eod_id
-    return next((identity.eod_id for identity in known.values()), None)
+    return expected

@@ -59,6 +59,11 @@ class MegatronDataset:
             )
         self.epochs = 1 if samples is None else -(-(samples * sequence_length + 1) // self.tokens)
         self._refuse_what_does_not_fit()
+        if self._samples_in(self.epochs) == 0:
+            raise DataError(
+                f"{source.prefix}: {self.tokens} tokens; one sample of sequence_length {sequence_length} takes "
+                f"{sequence_length + 1}"
+            )
         self.separate_from = None if samples is None else self._separate_from(samples)
 
         build = cache(self._build)  # one stream of random numbers goes through all three

@@ -14,6 +14,8 @@ from megatron_lite.errors import DataError
 
 # (epoch, first position in it, one past the last, samples an epoch) -> int64 [positions] of samples in file order
 Order = Callable[[int, int, int, int], np.ndarray]
+# (one sample, its epoch, its number in file order) -> what is read instead, of the same length
+Transform = Callable[[np.ndarray, int, int], np.ndarray]
 
 
 class Samples(Protocol):
@@ -54,6 +56,7 @@ class GPTDataset:
         sequences: the range of its sequences to use.
         order: which sample stands where in an epoch.
         cache_dir: where the sample index is kept between runs; None builds it anew.
+        transform: what is done to each sample when it is read; None: nothing.
     """
 
     def __init__(
@@ -63,8 +66,9 @@ class GPTDataset:
         order: Order,
         sequences: range | None = None,
         cache_dir: Path | None = None,
+        transform: Transform | None = None,
     ):
-        self.source, self.sequence_length, self.order = source, sequence_length, order
+        self.source, self.sequence_length, self.order, self.transform = source, sequence_length, order, transform
         self.sequences = range(source.sequence_count) if sequences is None else sequences
         self.token_count = count_tokens(source, self.sequences, cache_dir)
         if self.token_count <= sequence_length:
@@ -95,11 +99,16 @@ class GPTDataset:
 
     def read(self, first: int, count: int) -> np.ndarray:
         """int64 [count, sequence_length + 1]; samples count on over the epochs. Raises IndexError below 0."""
-        parts = [
-            self._reader.read(self.order(epoch, begin, end, len(self)))
-            for epoch, begin, end in stretches(first, count, len(self))
-        ]
+        parts = [self._read(*stretch) for stretch in stretches(first, count, len(self))]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _read(self, epoch: int, begin: int, end: int) -> np.ndarray:
+        samples = self.order(epoch, begin, end, len(self))
+        rows = self._reader.read(samples)
+        if self.transform is not None:
+            for row, sample in zip(rows, samples.tolist(), strict=True):
+                row[:] = self.transform(row, epoch, sample)
+        return rows
 
 
 def stretches(first: int, count: int, length: int) -> Iterator[tuple[int, int, int]]:

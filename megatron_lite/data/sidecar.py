@@ -70,5 +70,6 @@ class Sidecar:
         for name, value in found.items():
             if (said := getattr(self, name)) != value:
                 raise DataError(
-                    f"{sidecar_path(prefix)} says {name} {said}, the data set has {value}; it belongs to other files"
+                    f"{sidecar_path(prefix)} says {name} {said}, the data set has {value}; it belongs to other "
+                    f"files, or these are cut short"
                 )

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_lite import checkpoint
-from megatron_lite.config import Config, Resolved, batch_size_after
+from megatron_lite.config import Config, Resolved, batch_size_after, samples_of_run
 from megatron_lite.data.build import Datasets, build_datasets
 from megatron_lite.data.loader import Loader
 from megatron_lite.data.samples import Samples
@@ -63,16 +63,17 @@ def pretrain(config: Config, resolved: Resolved, device: torch.device) -> str:
         config.data,
         sequence_length=config.train.sequence_length,
         vocab_size=config.model.vocab_size,
-        cache_dir=run_dir / "cache",
+        run_samples=samples_of_run(config.train),
+        cache_dir=Path(config.data.cache_dir or run_dir / "cache"),
     )
-    if config.data.document_mask and datasets.eod_id is None:
+    minds = [name for name in ("document_mask", "reset_positions", "eod_mask_loss") if getattr(config.data, name)]
+    if minds and datasets.eod_id is None:
         raise DataError(
-            "data.document_mask = true needs to know the token that ends a document: set data.tokenizer, or binarize "
+            f"data.{minds[0]} = true needs to know the token that ends a document: set data.tokenizer, or binarize "
             "with tools/preprocess_data.py, which writes it beside the data"
         )
-    end_of_document = datasets.eod_id if config.data.document_mask else None
     with StopRequest().listening() as stop:
-        trainer = Trainer(config, resolved, mesh, recorder=recorder, end_of_document=end_of_document)
+        trainer = Trainer(config, resolved, mesh, recorder=recorder, end_of_document=datasets.eod_id)
         return Run(config, resolved, trainer, datasets, stop).train()
 
 
@@ -126,6 +127,7 @@ class Run:
         step, train = self.done + 1, self.config.train
         rate = learning_rate(step, self.config.optim)
         samples = self._to_device(self.loader.batch(self.samples))
+        data_seconds = time.perf_counter() - begin
         result = self.trainer.train_step(samples, rate, self.stop.asked)
         loss = result.loss.item()
         seconds = time.perf_counter() - begin
@@ -135,15 +137,15 @@ class Run:
         self.samples += batch
         stopped = bool(result.stop.item() > 0)
         last = step == train.steps
-        valid_loss = self._validate(step, whole=last) if not stopped and self.valid is not None else None
+        valid_losses = self._validate(step, whole=last) if not stopped else None
         if self.writes:
-            writer.write(self._metrics(batch, rate, seconds, loss, result, valid_loss))
+            writer.write(self._metrics(batch, rate, (seconds, data_seconds), loss, result, valid_losses))
         if last or stopped or (self.config.checkpoint.every and step % self.config.checkpoint.every == 0):
             self._save()
         return stopped
 
-    def _metrics(self, batch, rate, seconds, loss, result: StepResult, valid_loss) -> StepMetrics:
-        train = self.config.train
+    def _metrics(self, batch, rate, times, loss, result: StepResult, valid_losses) -> StepMetrics:
+        train, (seconds, data_seconds) = self.config.train, times
         tokens = batch * train.sequence_length
         flops = flops_per_token(self.config.model, train.sequence_length) * tokens / seconds
         return StepMetrics(
@@ -153,37 +155,49 @@ class Run:
             grad_norm=result.grad_norm.item(),
             lr=rate,
             seconds=seconds,
+            data_seconds=data_seconds,
             tokens_per_second=tokens / seconds,
             mfu=model_flops_utilization(flops, self.resolved.world_size, self.peak),
             memory_bytes=int(result.memory.item()),
             memory_kind="accelerator_peak" if self.mesh.device.type != "cpu" else "resident_set_peak",
             z_loss=result.z_loss.item() if train.z_loss else None,
-            valid_loss=valid_loss,
+            valid_loss=self._mean(valid_losses) if valid_losses else None,
+            valid_losses=valid_losses,
         )
 
-    def _validate(self, step: int, whole: bool) -> float | None:
-        """Mean loss over the validation set, before the last step over `valid_batches` of it; None when not due."""
+    def _validate(self, step: int, whole: bool) -> dict[str, float] | None:
+        """Mean loss over each validation set, or before the last step over `valid_batches` of it; None when not due."""
         train = self.config.train
-        if not whole and not (train.valid_every and step % train.valid_every == 0):
+        if not self.valid or not (whole or (train.valid_every and step % train.valid_every == 0)):
             return None
-        batches = math.ceil(len(self.valid) / train.global_batch_size)
-        if train.valid_batches is not None and not whole:
-            batches = min(batches, train.valid_batches)
+        return {
+            valid.name: self._loss_over(valid.samples, None if whole else train.valid_batches) for valid in self.valid
+        }
+
+    def _loss_over(self, samples: Samples, most: int | None) -> float:
+        """Mean loss over `samples`, at most so many global batches of them."""
+        batches = math.ceil(len(samples) / self.config.train.global_batch_size)
         total = count = 0.0
-        for batch in range(batches):
-            result = self.trainer.evaluate(self._valid_samples(batch))
+        for batch in range(batches if most is None else min(batches, most)):
+            result = self.trainer.evaluate(self._valid_samples(samples, batch))
             total += result.loss.item() * result.count.item()
             count += result.count.item()
         return total / count
 
-    def _valid_samples(self, batch: int) -> torch.Tensor:
+    def _mean(self, losses: dict[str, float]) -> float:
+        """By the weights of the validation sets."""
+        return sum(valid.weight * losses[valid.name] for valid in self.valid) / sum(
+            valid.weight for valid in self.valid
+        )
+
+    def _valid_samples(self, samples: Samples, batch: int) -> torch.Tensor:
         """This rank's rows of a validation batch. Rows past the end hold -1 alone, which is counted nowhere."""
         local = self.resolved.local_batch_size
         first = batch * self.config.train.global_batch_size + self.mesh.coordinate["data"] * local
         rows = np.full((local, self.config.train.sequence_length + 1), -1, dtype=np.int64)
-        there = min(local, len(self.valid) - first)
+        there = min(local, len(samples) - first)
         if there > 0:
-            rows[:there] = self.valid.read(first, there)
+            rows[:there] = samples.read(first, there)
         return self._to_device(rows)
 
     def _check_finite(self, step: int, result: StepResult) -> None:

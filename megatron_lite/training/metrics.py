@@ -25,19 +25,24 @@ class StepMetrics:
     grad_norm: float  # before clipping
     lr: float
     seconds: float  # of this step
+    data_seconds: float  # of these the first rank waited for its samples
     tokens_per_second: float  # over all ranks
     mfu: float | None
     memory_bytes: int  # on the fullest rank
     memory_kind: str
     z_loss: float | None = None
     valid_loss: float | None = None
+    valid_losses: dict[str, float] | None = None  # of each validation set; written as valid_loss/NAME
 
     def to_json(self) -> str:
         """The line, with every digit of every float (json writes floats by repr)."""
-        optional = ("z_loss", "valid_loss")
-        return json.dumps(
-            {name: value for name, value in asdict(self).items() if value is not None or name not in optional}
-        )
+        return json.dumps({name: value for name, value in self.fields().items() if value is not None or name == "mfu"})
+
+    def fields(self) -> dict[str, Any]:
+        """Names and values as they are written."""
+        fields = asdict(self)
+        losses = fields.pop("valid_losses") or {}
+        return fields | {f"valid_loss/{name}": loss for name, loss in losses.items()}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -90,7 +95,7 @@ class MetricsWriter:
     def write(self, metrics: StepMetrics) -> None:
         self._file.write(metrics.to_json() + "\n")
         self._file.flush()
-        for name, value in asdict(metrics).items():
+        for name, value in metrics.fields().items():
             if isinstance(value, int | float) and name != "step":
                 self._board.add_scalar(name, value, metrics.step)
         self._progress.show(metrics)

@@ -55,6 +55,7 @@ def write_report(run_dir: str | Path) -> Path:
         summary=summarize(run),
         figures=key_figures(run),
         charts=charts(run),
+        validation=validation_rows(run.records),
         timeline=pipeline_timeline(run.config, run.layout),
         mesh=mesh(run.config, run.layout),
         corpus=corpus_rows(run.corpus) if run.corpus else None,
@@ -127,6 +128,9 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
     figures.append((_short(rate), "tokens a second", f"median of the steps; {cost}"))
     if last["mfu"] is not None:
         figures.append((f"{median(record['mfu'] for record in run.records):.1%}", "MFU", "median of the steps"))
+    waited = sum(record.get("data_seconds", 0.0) for record in run.records)
+    share = waited / sum(record["seconds"] for record in run.records)
+    figures.append((f"{share:.2%}", "waiting for data", "of the steps' time, on the first rank"))
     kind = last["memory_kind"].replace("_", " ")
     figures.append((f"{last['memory_bytes'] / 2**30:.2f} GiB", "memory", f"{kind}, fullest rank"))
     return figures
@@ -155,6 +159,16 @@ def charts(run: Run) -> dict[str, Markup]:
         if points:
             drawn[key] = Markup(line_chart(title, [Series(title, points, "train")], from_zero=True, size=(320, 200)))
     return drawn
+
+
+def validation_rows(records: Records) -> list[tuple[str, str, str]]:
+    """(validation set, its first loss, its last) where there are several."""
+    prefix = "valid_loss/"
+    validated = [record for record in records if any(key.startswith(prefix) for key in record)]
+    names = [key.removeprefix(prefix) for key in (validated[-1] if validated else ()) if key.startswith(prefix)]
+    if len(names) < 2:
+        return []
+    return [(name, *(f"{record[prefix + name]:.3f}" for record in (validated[0], validated[-1]))) for name in names]
 
 
 def pipeline_timeline(config: Config, layout: Resolved) -> dict[str, Any] | None:

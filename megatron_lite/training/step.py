@@ -1,7 +1,7 @@
 """One training step, the same on every layout: count, run the schedule, finish the gradients, clip, update."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,6 +22,7 @@ from megatron_lite.parallel.pipeline.executor import Executor
 from megatron_lite.parallel.pipeline.schedules import SCHEDULES, Schedule
 from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.parallel.zero import Shards, policy
+from megatron_lite.training.boundaries import Boundaries, document_numbers, positions_in
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ def schedule_of(config: Config, resolved: Resolved, microbatches: int) -> Schedu
 
 class Trainer:
     """A stage, its optimizer and its executors. `schedule` makes one for a number of microbatches (None: the
-    configuration's); `end_of_document` is the token that ends one, where attention minds it; `choice` the kernels
-    (None: what the configuration means on the mesh's device).
+    configuration's); `end_of_document` is the token that ends one (None: documents change nothing, whatever the
+    configuration says); `choice` the kernels (None: what the configuration means on the mesh's device).
 
     Memory of a step's microbatches is freed as their backward ends.
     """
@@ -70,7 +71,7 @@ class Trainer:
         self.schedule = schedule or partial(schedule_of, config, resolved)
         self.executors: dict[tuple[int, bool], Executor] = {}
         self.region, self.split = region_of(config, mesh), split_of(config, mesh)
-        self.end_of_document = end_of_document
+        self.boundaries = Boundaries.of(config.data, end_of_document)
 
     def train_step(self, samples: Tensor, learning_rate: float, stop: bool = False) -> StepResult:
         """One update from this data rank's samples, int64 [local batch, sequence + 1].
@@ -113,30 +114,38 @@ class Trainer:
     def _microbatches(self, samples: Tensor) -> list[Microbatch]:
         """Cut [local batch, S + 1] into this rank's positions of each microbatch, with the step's token count."""
         self._phase("count")
-        length = samples.shape[1] - 1
-        positions = self.split.positions(length).to(samples.device)
-        tokens, labels = samples[:, :-1][:, positions], samples[:, 1:][:, positions]
+        inputs, labels = samples[:, :-1], samples[:, 1:]
+        if self.boundaries is not None:
+            labels = self.boundaries.counted(inputs, labels)
+        positions = self.split.positions(inputs.shape[1]).to(samples.device)
+        tokens, labels = inputs[:, positions], labels[:, positions]
         count = ((labels >= 0) & (labels < self.config.model.vocab_size)).sum(dtype=torch.float64)
         count = self.mesh.zero.all_reduce(count, "loss.count").wait()
-        angles = self._angles(length)
         size = self.config.train.micro_batch_size
         return [
-            Microbatch(part.t().contiguous(), label.t().contiguous(), Sight(angles, self.split, documents), count)
-            for part, label, documents in zip(
-                tokens.split(size), labels.split(size), self._documents(samples[:, :-1], size), strict=True
+            Microbatch(part.t().contiguous(), label.t().contiguous(), sight, count)
+            for part, label, sight in zip(
+                tokens.split(size), labels.split(size), self._sights(inputs, positions, size), strict=True
             )
         ]
 
-    def _documents(self, tokens: Tensor, size: int) -> list[Documents | None]:
-        """For each microbatch which document each of all S positions belongs to, where attention minds it."""
-        if self.end_of_document is None:
-            return [None] * (len(tokens) // size)
-        ends = (tokens == self.end_of_document).long()
-        return [Documents(part) for part in (ends.cumsum(1) - ends).split(size)]  # an end belongs to what it ends
+    def _sights(self, inputs: Tensor, positions: Tensor, size: int) -> list[Sight]:
+        """What attention needs to know of each microbatch; inputs [local batch, S] are of the whole sequence."""
+        angles = self._angles(positions, inputs.shape[1])
+        if self.boundaries is None:
+            return [Sight(angles, self.split)] * (len(inputs) // size)
+        sights = []
+        for part in inputs.split(size):
+            numbers = document_numbers(part, self.boundaries.end)
+            if self.boundaries.reset:
+                turned = positions_in(numbers)[:, positions].t()
+                angles = replace(angles, positions=turned.to(angles.positions.dtype).contiguous())
+            sights.append(Sight(angles, self.split, Documents(numbers) if self.boundaries.mask else None))
+        return sights
 
-    def _angles(self, length: int) -> Angles:
+    def _angles(self, positions: Tensor, length: int) -> Angles:
         model, dtype = self.config.model, getattr(torch, self.resolved.compute_dtype)
-        positions = self.split.positions(length).to(self.mesh.device).unsqueeze(1)
+        positions = positions.to(self.mesh.device).unsqueeze(1)
         return angles_of(positions, length, model.head_dim, model.rope_theta, dtype)
 
     def _message(self) -> Tensor:

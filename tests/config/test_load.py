@@ -94,7 +94,7 @@ def test_a_configuration_cannot_be_changed(path: Path) -> None:
         ("train.lr=1", ["train.lr = 1", "did you mean optim.lr?"]),
         ("modle.hidden_size=3", ["modle", "did you mean model?"]),
         ("data.train=[{prefx: a}]", ["data.train[0].prefx = a", "did you mean data.train[0].prefix?"]),
-        ("data.train=[{prefix: a, weight: -1}]", ["data.train[0].weight = -1", "greater than 0"]),
+        ("data.train=[{prefix: a, weight: -1}]", ["data.train[0].weight = -1", "greater than or equal to 0"]),
         ("model.preset=tny", ["model.preset = tny", "did you mean tiny?"]),
         ("model.num_attention_heads=3", ["model.num_attention_heads = 3", "model.hidden_size = 64"]),
         ("model.num_key_value_heads=3", ["model.num_key_value_heads = 3", "model.num_attention_heads = 4"]),
@@ -130,7 +130,7 @@ def test_a_mistake_ends_in_one_line_that_names_key_value_and_what_is_right(
     ("override", "accepted"),
     [
         ("parallel.context_kind=rings", "did you mean ring"),
-        ("data.order=megatron", "accepted today: stable"),
+        ("data.order=shuffled", "accepted today: stable or megatron"),
         ("kernels.backend=cuda", "accepted today: auto or torch or triton"),
         ("kernels.attention=flash", "accepted today: auto or flash_attn or triton or sdpa"),
         ("optim.backend=fused", "accepted today: auto or torch or triton or apex"),

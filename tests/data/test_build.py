@@ -1,12 +1,14 @@
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from support.text import train_small_tokenizer, write_dataset
 
+from megatron_lite.config import DataConfig
 from megatron_lite.data.blend import BlendedDataset
 from megatron_lite.data.build import build_datasets, split_ranges, split_shares
+from megatron_lite.data.indexed import open_indexed
+from megatron_lite.data.megatron_order import MegatronDataset, megatron_samples
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.errors import DataError, UsageError
 
@@ -19,14 +21,18 @@ def tokenizer(tmp_path_factory):
 
 
 def config(**fields):
-    fields = {"train": (), "valid": (), "split": None, "tokenizer": None, "seed": 1} | fields
-    for name in ("train", "valid"):
-        fields[name] = tuple(SimpleNamespace(prefix=str(p), weight=w) for p, w in fields[name])
-    return SimpleNamespace(**fields)
+    """Data sets as (prefix, weight, other fields)."""
+    for name in {"train", "valid"} & fields.keys():
+        fields[name] = [{"prefix": str(p), "weight": w, **dict(*rest)} for p, w, *rest in fields[name]]
+    return DataConfig(**({"seed": 1} | fields))
 
 
-def build(data, vocab_size=1000, cache_dir=None):
-    return build_datasets(data, sequence_length=9, vocab_size=vocab_size, cache_dir=cache_dir)
+def build(data, vocab_size=1000, cache_dir=None, run_samples=50):
+    return build_datasets(data, sequence_length=9, vocab_size=vocab_size, run_samples=run_samples, cache_dir=cache_dir)
+
+
+def rows_of(samples):
+    return samples.read(0, len(samples)).tolist()
 
 
 def test_training_data_is_permuted_and_validation_data_goes_in_file_order(tmp_path):
@@ -37,7 +43,9 @@ def test_training_data_is_permuted_and_validation_data_goes_in_file_order(tmp_pa
     train = datasets.train.read(0, 22)[:, 0].tolist()
     assert sorted(train) == starts
     assert train != starts
-    assert datasets.valid.read(0, 22)[:, 0].tolist() == starts
+    (valid,) = datasets.valid
+    assert valid.name == "v"
+    assert valid.samples.read(0, 22)[:, 0].tolist() == starts
     assert datasets.tokenizer is None
 
 
@@ -63,17 +71,81 @@ def test_several_data_sets_are_blended_each_in_an_order_of_its_own(tmp_path):
 
 def test_without_valid_or_split_there_is_no_validation_data(tmp_path):
     write_dataset(tmp_path / "t", DOCUMENTS)
-    assert build(config(train=[(tmp_path / "t", 1.0)])).valid is None
-    assert build(config(train=[(tmp_path / "t", 1.0)], split="1,0,1")).valid is None
+    assert build(config(train=[(tmp_path / "t", 1.0)])).valid == ()
+    assert build(config(train=[(tmp_path / "t", 1.0)], split="1,0,1")).valid == ()
 
 
 def test_a_split_gives_training_and_validation_data_apart(tmp_path):
     write_dataset(tmp_path / "t", DOCUMENTS)
     datasets = build(config(train=[(tmp_path / "t", 1.0)], split="70,20,10"))
     train = datasets.train.read(0, len(datasets.train))
-    valid = datasets.valid.read(0, len(datasets.valid)).tolist()
+    (valid,) = datasets.valid
     assert train.max() < 140
-    assert valid == [list(range(140 + 9 * i, 150 + 9 * i)) for i in range(4)]
+    assert rows_of(valid.samples) == [list(range(140 + 9 * i, 150 + 9 * i)) for i in range(4)]
+
+
+def test_each_validation_set_has_its_name_its_samples_and_its_weight(tmp_path):
+    for name in ("t", "x/v", "y/v", "w"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_dataset(tmp_path / name, DOCUMENTS)
+    valid = [
+        (tmp_path / "x/v", 3.0),
+        (tmp_path / "y/v", 1.0),
+        (tmp_path / "w", 0.0),
+        (tmp_path / "t", 1, {"name": "T"}),
+    ]
+    sets = build(config(train=[(tmp_path / "t", 1.0)], valid=valid)).valid
+    assert [one.name for one in sets] == [str(tmp_path / "x/v"), str(tmp_path / "y/v"), "w", "T"]
+    assert [one.weight for one in sets] == [3, 1, 0, 1]
+    assert {len(one.samples) for one in sets} == {22}
+
+
+def test_a_split_gives_a_validation_set_for_every_training_set(tmp_path):
+    for name in "ab":
+        write_dataset(tmp_path / name, DOCUMENTS)
+    sets = build(config(train=[(tmp_path / "a", 3.0), (tmp_path / "b", 1.0)], split="1,1")).valid
+    assert [(one.name, one.weight, len(one.samples)) for one in sets] == [("a", 3, 11), ("b", 1, 11)]
+
+
+def test_weights_change_with_the_first_sample_after_so_many_tokens(tmp_path):
+    for name in "ab":
+        write_dataset(tmp_path / name, DOCUMENTS)
+    train = [(tmp_path / "a", 1.0), (tmp_path / "b", 0.0)]
+    for tokens, begin in ((89, 10), (90, 10), (91, 11)):
+        schedule = [{"from_tokens": tokens, "weights": [0.0, 1.0]}, {"from_tokens": 180, "weights": [1.0, 1.0]}]
+        which, _ = build(config(train=train, schedule=schedule)).train.sources(0, 24)
+        assert which.tolist() == [0] * begin + [1] * (20 - begin) + [0, 1, 0, 1]
+
+
+def test_megatrons_order_is_that_of_the_run(tmp_path):
+    for name in "ab":
+        write_dataset(tmp_path / name, DOCUMENTS)
+    data = config(train=[(tmp_path / "a", 3.0), (tmp_path / "b", 1.0)], split="3,1", order="megatron", seed=5)
+    datasets = build(data, cache_dir=tmp_path / "cache", run_samples=70)
+    parts = [(open_indexed(tmp_path / name), range(15)) for name in "ab"]
+    expected = megatron_samples(parts, [3.0, 1.0], 70, 9, 5, None)
+    assert rows_of(datasets.train) == rows_of(expected)
+    for name, valid in zip("ab", datasets.valid, strict=True):
+        assert rows_of(valid.samples) == rows_of(
+            MegatronDataset(open_indexed(tmp_path / name), 9, 5, None, range(15, 20))
+        )
+
+
+def test_fill_in_the_middle_is_done_to_the_data_set_that_asks_for_it(tmp_path, tokenizer):
+    prefix = tokenizer.special_tokens["<|fim_prefix|>"]
+    documents = [[[*tokenizer.encode(f"the model reads a shard of text {i}"), tokenizer.eod_id]] for i in range(40)]
+    for name in "ab":
+        write_dataset(tmp_path / name, documents, tokenizer=tokenizer.identity)
+    fim = {"fim": {"rate": 1.0}}
+    train = [(tmp_path / "a", 1.0), (tmp_path / "b", 1.0, fim)]
+    data = config(train=train, valid=[(tmp_path / "a", 1.0), (tmp_path / "b", 1.0, fim)], tokenizer=str(tokenizer.path))
+    datasets = build(data)
+    for samples in (datasets.train.datasets, [valid.samples for valid in datasets.valid]):
+        assert [prefix in one.read(0, 20) for one in samples] == [False, True]
+    split = build(config(train=train, split="1,1", tokenizer=str(tokenizer.path)))
+    assert [prefix in valid.samples.read(0, 5) for valid in split.valid] == [False, False]
+    with pytest.raises(UsageError, match=r"data\.tokenizer must be set"):
+        build(config(train=train))
 
 
 # The ranges that megatron-core 0.16.1 takes (none where ours is empty).
@@ -109,7 +181,7 @@ def test_validation_data_given_twice_and_training_data_not_given_are_refused(tmp
 
 def test_a_tokenizer_larger_than_the_models_vocabulary_is_refused(tmp_path, tokenizer):
     write_dataset(tmp_path / "t", DOCUMENTS, tokenizer=tokenizer.identity)
-    data = config(train=[(tmp_path / "t", 1.0)], tokenizer=tokenizer.path)
+    data = config(train=[(tmp_path / "t", 1.0)], tokenizer=str(tokenizer.path))
     assert build(data, vocab_size=400).tokenizer.sha256 == tokenizer.sha256
     with pytest.raises(DataError, match=r"has 400 pieces, the model's vocab_size is 399"):
         build(data, vocab_size=399)
@@ -119,7 +191,7 @@ def test_a_data_set_of_another_tokenizer_is_refused(tmp_path, tokenizer):
     other = dataclasses.replace(tokenizer.identity, sha256="0" * 64)
     write_dataset(tmp_path / "t", DOCUMENTS, tokenizer=other)
     with pytest.raises(DataError, match=r"t was written by the tokenizer with sha256 0000000000000000\.\.\., not by"):
-        build(config(train=[(tmp_path / "t", 1.0)], tokenizer=tokenizer.path))
+        build(config(train=[(tmp_path / "t", 1.0)], tokenizer=str(tokenizer.path)))
 
 
 def test_without_a_tokenizer_data_sets_of_two_tokenizers_are_refused(tmp_path, tokenizer):

@@ -54,6 +54,7 @@ LAYOUTS = [
     Layout(context=4, pipeline=2, zero_group=2, schedule="zb_v", virtual_stages=2, tied=True),
     Layout(tensor=2, documents=True),
     *(Layout(context=2, context_kind=kind, documents=True) for kind in ("ring", "ulysses")),
+    *(Layout(context=2, context_kind=kind, resets=True, documents=kind == "ring") for kind in ("ring", "ulysses")),
     *(Layout(tensor=2, loss_chunk=chunk, sequence=sequence) for chunk, sequence in ((3, True), (100, False))),
     Layout(pipeline=2, loss_chunk=5, schedule="gpipe", tied=True),
     replace(CUBE, loss_chunk=3, schedule="zb_h1", tied=True),

@@ -21,7 +21,9 @@ Tensors = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Layout:
-    """One case of the equality tests. `split` delays weight gradients by that many actions."""
+    """One case of the equality tests. `split` delays weight gradients by that many actions; with `resets` positions
+    begin anew with each document, whose end predicts nothing.
+    """
 
     tensor: int = 1
     pipeline: int = 1
@@ -37,6 +39,7 @@ class Layout:
     recompute: str = "none"
     tied: bool = False
     documents: bool = False
+    resets: bool = False
     loss_chunk: int | None = None
     layers: int = 4
     stage_layers: tuple[int, ...] | None = None
@@ -59,6 +62,7 @@ class Layout:
         words += [f"group{self.zero_group}"] if self.zero_group else []
         words += [f"{self.context_kind}{self.context}"] if self.context > 1 else []
         words += ["documents"] if self.documents else []
+        words += ["resets"] if self.resets else []
         words += ["tied"] if self.tied else []
         words += [f"chunk{self.loss_chunk}"] if self.loss_chunk else []
         words += [f"recompute-{self.recompute}"] if self.recompute != "none" else []
@@ -84,6 +88,9 @@ class Layout:
                     "zero_group": self.zero_group, "recompute": self.recompute, "stage_layers": self.stage_layers,
                 },
                 "kernels": {"loss_chunk": self.loss_chunk},
+                "data": {
+                    "document_mask": self.documents, "reset_positions": self.resets, "eod_mask_loss": self.resets,
+                },
                 "optim": {"lr": 0.01, "min_lr": 0.001, "warmup_steps": 2, "grad_clip": 0.5},
                 "train": {
                     "steps": STEPS, "global_batch_size": 12, "micro_batch_size": 1, "sequence_length": 16,
@@ -99,7 +106,10 @@ class Layout:
 
     def single(self) -> "Layout":
         """The same model on one process, nothing sharded, split or recomputed."""
-        return Layout(tied=self.tied, documents=self.documents, layers=self.layers, dtype=self.dtype, steps=self.steps)
+        return Layout(
+            tied=self.tied, documents=self.documents, resets=self.resets, layers=self.layers, dtype=self.dtype,
+            steps=self.steps,
+        )  # fmt: skip
 
 
 @dataclass
@@ -131,7 +141,7 @@ def build_trainer(layout: Layout, recorder: Recorder | None = None, config: Conf
     shape = MeshShape(layout.pipeline, layout.data, layout.context, layout.tensor, layout.zero_group)
     schedule = partial(layout.schedule_of, config, resolved)
     mesh = build_mesh(shape, torch.device("cpu"), schedule(resolved.microbatches).placement, recorder)
-    return Trainer(config, resolved, mesh, schedule, recorder, end_of_document=3 if layout.documents else None)
+    return Trainer(config, resolved, mesh, schedule, recorder, end_of_document=3)
 
 
 def my_samples(trainer: Trainer, step: int) -> torch.Tensor:

@@ -18,6 +18,7 @@ STEP = StepMetrics(
     grad_norm=math.pi,
     lr=3e-4,
     seconds=0.1,
+    data_seconds=0.001,
     tokens_per_second=640.0,
     mfu=None,
     memory_bytes=1 << 30,
@@ -40,6 +41,7 @@ def test_a_line_has_the_contracts_fields_and_floats_with_all_their_digits() -> N
         "grad_norm",
         "lr",
         "seconds",
+        "data_seconds",
         "tokens_per_second",
         "mfu",
         "memory_bytes",
@@ -53,6 +55,17 @@ def test_a_line_has_the_contracts_fields_and_floats_with_all_their_digits() -> N
 def test_validation_loss_and_z_loss_stand_only_on_the_steps_that_have_them() -> None:
     line = json.loads(replace(STEP, valid_loss=2.5, z_loss=1e-4).to_json())
     assert (line["valid_loss"], line["z_loss"]) == (2.5, 1e-4)
+
+
+def test_each_validation_set_has_its_loss_under_its_name(tmp_path: Path) -> None:
+    metrics = replace(STEP, valid_loss=2.0, valid_losses={"web": 1.5, "code/python": 2.5})
+    line = json.loads(metrics.to_json())
+    assert (line["valid_loss/web"], line["valid_loss/code/python"]) == (1.5, 2.5)
+    assert "valid_losses" not in line
+    with MetricsWriter(tmp_path, start_step=0, total_steps=1) as writer:
+        writer.write(metrics)
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.value for event in board.Scalars("valid_loss/code/python")] == [2.5]
 
 
 def test_every_step_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def make_run(directory: Path, world_size: int = 8, **parallel: Any) -> Path:
                 grad_norm=float("nan") if step == 4 else 1.0,
                 lr=1e-3,
                 seconds=0.5,
+                data_seconds=0.001,
                 tokens_per_second=512.0,
                 mfu=None,
                 memory_bytes=1 << 29,
@@ -96,6 +97,24 @@ def test_what_the_quickstart_adds_is_shown(tmp_path: Path) -> None:
     assert "<script>" not in page
     assert 'href="curation/report.html"' in page
     assert "Pipeline" not in page
+
+
+def test_several_validation_sets_are_told_apart_and_one_is_not_told_twice(tmp_path: Path) -> None:
+    path = make_run(tmp_path, world_size=1) / "metrics.jsonl"
+    assert "validation set" not in write_report(tmp_path).read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for line, (web, code) in zip((lines[2], lines[5]), ((4.5, 5.25), (3.125, 3.5)), strict=True):
+        line |= {"valid_loss/web": web, "valid_loss/code": code}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    for name, first, last in (("web", "4.500", "3.125"), ("code", "5.250", "3.500")):
+        row = rf"<td>{name}</td><td class=\"number\">{first}</td><td class=\"number\">{last}</td>"
+        assert re.search(row, page), name
+
+
+def test_the_time_spent_waiting_for_data_is_told_as_a_share(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path, world_size=1)).read_text(encoding="utf-8")
+    assert re.search(r"waiting for data</dt><dd class=\"value\">0.20%<", page)
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
