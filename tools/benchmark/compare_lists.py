@@ -23,6 +23,7 @@ from megatron_lite.curation.documents import Document
 from megatron_lite.curation.rules.bad_words import SHIPPED, BadWords, read_list
 from megatron_lite.curation.rules.decontamination import Decontamination
 from megatron_lite.curation.rules.evaluation_ngrams import build_table
+from megatron_lite.curation.rules.fasttext_model import identification_model, load_model, predict
 from megatron_lite.curation.rules.language import Language
 from megatron_lite.curation.rules.licence_header import LicenceHeader
 from megatron_lite.curation.rules.pii import Pii, scanner
@@ -131,8 +132,10 @@ def match_phones(text: str) -> None:
 
 def compare_peers(texts: Sequence[str]) -> None:
     print(f"\nOther ways, over {PEER_MEGABYTES} MB")
-    few = first_megabytes(texts, PEER_MEGABYTES)
-    show("bad words by C4's regular expression", rate(few, lambda text: c4_pattern().search(text.lower()), 1))
+    few, pattern = first_megabytes(texts, PEER_MEGABYTES), c4_pattern()
+    model = load_model(identification_model())
+    show("language by fasttext-predict, one line", rate(few, lambda text: predict(model, text), 1))
+    show("bad words by C4's regular expression", rate(few, lambda text: pattern.search(text.lower()), 1))
     show("phone numbers by phonenumbers' matcher", rate(first_megabytes(few, 0.5), match_phones, 1))
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(few, file)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from megatron_lite.curation._text import count_words
 
 from megatron_lite.curation import _lists
 from megatron_lite.curation.documents import Document
@@ -187,6 +188,14 @@ def test_the_rule_needs_a_table_and_goes_to_another_process(table: str, tmp_path
     rule = make_rule("decontamination", {"table": table, "action": "drop"})
     document = page(f"{sentences(20)} {QUESTION}")
     assert rule(document) == pickle.loads(pickle.dumps(rule))(document) is not None
+
+
+def test_lower_case_leaves_words_one_to_one() -> None:
+    """Passages are found in lower case and cut out of the text as it was."""
+    for first in range(0, 0x110000, 64):
+        codes = (code for code in range(first, first + 64) if not 0xD800 <= code < 0xE000)
+        text = "".join(f"a{chr(code)}b {chr(code)} " for code in codes)
+        assert _lists.ngrams(text, 8)[1] == count_words(text), f"U+{first:04X}"
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:
