@@ -1,12 +1,13 @@
 """Text files to indexed data sets, in one pass that may be killed at any moment and started again.
 
 Workers read and tokenize pieces of the input (pieces.py, encode.py); this process alone writes. The output is the same
-from any number of workers, killed or not: pieces are cut by the files alone and written in their order. Every
-SAVE_BYTES of text all that was written goes to the disk, then a journal that says how far that is; a run that finds
-the journal of the same input, tokenizer and settings takes back what was written after it and goes on from there.
+from any number of workers, killed or not: pieces are cut by the files alone and written in their order. Now and then
+all that was written goes to the disk, then a journal that says how far that is; a run that finds the journal of the
+same input, tokenizer and settings takes back what was written after it and goes on from there.
 """
 
 import errno
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,7 +30,7 @@ from megatron_lite.data.workers import map_in_order, worker_pool
 from megatron_lite.errors import DataError
 
 PIECES_AHEAD = 3  # a worker, begun before the oldest is written
-SAVE_BYTES = 1 << 28  # of text
+SAVE_SECONDS = 30.0  # between two journals: so much work is lost at most, and done again
 NAMED_MALFORMED = 5  # skipped records that the report names
 
 
@@ -134,7 +135,7 @@ class Run:
         self.place = journal.place if journal else Place()
         self.report = Report(**journal.report) if journal else Report()
         self._saved = journal.written if journal else [None] * len(settings.json_keys)
-        self._saved_text_bytes = self.report.text_bytes
+        self._saved_at = time.monotonic()
         self._writers: list[IndexedDatasetWriter] = []
         self._check_malformed()
 
@@ -161,7 +162,7 @@ class Run:
         for writer, documents in zip(self._writers, encoded.documents, strict=True):
             writer.add_documents(documents.tokens, documents.lengths, documents.sequences, documents.text_bytes)
         self.place = Place(at.file, at.piece + 1, at.record + encoded.records, piece.position)
-        if self.report.text_bytes - self._saved_text_bytes >= SAVE_BYTES:
+        if time.monotonic() - self._saved_at >= SAVE_SECONDS:
             self._save()
 
     def finish(self) -> None:
@@ -176,7 +177,7 @@ class Run:
         if len(self._writers) == len(self._saved):
             self._saved = [writer.save() for writer in self._writers]
         Journal(self.description, self.place, self._saved, asdict(self.report)).save(self.output_prefix)
-        self._saved_text_bytes = self.report.text_bytes
+        self._saved_at = time.monotonic()
 
     def _check_malformed(self) -> None:
         if self.report.malformed and not self.skip_malformed:
