@@ -148,6 +148,8 @@ def check_code(text: str) -> None:
     assert found.line_characters == sum(map(len, lines))
     assert found.longest_line == max(map(len, lines), default=0)
     assert found.encoded_characters == sum(encoded)
+    hexadecimal = re.compile(r"0[xX][0-9a-fA-F]+|(?=.*[0-9])(?=.*[a-fA-F])[0-9a-fA-F]{8,}")
+    assert found.hexadecimal_characters == sum(map(len, filter(hexadecimal.fullmatch, split_reference(text))))
     assert found.longest_encoded == max(encoded, default=0)
 
 
@@ -168,7 +170,9 @@ def test_repetition_is_that_of_plain_python(text: str) -> None:
 
 
 encoded_text = st.lists(
-    st.sampled_from(["4f", "0x4f", "\\x4f", "a0,", "A0 ", " ", "\n", ",", "g", "4f4f", "\\u00e9", "é", "_", "=="]),
+    st.sampled_from(
+        ["4f", "0x4f", "\\x4f", "a0,", "A0 ", "12", "0X", " ", "\n", ",", "g", "4f4f", "\\u00e9", "é", "_", "=="]
+    ),
     max_size=60,
 )
 

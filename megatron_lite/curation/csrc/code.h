@@ -1,4 +1,4 @@
-// What the rules for code ask of a file (The Stack v2: Lozhkov et al. 2024, section 2.1).
+// What the rules for code ask of a file (The Stack v2: Lozhkov et al. 2024, sections 2.1 and 2.3).
 
 #pragma once
 
@@ -14,6 +14,7 @@ struct CodeShape {
     std::size_t characters = 0, letters = 0, letters_and_digits = 0;  // as str.isalpha() and str.isalnum() say
     std::size_t lines = 0, longest_line = 0, line_characters = 0;     // lines as str.splitlines() has them
     std::size_t encoded_characters = 0, longest_encoded = 0;          // of matches of EncodedData
+    std::size_t hexadecimal_characters = 0;                           // of words that is_hexadecimal_word knows
 };
 
 inline bool is_hex(char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F'); }
@@ -100,6 +101,17 @@ private:
     CodeShape& shape_;
 };
 
+// 0x and hexadecimal digits, or at least eight of these with one above 9 and one below 10 among them: no decimal
+// number, and hardly a word of a language.
+inline bool is_hexadecimal_word(std::string_view word) {
+    const bool prefixed = word.size() > 2 && word[0] == '0' && (word[1] == 'x' || word[1] == 'X');
+    const std::string_view digits = prefixed ? word.substr(2) : word;
+    if (!std::all_of(digits.begin(), digits.end(), is_hex)) return false;
+    const auto decimal = std::count_if(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
+    const auto size = static_cast<std::ptrdiff_t>(digits.size());
+    return prefixed || (size >= 8 && decimal > 0 && decimal < size);
+}
+
 inline CodeShape measure_code(std::string_view text) {
     CodeShape shape;
     for (std::size_t at = 0; at < text.size(); ++shape.characters) {
@@ -118,6 +130,11 @@ inline CodeShape measure_code(std::string_view text) {
         return true;
     });
     EncodedData(text, shape);
+    Splitter splitter(text);
+    for (Token token; splitter.next(token);) {
+        const std::string_view word = text.substr(token.begin, token.end - token.begin);
+        if (token.is_word && is_hexadecimal_word(word)) shape.hexadecimal_characters += word.size();
+    }
     return shape;
 }
 

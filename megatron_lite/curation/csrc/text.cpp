@@ -92,6 +92,7 @@ void bind_gopher(py::module_& m) {
         .def_readonly("lines", &Quality::lines)
         .def_readonly("bullet_lines", &Quality::bullet_lines)
         .def_readonly("ellipsis_lines", &Quality::ellipsis_lines);
+    m.attr("most_stop_words") = most_stop_words;
     m.def("quality", &quality, py::arg("text"), py::arg("stop_words"), "quality.h says what each count is.");
     py::class_<Duplicates>(m, "Duplicates")
         .def_readonly("parts", &Duplicates::parts)
@@ -161,7 +162,8 @@ void bind_code(py::module_& m) {
         .def_readonly("longest_line", &CodeShape::longest_line)
         .def_readonly("line_characters", &CodeShape::line_characters)
         .def_readonly("encoded_characters", &CodeShape::encoded_characters)
-        .def_readonly("longest_encoded", &CodeShape::longest_encoded);
+        .def_readonly("longest_encoded", &CodeShape::longest_encoded)
+        .def_readonly("hexadecimal_characters", &CodeShape::hexadecimal_characters);
     m.def("code_shape", &code_shape, py::arg("text"), "code.h says what each count is.");
 }
 

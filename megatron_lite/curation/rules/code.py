@@ -1,10 +1,11 @@
-"""Rules for source code: The Stack v2, Lozhkov et al. 2024 (arXiv 2402.19173), section 2.1.
+"""Rules for source code: The Stack v2, Lozhkov et al. 2024 (arXiv 2402.19173), sections 2.1 and 2.3.
 
 What StarCoder (Li et al. 2023, arXiv 2305.06161) and Codex (Chen et al. 2021, arXiv 2107.03374) ask for is among them:
-lines of at most 1,000 characters, 100 on average (minified and data-like files have longer ones), no XML. The Stack v2
-lets markup and data languages have longer lines: give a source of those `max_line_length: 100000` and
-`max_mean_line_length: null`. Of go-enry's tests for generated files, which the paper calls too, none is here: the
-markers that the paper lists are.
+lines of at most 1,000 characters, 100 on average (minified and data-like files have longer ones), no XML. Markup and
+data languages may have longer lines in The Stack v2: give a source of them `max_line_length: 100000` and
+`max_mean_line_length: null`, and JSON and YAML StarCoder's `min_characters: 50`, `max_characters: 5000` and
+`min_alphabetic: 0.5`. Of go-enry's tests for generated files, which the paper calls too, none is here: the markers that
+the paper lists are. Which words are hexadecimal it does not say; csrc/code.h does.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ XML_START_CHARACTERS = 100  # where StarCoder looks for an XML declaration
 class Code:
     name: ClassVar[str] = "code"
 
+    min_characters: int | None = None
+    max_characters: int | None = None
     max_lines: int | None = 100_000
     max_mean_line_length: float | None = 100.0
     max_line_length: int | None = 1000
@@ -36,6 +39,7 @@ class Code:
     min_alphanumeric: float | None = None
     max_encoded: float | None = 0.5
     max_encoded_run: int | None = 1024
+    max_hexadecimal: float | None = 0.25
     drop_xml: bool = True
     generated_markers: tuple[str, ...] = GENERATED_MARKERS
     marker_lines: int = 5
@@ -50,13 +54,15 @@ class Code:
         characters, lines = max(found.characters, 1), max(found.lines, 1)
         mean_line_length = found.line_characters / lines
         return (
-            check("code.lines", found.lines, most=self.max_lines)
+            check("code.characters", found.characters, self.min_characters, self.max_characters)
+            or check("code.lines", found.lines, most=self.max_lines)
             or check("code.mean_line_length", mean_line_length, most=self.max_mean_line_length)
             or check("code.line_length", found.longest_line, most=self.max_line_length)
             or check("code.alphabetic", found.letters / characters, self.min_alphabetic)
             or check("code.alphanumeric", found.letters_and_digits / characters, self.min_alphanumeric)
             or check("code.encoded_run", found.longest_encoded, most=self.max_encoded_run)
             or check("code.encoded", found.encoded_characters / characters, most=self.max_encoded)
+            or check("code.hexadecimal", found.hexadecimal_characters / characters, most=self.max_hexadecimal)
         )
 
     def _generated_marker(self, text: str) -> str | None:

@@ -9,9 +9,10 @@ own list, which lacks "€" and "→" and holds the underscore.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from megatron_lite.curation._text import quality
+from megatron_lite.curation._text import most_stop_words, quality
 from megatron_lite.curation.documents import Document, Drop
 from megatron_lite.curation.rules.rule import check
+from megatron_lite.errors import UsageError
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 
@@ -31,6 +32,10 @@ class GopherQuality:
     min_alphabetic_words: float | None = 0.8
     min_stop_words: int | None = 2
     stop_words: tuple[str, ...] = STOP_WORDS
+
+    def __post_init__(self) -> None:
+        if len(self.stop_words) > most_stop_words:
+            raise UsageError(f"{len(self.stop_words)} stop words; at most {most_stop_words} can be told apart")
 
     def __call__(self, document: Document) -> Drop | None:
         found = quality(document.text, self.stop_words)

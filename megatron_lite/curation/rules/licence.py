@@ -15,7 +15,7 @@ PERMISSIVE = tuple(
     "0BSD Apache-2.0 BSD-2-Clause BSD-3-Clause BSL-1.0 CC0-1.0 ISC MIT PostgreSQL PSF-2.0 Unlicense Zlib".split()
 )
 HEAD_CHARACTERS = 4000
-SPDX = re.compile(r"SPDX-License-Identifier:\s*([\w.+() -]+)")
+SPDX = re.compile(r"SPDX-License-Identifier:[ \t]*(\(*[\w.+-]+\)*(?: +(?:OR|AND|WITH) +\(*[\w.+-]+\)*)*)")
 BETWEEN_WORDS = re.compile(r"[\s#*/;%!|\"<>-]+")  # white space, and what comments put before a line
 # What is looked for in the head, in lower case, one space between words; the first that is found decides.
 PHRASES = {
@@ -62,7 +62,7 @@ def detect_licence(text: str) -> str:
     """The SPDX expression in a file's head, or the licence whose words stand there, or "unknown"."""
     head = text[:HEAD_CHARACTERS]
     if match := SPDX.search(head):
-        return match[1].strip()
+        return match[1]
     words = BETWEEN_WORDS.sub(" ", head).lower()
     return next((licence for phrase, licence in PHRASES.items() if phrase in words), UNKNOWN)
 

@@ -276,6 +276,8 @@ PROGRAM = "def add(a, b):\n    return a + b\n" * 5
         ("1, 2, 3,\n" * 9, Drop("code.alphabetic", "0 is below 0.25")),
         (f"x = '\n{'Zm9vYmFyMTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDEy' * 2}\n'" + PROGRAM, None),
         ("d = [\n" + ("4f " * 16 + "\n") * 22 + "]", Drop("code.encoded_run", "1078 is above 1024")),
+        (PROGRAM + "t = 0xdeadbeef, 0x12345678,\n" * 4, Drop("code.hexadecimal", "0.2941 is above 0.25")),
+        (PROGRAM + "t = 3f2504e04f89 and 123456789012\n" * 3, None),  # 36 of 262 characters
         ("s = \n" + "\\u00ea" * 12 + " and few words", Drop("code.encoded", "0.7912 is above 0.5")),
     ],
 )
@@ -291,6 +293,13 @@ def test_code_of_assembly_is_judged_by_letters_and_digits() -> None:
     )
 
 
+def test_files_of_data_languages_can_be_held_to_a_size() -> None:
+    rule = Code(min_characters=50, max_characters=5000)
+    assert judge(rule, "a: b\n") == Drop("code.characters", "5 is below 50")
+    assert judge(rule, "key: word\n" * 501) == Drop("code.characters", "5010 is above 5000")
+    assert judge(rule, "key: word\n" * 500) is None
+
+
 APACHE = '# Licensed under the Apache License, Version 2.0 (the "License");\n# you may not use this file'
 MIT = "/* Permission is hereby granted, free of charge, to any person obtaining a copy\n * of this software and */"
 BSD = "// Redistribution and use in source and binary forms, with or without\n// modification"
@@ -300,6 +309,8 @@ BSD = "// Redistribution and use in source and binary forms, with or without\n//
     ("head", "licence"),
     [
         ("# SPDX-License-Identifier: MIT\n", "MIT"),
+        ("<!-- SPDX-License-Identifier: MIT -->", "MIT"),
+        ("# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception and more", "Apache-2.0 WITH LLVM-exception"),
         ("/* SPDX-License-Identifier: (GPL-2.0 OR MIT) */", "(GPL-2.0 OR MIT)"),
         (APACHE, "Apache-2.0"),
         (MIT, "MIT"),
@@ -361,7 +372,7 @@ def test_the_defaults_are_the_papers() -> None:
         "c4": ['.?!"', 5, 1000, 3, True, True, True, True, True],
         "fineweb": [0.12, 0.67, 30, 0.01, 0.3],
         "refinedweb": [0.05],
-        "code": [100_000, 100, 1000, 0.25, None, 0.5, 1024, True],
+        "code": [None, None, 100_000, 100, 1000, 0.25, None, 0.5, 1024, 0.25, True],
     }
     for name, values in papers.items():
         assert [field.default for field in fields(RULES[name])][: len(values)] == values, name
@@ -374,6 +385,12 @@ def test_a_rule_goes_to_another_process_also_after_use(name: str) -> None:
     copy = pickle.loads(pickle.dumps(rule))
     assert copy == rule
     assert judge(copy, PROSE) == before
+
+
+def test_more_stop_words_than_can_be_told_apart_are_refused() -> None:
+    assert GopherQuality(stop_words=tuple(DISTINCT[:64])).stop_words[63] == DISTINCT[63]
+    with pytest.raises(UsageError, match="65 stop words; at most 64 can be told apart"):
+        GopherQuality(stop_words=tuple(DISTINCT[:65]))
 
 
 def test_options_are_checked_by_name_and_type() -> None:
