@@ -3,11 +3,8 @@
 python -m megatron_lite.curation.rules.table        prints it in Markdown
 """
 
-from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
 
 from megatron_lite.curation.rules.bad_words import BadWords
 from megatron_lite.curation.rules.boilerplate import BoilerplateLines
@@ -22,10 +19,8 @@ from megatron_lite.curation.rules.licence import Licence
 from megatron_lite.curation.rules.licence_header import LicenceHeader
 from megatron_lite.curation.rules.pii import Pii
 from megatron_lite.curation.rules.refinedweb import RefinedWebLineRules
-from megatron_lite.curation.rules.rule import Rule
 from megatron_lite.curation.rules.toxicity import Toxicity
 from megatron_lite.curation.rules.urls import Urls
-from megatron_lite.errors import UsageError
 
 RULES = {
     rule.name: rule
@@ -194,22 +189,6 @@ TABLE = (
     ),
     *_rows("decontamination", LLAMA_2, ("share", "words in such runs to words", "max_share")),
 )
-
-
-def make_rule(name: str, options: Mapping[str, Any]) -> Rule:
-    """The rule of that name with some thresholds set. Raises UsageError naming what does not exist or fit."""
-    if name not in RULES:
-        raise UsageError(f"no rule {name!r}; there are {', '.join(RULES)}")
-    known = [field.name for field in fields(RULES[name])]
-    if unknown := sorted(set(options) - set(known)):
-        raise UsageError(f"rule {name} has no option {unknown[0]!r}; it has {', '.join(known)}")
-    try:
-        return TypeAdapter(RULES[name]).validate_python(dict(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(
-            f"rule {name}: {'.'.join(map(str, first['loc']))} is {first['input']!r}; {first['msg']}"
-        ) from None
 
 
 def markdown() -> str:

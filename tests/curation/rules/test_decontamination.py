@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from megatron_lite.curation._text import count_words
 
 from megatron_lite.curation import _lists
+from megatron_lite.curation.config import make_rules
 from megatron_lite.curation.documents import Document
 from megatron_lite.curation.rules.decontamination import Decontamination, cached_table
 from megatron_lite.curation.rules.evaluation_ngrams import build_table, open_table
-from megatron_lite.curation.rules.table import make_rule
 from megatron_lite.curation.words import split_reference
 from megatron_lite.errors import DataError, UsageError
 
@@ -181,11 +181,11 @@ def test_passages_equal_those_of_a_search_word_by_word(items: list, text: list, 
 
 
 def test_the_rule_needs_a_table_and_goes_to_another_process(table: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"rule decontamination: table"):
-        make_rule("decontamination", {})
+    with pytest.raises(UsageError, match=r"rules\.web\.decontamination\.table = .*: Field required"):
+        make_rules({"decontamination": {}}, "rules.web")
     with pytest.raises(UsageError, match=r"decontamination\.table = .*none: no such file"):
-        make_rule("decontamination", {"table": str(tmp_path / "none")})
-    rule = make_rule("decontamination", {"table": table, "action": "drop"})
+        make_rules({"decontamination": {"table": str(tmp_path / "none")}}, "rules.web")
+    (rule,) = make_rules({"decontamination": {"table": table, "action": "drop"}}, "rules.web")
     document = page(f"{sentences(20)} {QUESTION}")
     assert rule(document) == pickle.loads(pickle.dumps(rule))(document) is not None
 

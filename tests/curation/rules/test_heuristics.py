@@ -15,7 +15,7 @@ from megatron_lite.curation.rules.gopher_repetition import GopherRepetition
 from megatron_lite.curation.rules.licence import PERMISSIVE, Licence
 from megatron_lite.curation.rules.refinedweb import RefinedWebLineRules
 from megatron_lite.curation.rules.rule import Rule, check
-from megatron_lite.curation.rules.table import RULES, TABLE, make_rule, markdown
+from megatron_lite.curation.rules.table import RULES, TABLE, markdown
 from megatron_lite.errors import UsageError
 
 PROSE = "The cat sat with the dog and that was all that they have to be happy of"  # 17 words, all stop words but 8
@@ -380,7 +380,7 @@ def test_the_defaults_are_the_papers() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(RULES) - {"decontamination"}))  # that one needs a table
 def test_a_rule_goes_to_another_process_also_after_use(name: str) -> None:
-    rule = make_rule(name, {})
+    rule = RULES[name]()
     before = judge(rule, PROSE)
     copy = pickle.loads(pickle.dumps(rule))
     assert copy == rule
@@ -391,14 +391,3 @@ def test_more_stop_words_than_can_be_told_apart_are_refused() -> None:
     assert GopherQuality(stop_words=tuple(DISTINCT[:64])).stop_words[63] == DISTINCT[63]
     with pytest.raises(UsageError, match="65 stop words; at most 64 can be told apart"):
         GopherQuality(stop_words=tuple(DISTINCT[:65]))
-
-
-def test_options_are_checked_by_name_and_type() -> None:
-    assert make_rule("c4", {"min_sentences": None, "end_marks": ""}) == C4(min_sentences=None, end_marks="")
-    assert make_rule("licence", {"allowed": ["MIT"]}) == Licence(allowed=("MIT",))
-    with pytest.raises(UsageError, match="no rule 'c5'; there are gopher_quality, "):
-        make_rule("c5", {})
-    with pytest.raises(UsageError, match="rule fineweb has no option 'min_lines'; it has min_punctuated_lines, "):
-        make_rule("fineweb", {"min_lines": 3})
-    with pytest.raises(UsageError, match="rule fineweb: max_newlines is 'much'; Input should be a valid number"):
-        make_rule("fineweb", {"max_newlines": "much"})
