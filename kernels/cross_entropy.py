@@ -169,8 +169,9 @@ def cross_entropy_statistics(logits, target, real):
 def cross_entropy_gradient_(logits, target, real, log_sum, loss_gradient, log_sum_gradient):
     """Put their gradient in the place of logits [.., V_local], whose rows must lie evenly apart and have no gaps.
 
-    log_sum [..] is that of all ranks; loss_gradient [..] is g above, log_sum_gradient [..] is h, each 0 where a label
-    does not count; all in float32 (float64 for float64). Columns from `real` on become 0.
+    log_sum [..] is that of all ranks, also where a label does not count; loss_gradient [..] is g above,
+    log_sum_gradient [..] is h, each 0 where a label does not count; all in float32 (float64 for float64). Columns from
+    `real` on become 0.
     """
     name, exact = "cross_entropy_gradient_", accumulator_dtype(logits.dtype)
     _check(name, logits, target, real)

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from megatron_lite.kernels.checks import FLOATS, check
 from megatron_lite.kernels.choice import Kernels
 from megatron_lite.kernels.reference.cross_entropy import combine_statistics
 from torch import Tensor
@@ -99,8 +100,10 @@ def linear_cross_entropy(h: Tensor, labels: Tensor, projection: Projection) -> t
     """Each token's loss and log-sum, in labels' shape and float32 (float64 for float64); logits again in backward.
 
     h [.., H] holds this rank's tokens, labels [..] those of all ranks, one rank's after another's. Labels outside
-    [0, vocab_size) have loss 0. Backward gives dh, and adds the weight's gradient to its sum.
+    [0, vocab_size) have loss 0. Backward gives dh, and adds the weight's gradient to its sum. Raises ValueError for
+    shapes, dtypes and devices that do not fit together.
     """
+    _check(h, labels, projection)
     loss, log_sum = _LinearCrossEntropy.apply(_rows(h), _by_rank(labels, h), projection)
     return loss.view(labels.shape), log_sum.view(labels.shape)
 
@@ -114,6 +117,7 @@ def linear_cross_entropy_with_gradients(
     dh, and what is added to the weight's gradient, are the gradients of (the first + the second) times `scale`: in the
     autograd graph it is the caller who hands dh on.
     """
+    _check(h, labels, projection)
     rows, labels = _rows(h), _by_rank(labels, h)
     losses, log_sums = _per_token(h, labels), _per_token(h, labels)
     dh = _Leaving(rows)
@@ -129,9 +133,10 @@ def linear_cross_entropy_with_gradients(
 def _chunk_and_gradient(h, labels, projection, scale, z_loss) -> tuple[Tensor, Tensor, Arriving]:
     logits = chunk_logits(h, projection.weight.data)
     loss, log_sum, counted = token_losses(logits, labels, projection)
-    log_sum = torch.where(counted, log_sum, 0.0)
-    gradients = counted.to(log_sum.dtype) * scale, 2 * z_loss * log_sum * scale
-    return loss, log_sum, chunk_gradient(h, logits, labels, log_sum, gradients, projection)
+    counting = torch.where(counted, log_sum, 0.0)
+    gradients = counted.to(log_sum.dtype) * scale, 2 * z_loss * counting * scale
+    # Every token's own log-sum: with another one exp(logit - log_sum) may be infinite, and 0 times it is no number.
+    return loss, counting, chunk_gradient(h, logits, labels, log_sum, gradients, projection)
 
 
 def chunk_logits(h: Tensor, weight: Tensor) -> Tensor:
@@ -218,6 +223,15 @@ def _arriving(h: Tensor, projection: Projection) -> Iterator[tuple[slice, Tensor
         if stop < h.shape[0]:
             arriving = projection.seams.gather(h[stop : stop + projection.chunk])
         yield slice(start, stop), here
+
+
+def _check(h: Tensor, labels: Tensor, projection: Projection) -> None:
+    name, weight = "linear_cross_entropy", projection.weight.data
+    check(name, "h", h, h, dtype=FLOATS)
+    check(name, "weight", weight, h, (*weight.shape[:1], *h.shape[-1:]), h.dtype)
+    check(name, "labels", labels, h)
+    if projection.chunk < 1:
+        raise ValueError(f"{name}: chunk is {projection.chunk}, must be at least 1")
 
 
 def _rows(h: Tensor) -> Tensor:

@@ -12,13 +12,14 @@ from megatron_lite.kernels import cross_entropy as triton
 from megatron_lite.kernels import linear_cross_entropy as fused
 from megatron_lite.kernels.reference import cross_entropy as reference
 from megatron_lite.kernels.reference.weight_gradient import add_product_
-from support.kernels.harness import fresh, random
+from support.kernels.harness import error, fresh, random, size_of, strided, surrounded, untouched
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 TOKENS, HIDDEN, VOCAB = 12, 5, 23
 IGNORED = -100
+LABELS = torch.zeros(TOKENS, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,121 @@ def test_in_bfloat16_losses_are_float32_and_the_weights_gradient_is_summed_in_fl
     assert_near(found, dh, 5e-3)
     assert_near(head.weight.gradient - 1, dw, 5e-3)
     assert not torch.equal(head.weight.gradient, head.weight.gradient.bfloat16().float())
+
+
+# Precision
+
+
+def both_ways(h, weight, labels, chunk, operations=reference, z_loss=0.1, scale=0.25):
+    """[losses' sum, z-losses, dh, dW] by gradients in forward, and by gradients in backward."""
+    head = projection(weight, chunk, operations)
+    loss, z, dh = fused.linear_cross_entropy_with_gradients(h, labels, head, scale, z_loss)
+    forward = [loss, z, dh, head.weight.gradient - 1]
+    head, leaf = projection(weight, chunk, operations), h.detach().requires_grad_()
+    losses, log_sum = fused.linear_cross_entropy(leaf, labels, head)
+    counted = (labels >= 0) & (labels < VOCAB)
+    z = z_loss * torch.where(counted, log_sum, 0.0).square().sum()
+    ((losses.sum() + z) * scale).backward()
+    return forward, [losses.sum().detach(), z.detach(), leaf.grad, head.weight.gradient - 1]
+
+
+OPERATIONS = pytest.mark.parametrize("operations", [triton, reference], ids=["triton", "reference"])
+
+
+@OPERATIONS
+def test_in_float32_all_results_have_float32s_digits(operations):
+    h, weight, labels = inputs(torch.float32)
+    losses, *others = expected(h, weight, labels, 0.1, 0.25)
+    for found in both_ways(h, weight, labels, 5, operations):
+        for ours, right in zip(found, (losses.sum(), *others), strict=True):
+            assert error(ours, right)[0] <= 2e-6 * size_of(right)
+
+
+@OPERATIONS
+def test_in_bfloat16_losses_err_at_most_twice_and_gradients_three_times_as_much_as_torchs_on_full_logits(operations):
+    h, weight, labels = inputs(torch.bfloat16)
+    losses, _, *gradients = expected(h, weight, labels, 0.0, 0.25)
+    leaves = [x.clone().requires_grad_() for x in (h, weight)]
+    counted = labels.where(labels < VOCAB, IGNORED)
+    torchs = F.cross_entropy(leaves[0] @ leaves[1].t(), counted, ignore_index=IGNORED, reduction="sum")
+    torchs = [torchs.detach(), *torch.autograd.grad(torchs * 0.25, leaves)]
+    for loss, _, *others in both_ways(h, weight, labels, 5, operations, z_loss=0.0):
+        for ours, theirs, right, factor in zip(
+            (loss, *others), torchs, (losses.sum(), *gradients), (2, 3, 3), strict=True
+        ):
+            for mine, other in zip(error(ours, right), error(theirs, right), strict=True):
+                assert mine <= factor * other + 2**-9 * size_of(right)
+
+
+@OPERATIONS
+@pytest.mark.parametrize(("tokens", "hidden"), [(1, 1), (1, 5), (7, 1)])
+def test_one_token_and_one_column_are_like_any_other_number(operations, tokens, hidden):
+    h, weight, labels = inputs()
+    h, weight, labels = h[-tokens:, :hidden], weight[:, :hidden], labels[-tokens:].clamp(max=VOCAB - 1)
+    losses, *others = expected(h, weight, labels, 0.1, 0.25)
+    for found in both_ways(h, weight, labels, 3, operations):
+        for ours, right in zip(found, (losses.sum(), *others), strict=True):
+            assert_near(ours, right)
+
+
+@OPERATIONS
+@pytest.mark.parametrize("magnitude", [1e4, -1e4])
+def test_logits_of_ten_thousand_leave_finite_losses_and_gradients(operations, magnitude):
+    h, weight, labels = inputs()
+    weight *= magnitude
+    assert (h @ weight.t()).abs().max() > 1e4
+    losses, *others = expected(h, weight, labels, 0.1, 0.25)
+    for found in both_ways(h, weight, labels, 5, operations):
+        for ours, right in zip(found, (losses.sum(), *others), strict=True):
+            assert error(ours, right)[0] <= 1e-12 * size_of(right)
+    for found in both_ways(h.float(), weight.float(), labels, 5, operations):
+        assert all(tensor.isfinite().all() for tensor in found)
+
+
+@OPERATIONS
+def test_tokens_and_weights_that_are_not_contiguous_give_the_same_numbers(operations):
+    h, weight, labels = inputs()
+    found = both_ways(*strided((h, weight)), labels.repeat_interleave(2)[::2], 5, operations)
+    for ours, plain in zip(found, both_ways(h, weight, labels, 5, operations), strict=True):
+        for one, other in zip(ours, plain, strict=True):
+            assert_near(one, other, 1e-14)
+
+
+@OPERATIONS
+def test_poison_in_new_memory_and_around_every_buffer_is_neither_read_nor_overwritten(operations, poisoned_memory):
+    h, weight, labels = inputs()
+    inside, guards = surrounded((h, weight, labels))
+    for ours, plain in zip(both_ways(*inside, 5, operations), both_ways(h, weight, labels, 5, operations), strict=True):
+        assert all(map(torch.equal, ours, plain))
+    losses, *others = expected(h, weight, labels, 0.1, 0.25)
+    for ours, right in zip(both_ways(*inside, 5, operations)[0], (losses.sum(), *others), strict=True):
+        assert_near(ours, right)
+    assert all(map(untouched, guards))
+
+
+class InForward(torch.autograd.Function):
+    """What forward worked out, in the autograd graph."""
+
+    @staticmethod
+    def forward(ctx, h, weight, labels, operations):
+        head = projection(weight, 2, operations)
+        loss, z, dh = fused.linear_cross_entropy_with_gradients(h, labels, head, 0.25, 0.1)
+        ctx.save_for_backward(dh, head.weight.gradient - 1)
+        return (loss + z) * 0.25
+
+    @staticmethod
+    def backward(ctx, gradient):
+        dh, dw = ctx.saved_tensors
+        return gradient * dh, gradient * dw, None, None
+
+
+@OPERATIONS
+def test_gradcheck_holds_in_float64(operations):
+    h, weight, labels = inputs()
+    h, weight, labels = (2 * h[:3, :2]).requires_grad_(), weight[:, :2].clone().requires_grad_(), labels[:3]
+    given = (weight.detach(), 2, operations)
+    assert torch.autograd.gradcheck(lambda h: fused.linear_cross_entropy(h, labels, projection(*given)), (h,))
+    assert torch.autograd.gradcheck(lambda *leaves: InForward.apply(*leaves, labels, operations), (h, weight))
 
 
 # Memory
@@ -269,9 +385,24 @@ def test_the_next_chunk_is_asked_for_before_a_chunk_is_worked_on_and_the_last_wa
     ]  # fmt: skip
 
 
-def test_labels_that_do_not_divide_among_ranks_are_named():
-    h, weight, labels = inputs()
-    with pytest.raises(ValueError, match=r"labels is torch.int64 of 11 tokens, must be int64 of 12 tokens for each"):
-        fused.linear_cross_entropy(h, labels[:11], projection(weight, 4))
-    with pytest.raises(ValueError, match=r"labels is torch.int32 of 12 tokens"):
-        fused.linear_cross_entropy(h, labels.int(), projection(weight, 4))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": LABELS[:11]}, "labels is torch.int64 of 11 tokens, must be int64 of 12 tokens for each"),
+        ({"labels": LABELS.int()}, "labels is torch.int32 of 12 tokens, must be int64"),
+        ({"labels": LABELS.to("meta")}, "labels is on meta, must be on cpu"),
+        ({"h": torch.ones(12, 4)}, r"weight has shape \[23, 5\], must be \[23, 4\]"),
+        ({"h": torch.ones(12, 5, dtype=torch.int64)}, "h is torch.int64, must be torch.bfloat16 or"),
+        ({"h": torch.ones(12, 5).to("meta")}, "weight is on cpu, must be on meta"),
+        ({"weight": torch.ones(23, 5).bfloat16()}, "weight is torch.bfloat16, must be torch.float32"),
+        ({"weight": torch.ones(5)}, r"weight has shape \[5\], must be \[5, 5\]"),
+        ({"chunk": 0}, "chunk is 0, must be at least 1"),
+    ],
+)
+def test_what_does_not_fit_together_is_named(change, message):
+    given = {"h": torch.ones(12, 5), "weight": torch.ones(23, 5), "labels": LABELS, "chunk": 4} | change
+    head = projection(given["weight"], given["chunk"])
+    with pytest.raises(ValueError, match=f"^linear_cross_entropy: {message}"):
+        fused.linear_cross_entropy(given["h"], given["labels"], head)
+    with pytest.raises(ValueError, match=f"^linear_cross_entropy: {message}"):
+        fused.linear_cross_entropy_with_gradients(given["h"], given["labels"], head, 1.0)

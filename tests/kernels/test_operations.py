@@ -93,14 +93,3 @@ def test_poison_in_outputs_and_around_every_buffer_is_neither_read_nor_overwritt
             assert torch.equal(ours, other) or error(ours, other)[0] == 0
         assert_close(case, plain, expected_of(case, arguments), torch.float32)
         assert all(map(untouched, guards))
-
-
-@pytest.fixture
-def poisoned_memory():
-    """New tensors are full of NaN, or of the largest integer."""
-    torch.use_deterministic_algorithms(True)
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.utils.deterministic.fill_uninitialized_memory = filled
-    torch.use_deterministic_algorithms(False)
