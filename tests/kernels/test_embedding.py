@@ -24,6 +24,26 @@ def test_it_adds_what_autograd_gives_for_a_lookup(operation):
     torch.testing.assert_close(gradient, before + expected, rtol=0, atol=1e-13)
 
 
+class Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, table, tokens, operation):
+        ctx.tokens, ctx.rows, ctx.operation = tokens, table.shape[0], operation
+        return table[tokens]
+
+    @staticmethod
+    def backward(ctx, dy):
+        gradient = dy.new_zeros(ctx.rows, dy.shape[-1])
+        ctx.operation(gradient, ctx.tokens, dy)
+        return gradient, None, None
+
+
+@BOTH
+def test_gradcheck_holds_in_float64(operation):
+    table = random((3, 2), torch.float64, fresh()).requires_grad_()
+    tokens = torch.tensor([[2, 0], [2, 2]])
+    assert torch.autograd.gradcheck(lambda leaf: Lookup.apply(leaf, tokens, operation), table)
+
+
 @BOTH
 def test_ranks_of_a_split_vocabulary_together_hold_the_whole_gradient(operation):
     tokens = torch.randint(V, (30,), generator=fresh())

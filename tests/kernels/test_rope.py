@@ -54,6 +54,44 @@ def test_back_is_the_gradient_of_forth(operation):
     torch.testing.assert_close((turned * y).sum(), (x * back).sum(), rtol=1e-13, atol=0)
 
 
+class Turn(torch.autograd.Function):
+    """Forth on a copy; its gradient is turned back in place."""
+
+    @staticmethod
+    def forward(ctx, qkv, operation, *angles):
+        ctx.turn = lambda x, back: operation(x, *angles, 2, 4, back)
+        turned = qkv.clone()
+        ctx.turn(turned, False)
+        return turned
+
+    @staticmethod
+    def backward(ctx, gradient):
+        turned = gradient.clone()
+        ctx.turn(turned, True)
+        return turned, None, None, None, None
+
+
+@BOTH
+def test_gradcheck_holds_in_float64_and_values_pass_their_gradient_on(operation):
+    angles = *rope_tables(5, 4, THETA, torch.float64, "cpu"), torch.tensor([[3, 0], [1, 4]], dtype=torch.int32)
+    leaf = random((2, 2, 4 * 4), torch.float64, fresh()).requires_grad_()
+    assert torch.autograd.gradcheck(lambda qkv: Turn.apply(qkv, operation, *angles), leaf, fast_mode=True)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_is_huge_or_no_number_stays_in_its_pair(operation, dtype):
+    """Half of the largest number has room to turn; NaN reaches both halves of its pair in one head and no more."""
+    qkv, cos, sin, positions = inputs(dtype)
+    plain = qkv.clone()
+    operation(plain, cos, sin, positions, R, D, False)
+    qkv[0, 0, 1], qkv[1, 1, 2] = torch.finfo(dtype).max / 2, float("nan")
+    operation(qkv, cos, sin, positions, R, D, False)
+    changed = (qkv != plain).nonzero().tolist()
+    assert changed == [[0, 0, 1], [0, 0, 1 + D // 2], [1, 1, 2], [1, 1, 2 + D // 2]]
+    assert qkv[0].isfinite().all() and qkv.isnan().sum() == 2
+
+
 @BOTH
 def test_scores_depend_on_the_distance_of_positions_alone(operation):
     qkv, cos, sin, _ = inputs(length=40)

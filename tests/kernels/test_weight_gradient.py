@@ -5,7 +5,7 @@ import torch
 from megatron_lite.kernels import costs
 from megatron_lite.kernels.reference import weight_gradient as reference
 from megatron_lite.kernels.weight_gradient import add_on_gpu_, add_product_
-from support.kernels.harness import error, fresh, random, size_of, strided
+from support.kernels.harness import error, fresh, random, size_of, strided, surrounded, untouched
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,6 +40,58 @@ def test_a_gradient_may_have_its_operands_dtype(add):
     add(gradient, dy, x)
     assert gradient.dtype == torch.bfloat16
     assert error(gradient, expected)[0] <= 2**-8 * size_of(expected)
+
+
+@BOTH
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_in_bfloat16_it_errs_at_most_twice_as_much_as_torchs_product_that_is_added(add, size):
+    gradient, dy, x = operands(size, torch.bfloat16)
+    expected = gradient.double() + dy.double().t() @ x.double()
+    torchs = gradient + dy.t() @ x
+    add(gradient, dy, x)
+    for ours, theirs in zip(error(gradient, expected), error(torchs, expected), strict=True):
+        assert ours <= 2 * theirs + 2**-22 * size_of(expected)
+
+
+@BOTH
+def test_large_products_that_cancel_leave_the_small_one(add):
+    """In bfloat16 9984 + 1 is 9984."""
+    dy = torch.tensor([[1e4], [1.0], [-1e4]], dtype=torch.bfloat16)
+    gradient = torch.full((1, 2), 0.5)
+    add(gradient, dy, torch.ones(3, 2, dtype=torch.bfloat16))
+    assert gradient.tolist() == [[1.5, 1.5]]
+
+
+class Product(torch.autograd.Function):
+    """y = x W^T, whose weight gradient is ours."""
+
+    @staticmethod
+    def forward(ctx, weight, x, add):
+        ctx.save_for_backward(x)
+        ctx.shape, ctx.add = weight.shape, add
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx, dy):
+        (x,), gradient = ctx.saved_tensors, dy.new_zeros(ctx.shape)
+        ctx.add(gradient, dy, x)
+        return gradient, None, None
+
+
+@BOTH
+def test_gradcheck_holds_in_float64(add):
+    weight, x = random((3, 2), torch.float64, fresh()).requires_grad_(), random((4, 2), torch.float64, fresh(1))
+    assert torch.autograd.gradcheck(lambda leaf: Product.apply(leaf, x, add), weight)
+
+
+@BOTH
+def test_poison_around_every_operand_is_neither_read_nor_overwritten(add):
+    given = operands((7, 5, 3), torch.bfloat16)
+    inside, guards = surrounded(given)
+    add(*inside)
+    add(*given)
+    assert torch.equal(inside[0], given[0])
+    assert all(map(untouched, guards))
 
 
 def test_operands_and_gradients_by_their_strides_give_the_same_sum():
@@ -112,6 +164,7 @@ def test_it_moves_the_operands_once_and_the_sum_twice():
 @pytest.mark.parametrize(
     ("shapes", "dtypes", "message"),
     [
+        ([(24,), (5, 6), (5, 4)], "fff", r"add_product_: gradient has shape \[24\], must be \[rows, columns\]"),
         ([(6, 4), (5, 6), (5, 3)], "fff", r"add_product_: x has shape \[5, 3\], must be \[5, 4\]"),
         ([(6, 4), (5, 7), (5, 4)], "fff", r"add_product_: dy has shape \[5, 7\], must be \[5, 6\]"),
         ([(6, 4), (5, 6), (5, 4)], "fbf", "add_product_: dy is torch.bfloat16, must be torch.float32"),
