@@ -19,8 +19,8 @@ punctuation among its words, as datatrove's word tokenizers do, its words are al
 import re
 from functools import cache
 
-from . import word_table
-from ._text import split
+from megatron_lite.curation import word_table
+from megatron_lite.curation._text import split
 
 __all__ = ["split", "split_reference"]
 

@@ -124,7 +124,7 @@ def c4_by_the_paper(text: str, max_word: int = 1000) -> tuple[str | None, list[s
 
 def check_c4(text: str, max_word: int = 1000) -> None:
     phrase, kept = c4_by_the_paper(text, max_word)
-    found = _text.c4_lines(text, C4(max_word_characters=max_word)._line_rules)
+    found = _text.c4_lines(text, C4(max_word_characters=max_word).line_rules)
     assert found.document_phrase == (phrase or "")
     if phrase is None:
         assert found.text == "\n".join(kept)

@@ -43,7 +43,7 @@ class C4(CachedProperties):
     remove_citations: bool = True
 
     def __call__(self, document: Document) -> Drop | None:
-        found = c4_lines(document.text, self._line_rules)
+        found = c4_lines(document.text, self.line_rules)
         if found.document_phrase:
             name = "lorem_ipsum" if found.document_phrase == "lorem ipsum" else "braces"
             return Drop(f"c4.{name}", f"a line holds {found.document_phrase!r}")
@@ -53,7 +53,7 @@ class C4(CachedProperties):
         return None
 
     @cached_property
-    def _line_rules(self) -> C4Rules:
+    def line_rules(self) -> C4Rules:
         phrases = [  # in the order of C4's code: what a line holds first decides
             ("lorem ipsum", True, self.drop_lorem_ipsum),
             ("javascript", False, self.cut_javascript),

@@ -37,7 +37,7 @@ class RefinedWebLineRules(CachedProperties):
     anywhere: tuple[str, ...] = ANYWHERE
 
     def __call__(self, document: Document) -> Drop | None:
-        found = refinedweb_lines(document.text, self._line_rules)
+        found = refinedweb_lines(document.text, self.line_rules)
         share = found.flagged_words / max(found.words, 1)
         if drop := check("refinedweb.flagged_words", share, most=self.max_flagged_words):
             return drop
@@ -45,7 +45,7 @@ class RefinedWebLineRules(CachedProperties):
         return None
 
     @cached_property
-    def _line_rules(self) -> RefinedWebRules:
+    def line_rules(self) -> RefinedWebRules:
         return RefinedWebRules(
             max_uppercase=self.max_uppercase,
             short_words=self.short_line_words,
