@@ -202,7 +202,7 @@ def _show(value: Any) -> str:
     if value is MISSING:
         return "needed"
     if isinstance(value, tuple):
-        joined = " ".join(value)
+        joined = " ".join(value) or "none"
         return joined if len(joined) <= 40 else f"{len(value)} of them"
     if value is None or isinstance(value, bool):
         return "on" if value else "off"
