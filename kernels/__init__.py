@@ -11,6 +11,6 @@
     interpreter.py      Triton's CPU interpreter, made right for bfloat16
     benchmarks/         machine code of every kernel for four targets, against a committed table
 
-Kernels know no process group and nothing of the package. None has run on a GPU yet: they are proved in the interpreter
-and compiled ahead of time.
+README.md says how they are proved, and where they ask for more than their inputs once. Kernels know no process group
+and nothing of the package. None has run on a GPU yet: they are proved in the interpreter and compiled ahead of time.
 """
