@@ -35,7 +35,7 @@ VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
 TOKEN_TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 CODES = {np.dtype(token_type): code for code, token_type in TOKEN_TYPES.items()}
-CHECKED_AT_ONCE = 1 << 24  # sequences whose part of the index is in memory while it is checked
+CHECKED_AT_ONCE = 1 << 24  # sequences, or documents, whose part of the index is in memory while it is checked
 
 
 def bin_path(prefix: str | Path) -> Path:
@@ -138,18 +138,21 @@ def _check_index(dataset: IndexedDataset, buffer: mmap.mmap, token_bytes: int, b
     """One zero. Raises DataError unless the index describes a .bin file of just so many bytes."""
     idx, sequences = idx_path(dataset.prefix), dataset.sequence_count
     try:
-        end = 0
+        end = last = 0
+        for first in range(0, len(dataset.documents), CHECKED_AT_ONCE):
+            documents = dataset.documents[first : first + CHECKED_AT_ONCE]
+            last = _helpers.check_documents(documents, first, last, sequences)
+            buffer.madvise(mmap.MADV_DONTNEED)  # pages of the file, gone from this process's memory alone
         for first in range(0, sequences, CHECKED_AT_ONCE):
             block = slice(first, first + CHECKED_AT_ONCE)
             lengths, pointers = dataset.lengths[block], dataset.pointers[block]
             end = max(end, _helpers.check_sequences(lengths, pointers, first, token_bytes, bin_bytes))
-            buffer.madvise(mmap.MADV_DONTNEED)  # pages of the file, gone from this process's memory alone
-        _helpers.check_documents(dataset.documents, sequences)
+            buffer.madvise(mmap.MADV_DONTNEED)
     except ValueError as error:
         raise DataError(f"{idx}: {error}") from None
     if end != bin_bytes:
         raise DataError(f"{idx}: the index describes {end} bytes, the .bin file has {bin_bytes}")
-    if (last := int(dataset.documents[-1])) != sequences:
+    if last != sequences:
         raise DataError(f"{idx}: the last document ends at sequence {last}, there are {sequences}")
     return np.zeros(1, np.int8)
 

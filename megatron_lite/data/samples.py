@@ -1,6 +1,6 @@
 """A data set as an endless row of samples of sequence_length + 1 tokens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -99,11 +99,13 @@ class GPTDataset:
 
     def read(self, first: int, count: int) -> np.ndarray:
         """int64 [count, sequence_length + 1]; samples count on over the epochs. Raises IndexError below 0."""
-        parts = [self._read(*stretch) for stretch in stretches(first, count, len(self))]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        pieces = stretches(first, count, len(self.index))
+        if len(pieces) == 1:
+            return self._read(*pieces[0])
+        return np.concatenate([self._read(*piece) for piece in pieces])
 
     def _read(self, epoch: int, begin: int, end: int) -> np.ndarray:
-        samples = self.order(epoch, begin, end, len(self))
+        samples = self.order(epoch, begin, end, len(self.index))
         rows = self._reader.read(samples)
         if self.transform is not None:
             for row, sample in zip(rows, samples.tolist(), strict=True):
@@ -111,19 +113,21 @@ class GPTDataset:
         return rows
 
 
-def stretches(first: int, count: int, length: int) -> Iterator[tuple[int, int, int]]:
+def stretches(first: int, count: int, length: int) -> list[tuple[int, int, int]]:
     """(row, begin, end) of the pieces that [first, first + count) falls into, in rows of `length`.
 
     Raises IndexError for a negative `first`.
     """
     if first < 0:
         raise IndexError(f"sample {first}; samples count from 0")
-    last = first + count
-    while first < last:
-        row, begin = divmod(first, length)
-        end = min(begin + last - first, length)
-        yield row, begin, end
-        first += end - begin
+    row, begin = divmod(first, length)
+    pieces = []
+    while begin + count > length:
+        pieces.append((row, begin, length))
+        count -= length - begin
+        row, begin = row + 1, 0
+    pieces.append((row, begin, begin + count))
+    return pieces
 
 
 def count_tokens(source: IndexedDataset, sequences: range, cache_dir: Path | None) -> int:

@@ -4,10 +4,11 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from megatron_lite.data.build import Datasets, build_datasets
 from megatron_lite.data.loader import Loader
 from megatron_lite.data.samples import Samples
 from megatron_lite.device import device_name, to_device
-from megatron_lite.errors import DataError, MegatronLiteError
+from megatron_lite.errors import DataError, MegatronLiteError, UsageError
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.collectives import default_store
@@ -212,12 +213,30 @@ class Run:
         found = checkpoint.find(self.run_dir / "checkpoints", self.config.checkpoint.resume, self.mesh)
         if found is not None:
             state = checkpoint.load(found, self.trainer)
+            self._refuse_another_order(found, state.extra)
             self.done, self.samples = state.step, state.samples
             if self.writes:
                 log.info("resumed from %s", found)
 
+    def _refuse_another_order(self, found: Path, extra: Mapping[str, Any]) -> None:
+        """Megatron's order is one of the whole run: in a run of another length, other samples come first."""
+        before, now = extra.get("megatron_samples"), samples_of_run(self.config.train)
+        if self.config.data.order == "megatron" and before not in (None, now):
+            raise UsageError(
+                f"data.order = megatron: {found} is of a run of {before} samples, this run takes {now}, which are "
+                f"ordered anew; keep train.steps and the batch size, or train with data.order = stable"
+            )
+
     def _save(self) -> None:
-        checkpoint.save(self.run_dir / "checkpoints", self.trainer, self.done, self.samples, tokenizer=self.tokenizer)
+        megatron = self.config.data.order == "megatron"
+        checkpoint.save(
+            self.run_dir / "checkpoints",
+            self.trainer,
+            self.done,
+            self.samples,
+            tokenizer=self.tokenizer,
+            extra={"megatron_samples": samples_of_run(self.config.train)} if megatron else None,
+        )
 
     def _loader(self, dataset: Samples) -> Loader:
         return Loader(

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from support.text import random_documents, write_dataset
 
-from megatron_lite.data import indexed_writer
+from megatron_lite.data import indexed, indexed_writer
 from megatron_lite.data.indexed import open_indexed, token_dtype
 from megatron_lite.data.indexed_writer import IndexedDatasetWriter
+from megatron_lite.data.samples import GPTDataset, file_order
 from megatron_lite.errors import DataError
 
 # Written by the IndexedDatasetBuilder of megatron-core 0.16.1: documents, token type, .bin, .idx.
@@ -140,18 +141,46 @@ FAULTS = {
     "sequence 2 of 3 tokens at byte 5 does not lie": (".idx", 62, struct.pack("<q", 5)),
     "sequence 1 of 1 tokens at byte -2 does not lie": (".idx", 54, struct.pack("<q", -2)),
     "the index describes 10 bytes, the .bin file has 12": (".idx", 42, struct.pack("<i", 2)),
+    "document 0 begins at sequence 1, not in": (".idx", 70, struct.pack("<q", 1)),
     "document 1 begins at sequence 4": (".idx", 78, struct.pack("<q", 4)),
     "the last document ends at sequence 2, there are 3": (".idx", 86, struct.pack("<q", 2)),
 }
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 1 << 24])
 @pytest.mark.parametrize("message", FAULTS)
-def test_a_damaged_index_is_refused(tmp_path, message):
+def test_a_damaged_index_is_refused(tmp_path, monkeypatch, message, at_once):
+    monkeypatch.setattr(indexed, "CHECKED_AT_ONCE", at_once)
     write_dataset(tmp_path / "d", [[[1, 2], [3]], [[4, 5, 6]]])
     suffix, offset, data = FAULTS[message]
     overwrite(tmp_path / f"d{suffix}", offset, data)
     with pytest.raises(DataError, match=message):
         open_indexed(tmp_path / "d")
+
+
+def test_documents_that_run_backwards_are_refused_wherever_the_index_is_divided(tmp_path, monkeypatch):
+    write_dataset(tmp_path / "d", [[[1]], [[2]], [[3]], [[4]]])
+    overwrite(tmp_path / "d.idx", 34 + 12 * 4 + 8 * 2, struct.pack("<q", 0))  # [0, 1, 0, 3, 4]
+    for at_once in (1, 2, 3, 100):
+        monkeypatch.setattr(indexed, "CHECKED_AT_ONCE", at_once)
+        with pytest.raises(DataError, match=r"document 2 begins at sequence 0, not in \[1, 4\]"):
+            open_indexed(tmp_path / "d")
+
+
+def test_a_document_of_more_than_two_to_the_31_tokens_is_read_as_several_sequences(tmp_path):
+    longest, count = 2**31 - 1, 3
+    header = indexed.HEADER.pack(indexed.MAGIC, 1, 1, count, 2)
+    arrays = np.full(count, longest, np.int32), np.arange(count) * longest, np.array([0, count])
+    (tmp_path / "d.idx").write_bytes(header + b"".join(array.tobytes() for array in arrays))
+    with (tmp_path / "d.bin").open("wb") as file:  # a file with a hole
+        file.truncate(count * longest)
+        file.seek(5 * 10**9)
+        file.write(b"\x07")
+    dataset = GPTDataset(open_indexed(tmp_path / "d"), 1000, file_order)
+    assert (len(dataset), dataset.token_count) == ((count * longest - 1) // 1000, count * longest)
+    (row,) = dataset.read(5 * 10**6, 1)
+    assert (row[0], row[1:].max()) == (7, 0)
+    assert dataset.read(len(dataset) - 1, 1).shape == (1, 1001)
 
 
 @pytest.mark.parametrize(("suffix", "change"), [(".bin", 2), (".bin", -2), (".idx", 1), (".idx", -1)])

@@ -8,7 +8,7 @@ from support.runs import metrics_of, numbers_of, run_pretrain, start_pretrain, t
 from support.text import random_texts, train_small_tokenizer, write_dataset
 
 from megatron_lite.data.tokenizer import Tokenizer
-from megatron_lite.errors import DataError
+from megatron_lite.errors import DataError, UsageError
 
 VOCABULARY = 400
 
@@ -77,14 +77,22 @@ def test_the_time_that_a_step_waits_for_its_samples_is_part_of_it(tmp_path, data
     assert all(0 < line["data_seconds"] < line["seconds"] for line in lines)
 
 
-def test_a_run_in_megatrons_order_reads_what_megatron_reads(tmp_path, data_dir):
+def test_a_run_in_megatrons_order_goes_on_unless_its_length_changed(tmp_path, data_dir):
     changes = {"data__order": "megatron", "data__schedule": [], "data__train": [{"prefix": str(data_dir / "prose")}]}
-    for run in ("one", "two"):
-        run_pretrain(tree(tmp_path / run, data_dir, **changes), 1)
-    stable = {**changes, "data__order": "stable"}
-    run_pretrain(tree(tmp_path / "stable", data_dir, **stable), 1)
-    assert numbers_of(tmp_path / "one") == numbers_of(tmp_path / "two") != numbers_of(tmp_path / "stable")
-    assert len(list((tmp_path / "one" / "cache").glob("megatron_shuffle-*"))) == 3  # training and both validation sets
+    changes |= {"train__steps": 8, "train__valid_every": None, "optim__decay_steps": 12}
+    run_pretrain(tree(tmp_path / "whole", data_dir, **changes), 1)
+    run_pretrain(tree(tmp_path / "stable", data_dir, **{**changes, "data__order": "stable"}), 1)
+    assert numbers_of(tmp_path / "whole") != numbers_of(tmp_path / "stable")
+    assert len(list((tmp_path / "whole" / "cache").glob("megatron_shuffle-*"))) == 3  # training, two to validate on
+
+    (tmp_path / "whole" / "checkpoints" / "step_8").rename(tmp_path / "step_8")
+    again = tree(tmp_path / "whole", data_dir, **changes)
+    before = numbers_of(tmp_path / "whole")
+    run_pretrain(again, 1)
+    assert numbers_of(tmp_path / "whole") == before
+    assert tensors_of(tmp_path / "whole" / "checkpoints" / "step_8") == tensors_of(tmp_path / "step_8")
+    with pytest.raises(UsageError, match="is of a run of 64 samples, this run takes 80, which are ordered anew"):
+        run_pretrain(tree(tmp_path / "whole", data_dir, **{**changes, "train__steps": 10}), 1)
 
 
 def cut_bin(prefix):

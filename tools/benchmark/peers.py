@@ -11,6 +11,7 @@ REQUIREMENTS = {
     "datasketch": ("datasketch", "xxhash"),
     "datatrove": ("datatrove", "spacy", "nltk", "tldextract", "tokenizers", "xxhash<4"),  # it breaks with xxhash 4
     "pydivsufsort": ("pydivsufsort",),
+    "megatron_core": ("--no-deps", "megatron-core==0.16.1"),  # what its data side needs is installed with ours
 }
 
 

@@ -35,19 +35,22 @@ std::int64_t check_sequences(const py::array& lengths_array, const py::array& po
     return *std::max_element(ends.begin(), ends.end());
 }
 
-void check_documents(const py::array& documents_array, std::int64_t sequences) {
+// Returns the last of these bounds. `first` numbers them in messages, `previous` is the one before them.
+std::int64_t check_documents(const py::array& documents_array, std::int64_t first, std::int64_t previous,
+                             std::int64_t sequences) {
     const Column<std::int64_t> documents(documents_array, "documents");
     py::gil_scoped_release unlocked;
     in_parallel(0, documents.size(), parts_of(documents.size()), [&](int, std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
-            const std::int64_t lowest = i == 0 ? 0 : documents[i - 1];
-            const std::int64_t highest = i == 0 ? 0 : sequences;
+            const std::int64_t lowest = i == 0 ? previous : documents[i - 1];
+            const std::int64_t highest = first + i == 0 ? 0 : sequences;
             if (documents[i] < lowest || documents[i] > highest)
-                throw std::invalid_argument("document " + to_string(i) + " begins at sequence " +
+                throw std::invalid_argument("document " + to_string(first + i) + " begins at sequence " +
                                             to_string(documents[i]) + ", not in [" + to_string(lowest) + ", " +
                                             to_string(highest) + "]");
         }
     });
+    return documents.size() > 0 ? documents[documents.size() - 1] : previous;
 }
 
 // The tokens of each part of sequences [first, last).
@@ -110,8 +113,10 @@ void bind_index(py::module_& module) {
                py::arg("token_bytes"), py::arg("bin_bytes"),
                "The byte at which the last of these sequences ends. Raises ValueError, naming the first that does not\n"
                "lie in a .bin of `bin_bytes`. lengths int32 [S] in tokens, pointers int64 [S] in bytes.");
-    module.def("check_documents", &check_documents, py::arg("documents"), py::arg("sequences"),
-               "Raises ValueError unless documents, int64 [D + 1], rises from 0 and stays at or below `sequences`.");
+    module.def("check_documents", &check_documents, py::arg("documents"), py::arg("first"), py::arg("previous"),
+               py::arg("sequences"),
+               "The last of these bounds, int64. Raises ValueError unless they rise from `previous` on, stay at or below\n"
+               "`sequences` and, where they are the first, begin with 0.");
     module.def("count_tokens", &count_tokens, py::arg("lengths"), py::arg("first"), py::arg("last"),
                "The sum of lengths[first:last], int32.");
     module.def("build_sample_index", &build_sample_index, py::arg("lengths"), py::arg("first"), py::arg("last"),
