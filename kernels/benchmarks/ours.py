@@ -281,9 +281,9 @@ def _optimizer() -> list[Operation]:
 def operations() -> list[Operation]:
     return [
         *_norm(adds=False), *_norm(adds=True), _partials(), *_swiglu(), _rope(), *_attention("", TOKENS, HEAD),
-        *_attention(" of documents", DOCUMENT, HEAD), *_attention(" of small heads", TOKENS, SMALL_HEAD),
-        *_attention(" of small heads in documents", DOCUMENT, SMALL_HEAD), *_cross_entropy(), _embedding(), _product(),
-        *_optimizer(),
+        *_attention(" in documents", DOCUMENT, HEAD), *_attention(" with small heads", TOKENS, SMALL_HEAD),
+        *_attention(" with small heads in documents", DOCUMENT, SMALL_HEAD), *_cross_entropy(), _embedding(),
+        _product(), *_optimizer(),
     ]  # fmt: skip
 
 

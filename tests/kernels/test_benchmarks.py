@@ -50,9 +50,14 @@ def test_attentions_bound_counts_the_pairs_that_are_seen_alone():
     """8 heads of 128; a quarter of the causal pairs in documents of 2048 tokens, 2 products forward, 5 backward."""
     flops = {one.name: one.cost.flops for one in ours.operations()}
     assert flops["attention"] == 2 * 2 * 8 * (8192 * 8193 // 2) * 128
-    assert flops["attention of documents"] == 2 * 2 * 8 * 4 * (2048 * 2049 // 2) * 128
-    assert flops["attention_backward_ of documents"] == 2.5 * flops["attention of documents"]
-    assert 2 * flops["attention of small heads"] == flops["attention"]
+    assert flops["attention in documents"] == 2 * 2 * 8 * 4 * (2048 * 2049 // 2) * 128
+    assert flops["attention_backward_ in documents"] == 2.5 * flops["attention in documents"]
+    assert 2 * flops["attention with small heads"] == flops["attention"]
+
+
+def test_no_operation_is_named_as_a_peers_is():
+    """The gate takes what is called "NAME of PEER" for another maker's kernel of the operation NAME."""
+    assert not [one.name for one in ours.operations() if " of " in one.name]
 
 
 def test_measured_rows_have_quantiles_rate_and_share_of_what_the_device_reached(monkeypatch):

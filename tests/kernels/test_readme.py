@@ -49,11 +49,11 @@ SIZES = {
         {"N": 74, "h": 7, "D": 12, "P": 37},
     ),
     "attention": (attention, HEADS | {"L": 8192}, {"h": 6, "G": 2, "T": 384, "L": 384, "D": 24, "e": 4}),
-    "attention of documents": (attention, HEADS | {"L": 2048}, {"h": 6, "G": 2, "T": 512, "L": 256, "D": 24, "e": 4}),
+    "attention in documents": (attention, HEADS | {"L": 2048}, {"h": 6, "G": 2, "T": 512, "L": 256, "D": 24, "e": 4}),
     "attention_backward_": (
         attention_backward, HEADS | {"L": 8192, "k": 8}, {"h": 6, "G": 2, "T": 384, "L": 384, "D": 24, "e": 4, "k": 1},
     ),
-    "attention_backward_ of documents": (
+    "attention_backward_ in documents": (
         attention_backward, HEADS | {"L": 2048, "k": 8}, {"h": 6, "G": 2, "T": 512, "L": 256, "D": 24, "e": 4, "k": 3},
     ),
     "embedding_backward_": (
