@@ -1,10 +1,10 @@
 """Sentences, by Punkt (Kiss and Strunk, "Unsupervised multilingual sentence boundary detection", 2006) as nltk has it.
 
 Punkt learns abbreviations, collocations and the words that start sentences from plain text. punkt_english.json beside
-this file was trained by
+this file was trained on the documentation that tools/fetch_corpus.py fetches; other text is read alike,
 
-    python tools/fetch_corpus.py --no-stdlib --output-dir CORPUS
-    python tools/train_sentences.py --input CORPUS/train.jsonl --output megatron_lite/data/punkt_english.json
+    python tools/curate_data.py examples/curation/quickstart.yaml
+    python tools/train_sentences.py --input runs/quickstart/curation/corpus/train/*-docs-*.zst --output P.json
 
 and other languages are trained alike; nothing is downloaded.
 """
