@@ -194,8 +194,11 @@ def split_ranges(shares: Sequence[float], sequences: int) -> list[range]:
 def _check_tokens(source: IndexedDataset, vocab_size: int, cache_dir: Path | None) -> None:
     if len(source.tokens) == 0:
         raise DataError(f"{source.prefix}.bin holds no tokens")
-    # A scan reads the whole .bin file once; what it found is kept.
-    found = cached(cache_dir, "token_range", source.fingerprint, {}, lambda: np.array(source.token_range(), np.int64))
+    # Without a sidecar the whole .bin file is read once; what was found is kept.
+    elements = 0 if source.sidecar else len(source.tokens)
+    found = cached(
+        cache_dir, "token_range", source.fingerprint, {}, elements, lambda: np.array(source.token_range(), np.int64)
+    )
     lowest, highest = (int(token) for token in found)
     if lowest < 0 or highest >= vocab_size:
         wrong = lowest if lowest < 0 else highest

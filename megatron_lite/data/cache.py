@@ -19,6 +19,7 @@ import numpy as np
 from megatron_lite.files import publish
 
 VERSION = 2  # raised when a cached array's meaning changes
+WORTH_KEEPING = 1 << 20  # elements; to go through fewer takes less time than to write, sync and find a file
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 log = logging.getLogger("megatron_lite")
@@ -29,14 +30,15 @@ def cached(
     name: str,
     fingerprint: str,
     parameters: dict[str, int],
+    elements: int,
     build: Callable[[], np.ndarray],
 ) -> np.ndarray:
     """`build()`, or the array that an earlier call with the same arguments left in `directory` (None: no cache).
 
-    Of several processes, on one node or on all that share the directory, the first builds and the others wait for it.
+    Nothing is kept where `build` goes through few `elements`. Of several processes, on one node or on all that share the directory, the first builds and the others wait for it.
     A cached file that is cut short or is no array is built anew.
     """
-    if directory is None:
+    if directory is None or elements < WORTH_KEEPING:
         return build()
     key = json.dumps([VERSION, name, fingerprint, parameters], sort_keys=True)
     path = Path(directory) / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"

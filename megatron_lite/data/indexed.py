@@ -130,7 +130,15 @@ def open_indexed(prefix: str | Path, cache_dir: Path | None = None) -> IndexedDa
     dataset = IndexedDataset(str(prefix), tokens, lengths, pointers, documents, sidecar, fingerprint)
     if sidecar is not None:
         sidecar.check(prefix, dtype.name, bin_bytes, sequences, bounds - 1)
-    cached(cache_dir, "checked", fingerprint, {}, lambda: _check_index(dataset, buffer, dtype.itemsize, bin_bytes))
+    elements = sequences + bounds
+    cached(
+        cache_dir,
+        "checked",
+        fingerprint,
+        {},
+        elements,
+        lambda: _check_index(dataset, buffer, dtype.itemsize, bin_bytes),
+    )
     return dataset
 
 

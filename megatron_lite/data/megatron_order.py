@@ -66,6 +66,7 @@ class MegatronDataset:
             )
         self.separate_from = None if samples is None else self._separate_from(samples)
 
+        elements = self.epochs * len(self.sequences) + self._samples_in(self.epochs)
         build = cache(self._build)  # one stream of random numbers goes through all three
         parameters = {
             "first": self.sequences.start,
@@ -75,7 +76,7 @@ class MegatronDataset:
             "samples": -1 if samples is None else samples,
         }
         self.document_index, self.sample_index, self.shuffle_index = (
-            cached(cache_dir, f"megatron_{name}", source.fingerprint, parameters, lambda i=i: build()[i])
+            cached(cache_dir, f"megatron_{name}", source.fingerprint, parameters, elements, lambda i=i: build()[i])
             for i, name in enumerate(("documents", "samples", "shuffle"))
         )
         self._reader = _helpers.SampleReader(

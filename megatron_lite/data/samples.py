@@ -83,6 +83,7 @@ class GPTDataset:
             "samples",
             source.fingerprint,
             {"first": first, "last": last, "sequence_length": sequence_length},
+            last - first,
             lambda: _helpers.build_sample_index(source.lengths, first, last, sequence_length),
         )
         self._reader = _helpers.SampleReader(
@@ -138,6 +139,7 @@ def count_tokens(source: IndexedDataset, sequences: range, cache_dir: Path | Non
         "token_count",
         source.fingerprint,
         {"first": first, "last": last},
+        last - first,
         lambda: np.array([_helpers.count_tokens(source.lengths, first, last)], np.int64),
     )
     return int(found[0])

@@ -5,6 +5,7 @@ import pytest
 from support.text import train_small_tokenizer, write_dataset
 
 from megatron_lite.config import DataConfig
+from megatron_lite.data import cache
 from megatron_lite.data.blend import BlendedDataset
 from megatron_lite.data.build import build_datasets, split_ranges, split_shares
 from megatron_lite.data.indexed import open_indexed
@@ -203,7 +204,8 @@ def test_without_a_tokenizer_data_sets_of_two_tokenizers_are_refused(tmp_path, t
 
 @pytest.mark.parametrize("sidecar", [True, False])
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_token_id_outside_the_vocabulary_is_refused(tmp_path, sidecar, cached):
+def test_a_token_id_outside_the_vocabulary_is_refused(tmp_path, monkeypatch, sidecar, cached):
+    monkeypatch.setattr(cache, "WORTH_KEEPING", 1)
     write_dataset(tmp_path / "t", DOCUMENTS)
     if not sidecar:
         (tmp_path / "t.json").unlink()

@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 from support.text import write_dataset
 
-from megatron_lite.data import _helpers
+from megatron_lite.data import _helpers, cache
 from megatron_lite.data.cache import cached
 from megatron_lite.data.indexed import open_indexed
 from megatron_lite.data.samples import GPTDataset, file_order
 from megatron_lite.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def everything_is_kept(monkeypatch):
+    monkeypatch.setattr(cache, "WORTH_KEEPING", 1)
 
 
 @pytest.fixture
@@ -32,40 +37,49 @@ class Builder:
 def test_a_second_call_maps_what_the_first_one_built(tmp_path, dataset):
     build = Builder([1, 2])
     for _ in range(2):
-        assert cached(tmp_path / "cache", "name", dataset.fingerprint, {"a": 1}, build).tolist() == [1, 2]
+        assert cached(tmp_path / "cache", "name", dataset.fingerprint, {"a": 1}, 1, build).tolist() == [1, 2]
     assert build.calls == 1
 
 
 def test_other_parameters_and_names_are_other_arrays(tmp_path, dataset):
     build = Builder([1], [2], [3])
-    assert cached(tmp_path / "cache", "name", dataset.fingerprint, {"a": 1}, build).tolist() == [1]
-    assert cached(tmp_path / "cache", "name", dataset.fingerprint, {"a": 2}, build).tolist() == [2]
-    assert cached(tmp_path / "cache", "other", dataset.fingerprint, {"a": 1}, build).tolist() == [3]
+    assert cached(tmp_path / "cache", "name", dataset.fingerprint, {"a": 1}, 1, build).tolist() == [1]
+    assert cached(tmp_path / "cache", "name", dataset.fingerprint, {"a": 2}, 1, build).tolist() == [2]
+    assert cached(tmp_path / "cache", "other", dataset.fingerprint, {"a": 1}, 1, build).tolist() == [3]
 
 
 def test_without_a_directory_nothing_is_kept(tmp_path, dataset):
     build = Builder([1])
     before = set(tmp_path.iterdir())
     for _ in range(2):
-        cached(None, "name", dataset.fingerprint, {}, build)
+        cached(None, "name", dataset.fingerprint, {}, 1, build)
     assert build.calls == 2
     assert set(tmp_path.iterdir()) == before
+
+
+def test_what_is_quickly_built_is_not_kept(tmp_path, dataset, monkeypatch):
+    monkeypatch.setattr(cache, "WORTH_KEEPING", 100)
+    build = Builder([1])
+    for _ in range(2):
+        assert cached(tmp_path / "cache", "name", dataset.fingerprint, {}, 99, build).tolist() == [1]
+    assert build.calls == 2
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
 def test_a_file_cut_short_is_built_anew(tmp_path, dataset, keep):
     build = Builder([1, 2])
-    cached(tmp_path / "cache", "name", dataset.fingerprint, {}, build)
+    cached(tmp_path / "cache", "name", dataset.fingerprint, {}, 1, build)
     (path,) = (tmp_path / "cache").iterdir()
     path.write_bytes(path.read_bytes()[:keep])
-    assert cached(tmp_path / "cache", "name", dataset.fingerprint, {}, build).tolist() == [1, 2]
+    assert cached(tmp_path / "cache", "name", dataset.fingerprint, {}, 1, build).tolist() == [1, 2]
     assert build.calls == 2
-    assert cached(tmp_path / "cache", "name", dataset.fingerprint, {}, build).tolist() == [1, 2]
+    assert cached(tmp_path / "cache", "name", dataset.fingerprint, {}, 1, build).tolist() == [1, 2]
     assert build.calls == 2
 
 
 def test_nothing_but_whole_files_stays_behind(tmp_path, dataset):
-    cached(tmp_path / "cache", "name", dataset.fingerprint, {}, Builder([1]))
+    cached(tmp_path / "cache", "name", dataset.fingerprint, {}, 1, Builder([1]))
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npy"]
 
 
@@ -90,7 +104,7 @@ def build_slowly(directory, results):
         time.sleep(0.5)
         return np.arange(1000)
 
-    results.put(int(cached(directory / "cache", "name", "print", {}, build).sum()))
+    results.put(int(cached(directory / "cache", "name", "print", {}, 1, build).sum()))
 
 
 def test_of_several_processes_one_builds_and_the_others_wait_for_it(tmp_path):
@@ -114,7 +128,7 @@ def test_a_process_killed_while_it_built_leaves_no_lock_behind(tmp_path):
     process.kill()
     process.join()
     build = Builder([1])
-    assert cached(tmp_path / "cache", "name", "print", {}, build).tolist() == [1]
+    assert cached(tmp_path / "cache", "name", "print", {}, 1, build).tolist() == [1]
     assert build.calls == 1
 
 
@@ -123,7 +137,7 @@ def test_without_locks_in_the_file_system_every_process_builds_and_says_so(tmp_p
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    assert cached(tmp_path / "cache", "name", "print", {}, Builder([1])).tolist() == [1]
+    assert cached(tmp_path / "cache", "name", "print", {}, 1, Builder([1])).tolist() == [1]
     assert "no locks on this file system" in caplog.text
 
 

@@ -12,7 +12,7 @@ import pytest
 from support.megatron_core import ANSWERS
 from support.text import write_dataset
 
-from megatron_lite.data import _helpers
+from megatron_lite.data import _helpers, cache
 from megatron_lite.data.build import split_ranges, split_shares
 from megatron_lite.data.indexed import IndexedDataset
 from megatron_lite.data.megatron_order import MegatronBlend, MegatronDataset, megatron_samples
@@ -164,7 +164,8 @@ def test_samples_beyond_the_run_are_refused(tmp_path):
             dataset.read(first, count)
 
 
-def test_cached_indices_are_those_built(tmp_path):
+def test_cached_indices_are_those_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "WORTH_KEEPING", 1)
     source = numbered(tmp_path / "a", RECORDED["lengths"]["a"])
     for _ in range(2):
         made = MegatronDataset(source, 16, 9, 95, cache_dir=tmp_path / "cache")

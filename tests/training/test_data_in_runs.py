@@ -7,6 +7,7 @@ import pytest
 from support.runs import metrics_of, numbers_of, run_pretrain, start_pretrain, tensors_of, tree_of, write_tokens
 from support.text import random_texts, train_small_tokenizer, write_dataset
 
+from megatron_lite.data import cache
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.errors import DataError, UsageError
 
@@ -77,7 +78,8 @@ def test_the_time_that_a_step_waits_for_its_samples_is_part_of_it(tmp_path, data
     assert all(0 < line["data_seconds"] < line["seconds"] for line in lines)
 
 
-def test_a_run_in_megatrons_order_goes_on_unless_its_length_changed(tmp_path, data_dir):
+def test_a_run_in_megatrons_order_goes_on_unless_its_length_changed(tmp_path, data_dir, monkeypatch):
+    monkeypatch.setattr(cache, "WORTH_KEEPING", 1)
     changes = {"data__order": "megatron", "data__schedule": [], "data__train": [{"prefix": str(data_dir / "prose")}]}
     changes |= {"train__steps": 8, "train__valid_every": None, "optim__decay_steps": 12}
     run_pretrain(tree(tmp_path / "whole", data_dir, **changes), 1)
