@@ -20,6 +20,7 @@ Each goes from shards to shards and can be left out. A folder looks so when it i
 """
 
 import fcntl
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from megatron_lite.config.load import dump
 from megatron_lite.curation.config import CurationConfig, DedupConfig, rules_of
 from megatron_lite.curation.dedup import exact
 from megatron_lite.curation.engine import Engine, File, Row, Stage, Task, run_stage
+from megatron_lite.curation.engine.manifest import NAME as MANIFEST
 from megatron_lite.curation.engine.manifest import read_rows
 from megatron_lite.curation.readers import InputFile, cut, deal, list_files
 from megatron_lite.curation.stages.deduplicate import Corpus, Options, deduplicate
@@ -84,6 +86,7 @@ def curate(config: CurationConfig, engine: Engine) -> Curation:
         for name, options, content in granularities(config.dedup):
             shards = deduplicate_shards(run, shards, name, options, content)
         run.run(Stage(CORPUS, Split(config.split.valid_fraction, config.split.seed), tasks_of(shards)))
+        remove_others(output / "stages", set(run.finished))
     return run
 
 
@@ -160,6 +163,13 @@ def replaced(shards: list[Shard], chosen: list[Shard], rows: list[Row]) -> list[
         for shard, row in zip(chosen, rows, strict=True)
     }
     return [made.get(shard.name, shard) for shard in shards]
+
+
+def remove_others(folder: Path, names: set[str]) -> None:
+    """Remove stages of an earlier configuration: what a folder holds is a function of its configuration."""
+    for path in folder.iterdir():
+        if path.name not in names and (path / MANIFEST).exists():
+            shutil.rmtree(path)
 
 
 def tasks_of(shards: list[Shard]) -> list[Task]:

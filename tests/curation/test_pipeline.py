@@ -95,6 +95,11 @@ def test_the_counts_of_rows_are_those_of_the_files(unbroken):
                 assert flow["entered"][0] == flow["left"][0] + sum(size[0] for size in flow["dropped"].values())
 
 
+def test_a_kept_document_says_what_it_has_passed(unbroken):
+    passed = {tuple(one["metadata"]["passed"]) for one in records(unbroken.output / "stages/filter", "documents")}
+    assert passed == {("gopher_quality", "gopher_repetition"), ("gopher_quality",), ("code",)}
+
+
 def test_near_duplicates_do_not_straddle_the_split(unbroken):
     parts = {part: records(unbroken.output / "corpus", part) for part in ("train", "valid")}
     assert parts["train"] and parts["valid"]
@@ -129,6 +134,8 @@ def test_a_changed_configuration_redoes_the_stages_it_touches(corpus, unbroken, 
     dedup = {"paragraphs": {}, "lines": {"minimum_count": 4}, "substring": {"window": 31}, "range_bytes": 100_000}
     curate(config_of(corpus, tmp_path / "out", split={"valid_fraction": 0.5}, dedup=dedup), engine)
     assert {name.split("/")[0].split(".")[0] for name in engine.done} <= {"substring", "corpus"}
+    curate(config_of(corpus, tmp_path / "out", dedup={"fuzzy": None, "text": None}), Serial())
+    assert not (tmp_path / "out/stages/fuzzy").exists() and not (tmp_path / "out/stages/fuzzy.scan").exists()
     # Back again: nothing of the runs in between is left.
     curate(config_of(corpus, tmp_path / "out"), Serial())
     assert written(tmp_path / "out") == written(unbroken.output)

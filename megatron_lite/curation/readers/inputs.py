@@ -5,6 +5,7 @@ number of workers deals alike.
 """
 
 import fnmatch
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,7 +19,6 @@ from megatron_lite.curation.config import SourceConfig
 from megatron_lite.curation.readers.opening import open_input
 from megatron_lite.errors import UsageError
 
-MAGIC = "*?["
 COMPRESSED = (".gz", ".zst")
 EXPANSION = 4  # bytes of text in a compressed byte, roughly: for dealing files to tasks
 
@@ -120,13 +120,13 @@ def _cut_row_groups(file: InputFile, shard_bytes: int) -> Iterator[Slice]:
 def _find(pattern: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(path, path below the pattern's fixed part, what the file system says) of a file, a folder's files, a glob's."""
     system, path = fsspec.core.url_to_fs(pattern)
-    if any(sign in path for sign in MAGIC):
-        fixed = path[: min(path.index(sign) for sign in MAGIC if sign in path)].rpartition("/")[0]
-        found = system.glob(path, detail=True)
-    elif system.isdir(path):
+    if system.isdir(path):
         fixed, found = path.rstrip("/"), system.find(path, detail=True)
+    elif system.exists(path):
+        fixed, found = path.rpartition("/")[0], {path: system.info(path)}
     else:
-        fixed, found = path.rpartition("/")[0], {path: system.info(path)} if system.exists(path) else {}
+        fixed = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
+        found = system.glob(path, detail=True)
     for name, info in sorted(found.items()):
         if info["type"] == "file":
             yield system.unstrip_protocol(name).removeprefix("file://"), name.removeprefix(fixed).lstrip("/"), info

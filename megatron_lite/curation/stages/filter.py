@@ -44,14 +44,17 @@ class Filter:
 
 
 def judge(rules: Sequence[Rule], documents: Iterable[Document], counts: dict[str, Counter]) -> Iterator[Judged]:
+    """A document that is kept names the rules it has passed, beside what they have noted in its metadata."""
     for document in documents:
         entered, untouched, drop = noted_size(document), document.text, None
         for rule in rules:
             drop = apply(rule, document, counts[rule.name])
             if drop:
                 break
-        if drop is None and document.text is not untouched:
-            note_size(document)
+        if drop is None:
+            document.metadata["passed"] = [rule.name for rule in rules]
+            if document.text is not untouched:
+                note_size(document)
         yield entered, document, drop
 
 

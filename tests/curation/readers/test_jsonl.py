@@ -170,6 +170,15 @@ def test_a_path_where_nothing_is_ends_in_one_line_unless_it_is_not_required(tmp_
     assert list_files("s", SourceConfig(kind="jsonl", paths=(f"{tmp_path}/*.jsonl",), required=False)) == []
 
 
+def test_a_path_with_a_globs_signs_in_it_is_itself(tmp_path):
+    for folder in ("a[1]", "a1"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.jsonl").write_bytes(LINES[0])
+    for path in (tmp_path / "a[1]", tmp_path / "a[1]/x.jsonl"):
+        (file,) = list_files("s", SourceConfig(kind="jsonl", paths=(str(path),)))
+        assert file.path == str(tmp_path / "a[1]/x.jsonl")
+
+
 def test_any_fsspec_url_can_be_read():
     with fsspec.open("memory://bucket/a.jsonl.gz", "wb") as file:
         file.write(gzip.compress(WHOLE))
