@@ -1,6 +1,8 @@
 """From the configuration's `data` section to data sets that fit the model."""
 
+import os
 import re
+import resource
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ from megatron_lite.data.samples import GPTDataset, KeyedOrder, Order, Samples, f
 from megatron_lite.data.sidecar import TokenizerIdentity
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.errors import DataError, UsageError
+
+FILES_OPEN = 2  # of a data set, as long as it is mapped
+OTHER_FILES = 512  # that a process may open beside its data: connections, checkpoints
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ def build_datasets(
             f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} pieces, the model's vocab_size is {vocab_size}; "
             f"set model.vocab_size to {tokenizer.vocab_size} or more"
         )
+    _allow_open_files(FILES_OPEN * len({entry.prefix for entry in (*data.train, *data.valid)}))
     sources = {}
     for entry in (*data.train, *data.valid):
         if entry.prefix not in sources:
@@ -189,6 +195,19 @@ def split_ranges(shares: Sequence[float], sequences: int) -> list[range]:
     """One range of the sequences a share, one after the other in file order, rounded as Megatron rounds them."""
     edges = [round(bound * sequences) for bound in accumulate(shares, initial=0.0)]
     return [range(begin, end) for begin, end in pairwise(edges)]
+
+
+def _allow_open_files(more: int) -> None:
+    """Let this process open so many more; DataError where the system's limit is lower."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len(os.listdir("/dev/fd")) + more + OTHER_FILES
+    if resource.RLIM_INFINITY not in (soft, hard) and needed > hard:
+        raise DataError(
+            f"{more // FILES_OPEN} data sets take {more} open files, and `ulimit -Hn` is {hard}; raise it, or put data "
+            f"sets together with tools/merge_datasets.py"
+        )
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _check_tokens(source: IndexedDataset, vocab_size: int, cache_dir: Path | None) -> None:

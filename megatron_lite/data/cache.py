@@ -35,8 +35,9 @@ def cached(
 ) -> np.ndarray:
     """`build()`, or the array that an earlier call with the same arguments left in `directory` (None: no cache).
 
-    Nothing is kept where `build` goes through few `elements`. Of several processes, on one node or on all that share the directory, the first builds and the others wait for it.
-    A cached file that is cut short or is no array is built anew.
+    Nothing is kept where `build` goes through few `elements`. Of several processes, on one node or on all that share
+    the directory, the first builds and the others wait for it. A cached file that is cut short or is no array is built
+    anew.
     """
     if directory is None or elements < WORTH_KEEPING:
         return build()

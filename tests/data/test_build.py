@@ -1,4 +1,5 @@
 import dataclasses
+import resource
 
 import numpy as np
 import pytest
@@ -147,6 +148,26 @@ def test_fill_in_the_middle_is_done_to_the_data_set_that_asks_for_it(tmp_path, t
     assert [prefix in valid.samples.read(0, 5) for valid in split.valid] == [False, False]
     with pytest.raises(UsageError, match=r"data\.tokenizer must be set"):
         build(config(train=train))
+
+
+def test_more_data_sets_than_open_files_are_allowed_or_refused(tmp_path, monkeypatch):
+    set_to = []
+    monkeypatch.setattr(resource, "setrlimit", lambda which, limits: set_to.append(limits))
+    write_dataset(tmp_path / "t", DOCUMENTS)
+    data = config(train=[(tmp_path / "t", 1.0)])
+    for limits in ((20, 10_000), (20, resource.RLIM_INFINITY)):
+        monkeypatch.setattr(resource, "getrlimit", lambda which, limits=limits: limits)
+        build(data)
+        ((soft, hard),) = set_to
+        assert (soft > 512, hard) == (True, limits[1])
+        set_to.clear()
+    for enough in ((10_000, 10_000), (resource.RLIM_INFINITY, resource.RLIM_INFINITY)):
+        monkeypatch.setattr(resource, "getrlimit", lambda which, limits=enough: limits)
+        build(data)
+        assert set_to == []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (20, 30))
+    with pytest.raises(DataError, match="1 data sets take 2 open files, and `ulimit -Hn` is 30"):
+        build(data)
 
 
 # The ranges that megatron-core 0.16.1 takes (none where ours is empty).
