@@ -202,6 +202,45 @@ def test_gather_refuses_a_pointer_outside_the_tokens(pointer):
         _helpers.gather_tokens(tokens, np.array([5], np.int32), np.array([pointer], np.int64), 0, 1, 0, 5)
 
 
+def test_negative_lengths_are_refused_by_all_that_counts_tokens():
+    lengths = np.array([5, -2, 5], np.int32)
+    for count in (_helpers.count_tokens, lambda *args: _helpers.build_sample_index(*args, 2)):
+        with pytest.raises(ValueError, match="a sequence has length -2"):
+            count(lengths, 0, 3)
+
+
+def reader(index, last=3, order=None, sequence_length=3):
+    lengths, pointers = np.array([4, 3, 3], np.int32), np.array([0, 8, 14], np.int64)
+    tokens = np.arange(10, dtype=np.uint16)
+    return _helpers.SampleReader(tokens, lengths, pointers, np.array(index), last, sequence_length, order)
+
+
+def test_a_reader_follows_the_order_of_sequences():
+    order = np.array([2, 0, 1, 0], np.int32)
+    samples = reader([[0, 1], [1, 3], [2, 0]], last=4, order=order)
+    assert samples.read(np.array([2, 0, 1])).tolist() == [[4, 5, 6, 0], [8, 9, 0, 1], [3, 4, 5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("index", "order", "sample", "words"),
+    [
+        ([[0, 0]], None, 1, "sample 1 of 1"),
+        ([[0, 0]], None, -1, "sample -1 of 1"),
+        ([[-1, 0]], None, 0, "starts 0 tokens into place -1"),
+        ([[0, -1]], None, 0, "starts -1 tokens into place 0"),
+        ([[3, 0]], None, 0, "lie past the last sequence, 2"),
+        ([[2, 1]], None, 0, "2 tokens lie past the last sequence, 2"),
+        ([[0, 5]], None, 0, "offset 5 in sequence 0 of 4"),
+        ([[0, 0]], [3, 0, 0], 0, "sequence 3 of 3"),
+        ([[0, 1]], [1, -1, 0], 0, "sequence -1 of 3"),
+    ],
+)
+def test_a_reader_refuses_what_lies_outside(index, order, sample, words):
+    order = None if order is None else np.array(order, np.int32)
+    with pytest.raises(IndexError, match=words):
+        reader(index, order=order).read(np.array([sample]))
+
+
 def test_token_range_finds_both_ends():
     assert _helpers.token_range(np.array([5, -3, 70000], np.int32)) == (-3, 70000)
     with pytest.raises(ValueError, match="no tokens"):

@@ -59,7 +59,12 @@ std::vector<std::int64_t> tokens_of_parts(const Column<std::int32_t>& lengths, s
     std::vector<std::int64_t> tokens(static_cast<std::size_t>(parts), 0);
     in_parallel(first, last, parts, [&](int p, std::int64_t begin, std::int64_t end) {
         std::int64_t sum = 0;
-        for (std::int64_t i = begin; i < end; ++i) sum += lengths[i];
+        std::int32_t lowest = 0;
+        for (std::int64_t i = begin; i < end; ++i) {
+            sum += lengths[i];
+            lowest = std::min(lowest, lengths[i]);
+        }
+        if (lowest < 0) throw std::invalid_argument("a sequence has length " + to_string(lowest));
         tokens[static_cast<std::size_t>(p)] = sum;
     });
     return tokens;
