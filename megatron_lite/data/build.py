@@ -53,6 +53,15 @@ class Cutting:
     cache_dir: Path | None
 
 
+@dataclass(frozen=True)
+class Part:
+    """The range of a data set's sequences that one entry of the configuration stands for."""
+
+    entry: BlendEntry
+    source: IndexedDataset
+    sequences: range
+
+
 def build_datasets(
     data: DataConfig, *, sequence_length: int, vocab_size: int, run_samples: int, cache_dir: Path | None
 ) -> Datasets:
@@ -62,9 +71,9 @@ def build_datasets(
     megatron-core reads them in a run of `run_samples`. Validation data is `data.valid` or, with `data.split`, the
     split's second part of every training data set.
 
-    Raises UsageError without training data, for a split that is none or that stands beside `data.valid`; DataError for
-    a tokenizer larger than the vocabulary, a data set that another tokenizer wrote, a token id outside the vocabulary,
-    too few tokens.
+    Raises UsageError without training data, for a split that is none or that stands beside `data.valid`, for validation
+    sets of one name; DataError for a tokenizer larger than the vocabulary, a data set that another tokenizer wrote, a
+    token id outside the vocabulary, too few tokens.
     """
     if not data.train:
         raise UsageError("data.train is empty; it takes one data set or more, [{prefix: P, weight: 1.0}]")
@@ -78,46 +87,48 @@ def build_datasets(
             f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} pieces, the model's vocab_size is {vocab_size}; "
             f"set model.vocab_size to {tokenizer.vocab_size} or more"
         )
-    _allow_open_files(FILES_OPEN * len({entry.prefix for entry in (*data.train, *data.valid)}))
-    sources = {}
-    for entry in (*data.train, *data.valid):
-        if entry.prefix not in sources:
-            sources[entry.prefix] = open_indexed(entry.prefix, cache_dir)
-            _check_tokens(sources[entry.prefix], vocab_size, cache_dir)
+    sources = _open_sources(data, vocab_size, cache_dir)
     identity = _check_tokenizers(list(sources.values()), tokenizer)
+    train, valid = _parts(data, sources)
     cutting = Cutting(sequence_length, data.seed, tokenizer, cache_dir)
-    train = [_part(entry, sources, data.split, 0) for entry in data.train]
-    if data.split is None:
-        valid = [_part(entry, sources, None, 0) for entry in data.valid]
-    elif split_shares(data.split)[1] > 0:
-        valid = [_part(entry, sources, data.split, 1) for entry in data.train]
+    if data.order == "megatron":
+        samples, epoch = _megatron_train(train, run_samples, cutting), _megatron_epoch
     else:
-        valid = []
-    megatron = data.order == "megatron"
-    return Datasets(
-        _megatron_train(train, run_samples, cutting) if megatron else _stable_train(data, train, cutting),
-        _validation_sets(valid, cutting, megatron),
-        tokenizer,
-        identity.eod_id if identity else None,
-    )
+        samples, epoch = _stable_train(data, train, cutting), _file_order_epoch
+    names = names_of([part.entry for part in valid])
+    sets = [
+        ValidationSet(name, epoch(part, i, cutting), part.entry.weight)
+        for i, (name, part) in enumerate(zip(names, valid, strict=True))
+    ]
+    return Datasets(samples, tuple(sets), tokenizer, identity.eod_id if identity else None)
 
 
-@dataclass(frozen=True)
-class Part:
-    """The range of a data set's sequences that one entry of the configuration stands for."""
+def _open_sources(data: DataConfig, vocab_size: int, cache_dir: Path | None) -> dict[str, IndexedDataset]:
+    """Every data set, by its prefix."""
+    prefixes = dict.fromkeys(entry.prefix for entry in (*data.train, *data.valid))
+    _allow_open_files(FILES_OPEN * len(prefixes))
+    sources = {prefix: open_indexed(prefix, cache_dir) for prefix in prefixes}
+    for source in sources.values():
+        _check_tokens(source, vocab_size, cache_dir)
+    return sources
 
-    entry: BlendEntry
-    source: IndexedDataset
-    sequences: range
 
-
-def _part(entry: BlendEntry, sources: dict[str, IndexedDataset], split: str | None, number: int) -> Part:
-    """Of a split the training (0) or the validation part (1), which is read as plain text; else the whole data set."""
-    source = sources[entry.prefix]
-    if split is None:
-        return Part(entry, source, range(source.sequence_count))
-    sequences = split_ranges(split_shares(split), source.sequence_count)[number]
-    return Part(entry if number == 0 else entry.model_copy(update={"fim": None}), source, sequences)
+def _parts(data: DataConfig, sources: dict[str, IndexedDataset]) -> tuple[list[Part], list[Part]]:
+    """What is trained on and what is validated on. A split's validation parts are read as plain text."""
+    if data.split is None:
+        train, valid = (
+            [Part(entry, sources[entry.prefix], range(sources[entry.prefix].sequence_count)) for entry in entries]
+            for entries in (data.train, data.valid)
+        )
+        return train, valid
+    shares, train, valid = split_shares(data.split), [], []
+    for entry in data.train:
+        source = sources[entry.prefix]
+        train_range, valid_range, _ = split_ranges(shares, source.sequence_count)
+        train.append(Part(entry, source, train_range))
+        if shares[1] > 0:
+            valid.append(Part(entry.model_copy(update={"fim": None}), source, valid_range))
+    return train, valid
 
 
 def _stable_train(data: DataConfig, parts: Sequence[Part], cutting: Cutting) -> Samples:
@@ -152,27 +163,25 @@ def _megatron_train(parts: Sequence[Part], run_samples: int, cutting: Cutting) -
     )
 
 
-def _validation_sets(parts: Sequence[Part], cutting: Cutting, megatron: bool) -> tuple[ValidationSet, ...]:
-    """One epoch of each part."""
-    made = []
-    for stream, (part, name) in enumerate(zip(parts, names_of([part.entry for part in parts]), strict=True)):
-        if megatron:
-            samples: Samples = MegatronDataset(
-                part.source, cutting.sequence_length, cutting.seed, None, part.sequences, cutting.cache_dir
-            )
-        else:
-            samples = _samples(part, file_order, stream, cutting)
-        made.append(ValidationSet(name, samples, part.entry.weight))
-    return tuple(made)
+def _megatron_epoch(part: Part, stream: int, cutting: Cutting) -> Samples:
+    return MegatronDataset(part.source, cutting.sequence_length, cutting.seed, None, part.sequences, cutting.cache_dir)
+
+
+def _file_order_epoch(part: Part, stream: int, cutting: Cutting) -> Samples:
+    return _samples(part, file_order, stream, cutting)
 
 
 def names_of(entries: Sequence[BlendEntry]) -> list[str]:
     """Each data set's name in metrics: its own, or the last part of its prefix, the whole where others share that."""
     short = [entry.name or Path(entry.prefix).name for entry in entries]
     count = Counter(short)
-    return [
+    names = [
         entry.name or (name if count[name] == 1 else entry.prefix) for entry, name in zip(entries, short, strict=True)
     ]
+    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
+    if times > 1:
+        raise UsageError(f"{times} validation sets are called {name!r}; give each a name of its own, {{name: ...}}")
+    return names
 
 
 def split_shares(split: str) -> tuple[float, float, float]:

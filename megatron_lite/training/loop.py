@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -31,6 +30,7 @@ from megatron_lite.training.metrics import MetricsWriter, StepMetrics
 from megatron_lite.training.report import write_report
 from megatron_lite.training.run_files import write_run_files
 from megatron_lite.training.step import StepResult, Trainer, schedule_of
+from megatron_lite.training.validation import Validation
 
 log = logging.getLogger("megatron_lite")
 
@@ -95,7 +95,7 @@ class Run:
         self.run_dir = Path(config.train.run_dir)
         self.writes = self.mesh.rank == 0
         self.loader = self._loader(datasets.train)
-        self.valid = datasets.valid
+        self.validation = Validation(datasets.valid, trainer)
         self.tokenizer = datasets.tokenizer
         self.done = 0  # steps
         self.samples = 0  # consumed: the loader's whole state
@@ -127,7 +127,7 @@ class Run:
         begin = time.perf_counter()
         step, train = self.done + 1, self.config.train
         rate = learning_rate(step, self.config.optim)
-        samples = self._to_device(self.loader.batch(self.samples))
+        samples = to_device(self.loader.batch(self.samples), self.mesh.device)
         data_seconds = time.perf_counter() - begin
         result = self.trainer.train_step(samples, rate, self.stop.asked)
         loss = result.loss.item()
@@ -137,11 +137,11 @@ class Run:
         batch = batch_size_after(self.samples, train)
         self.samples += batch
         stopped = bool(result.stop.item() > 0)
-        last = step == train.steps
-        valid_losses = self._validate(step, whole=last) if not stopped else None
+        valid_losses = self.validation.losses(step) if not stopped else None
         if self.writes:
             writer.write(self._metrics(batch, rate, (seconds, data_seconds), loss, result, valid_losses))
-        if last or stopped or (self.config.checkpoint.every and step % self.config.checkpoint.every == 0):
+        every = self.config.checkpoint.every
+        if stopped or step == train.steps or (every and step % every == 0):
             self._save()
         return stopped
 
@@ -162,44 +162,9 @@ class Run:
             memory_bytes=int(result.memory.item()),
             memory_kind="accelerator_peak" if self.mesh.device.type != "cpu" else "resident_set_peak",
             z_loss=result.z_loss.item() if train.z_loss else None,
-            valid_loss=self._mean(valid_losses) if valid_losses else None,
+            valid_loss=self.validation.mean(valid_losses) if valid_losses else None,
             valid_losses=valid_losses,
         )
-
-    def _validate(self, step: int, whole: bool) -> dict[str, float] | None:
-        """Mean loss over each validation set, or before the last step over `valid_batches` of it; None when not due."""
-        train = self.config.train
-        if not self.valid or not (whole or (train.valid_every and step % train.valid_every == 0)):
-            return None
-        return {
-            valid.name: self._loss_over(valid.samples, None if whole else train.valid_batches) for valid in self.valid
-        }
-
-    def _loss_over(self, samples: Samples, most: int | None) -> float:
-        """Mean loss over `samples`, at most so many global batches of them."""
-        batches = math.ceil(len(samples) / self.config.train.global_batch_size)
-        total = count = 0.0
-        for batch in range(batches if most is None else min(batches, most)):
-            result = self.trainer.evaluate(self._valid_samples(samples, batch))
-            total += result.loss.item() * result.count.item()
-            count += result.count.item()
-        return total / count
-
-    def _mean(self, losses: dict[str, float]) -> float:
-        """By the weights of the validation sets."""
-        return sum(valid.weight * losses[valid.name] for valid in self.valid) / sum(
-            valid.weight for valid in self.valid
-        )
-
-    def _valid_samples(self, samples: Samples, batch: int) -> torch.Tensor:
-        """This rank's rows of a validation batch. Rows past the end hold -1 alone, which is counted nowhere."""
-        local = self.resolved.local_batch_size
-        first = batch * self.config.train.global_batch_size + self.mesh.coordinate["data"] * local
-        rows = np.full((local, self.config.train.sequence_length + 1), -1, dtype=np.int64)
-        there = min(local, len(samples) - first)
-        if there > 0:
-            rows[:there] = samples.read(first, there)
-        return self._to_device(rows)
 
     def _check_finite(self, step: int, result: StepResult) -> None:
         for name, value in (("loss", result.loss.item()), ("gradient norm", result.grad_norm.item())):
@@ -245,9 +210,6 @@ class Run:
             data_rank=self.mesh.coordinate["data"],
             data_size=self.resolved.data,
         )
-
-    def _to_device(self, samples: np.ndarray) -> torch.Tensor:
-        return to_device(samples, self.mesh.device)
 
     def _regather_choice(self) -> str:
         """Both policies' costs, so that the one chosen is chosen knowingly."""

@@ -102,6 +102,15 @@ def test_each_validation_set_has_its_name_its_samples_and_its_weight(tmp_path):
     assert {len(one.samples) for one in sets} == {22}
 
 
+def test_validation_sets_of_one_name_are_refused(tmp_path):
+    write_dataset(tmp_path / "a", DOCUMENTS)
+    twice = [(tmp_path / "a", 1.0), (tmp_path / "a", 1.0)]
+    with pytest.raises(UsageError, match=r"2 validation sets are called '.*a'; give each a name of its own"):
+        build(config(train=twice, split="1,1"))
+    named = [(tmp_path / "a", 1.0), (tmp_path / "a", 1.0, {"name": "b"})]
+    assert [one.name for one in build(config(train=named, split="1,1")).valid] == ["a", "b"]
+
+
 def test_a_split_gives_a_validation_set_for_every_training_set(tmp_path):
     for name in "ab":
         write_dataset(tmp_path / name, DOCUMENTS)
