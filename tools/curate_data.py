@@ -1,6 +1,6 @@
 """Curate a corpus: read, filter, deduplicate, split, and account for everything.
 
-python tools/curate_data.py CONFIG.yaml [key=value ...] [--print-config]
+python tools/curate_data.py CONFIG.yaml [key=value ...] [--print-config] [--verify]
 
 What is finished is not done again: the same command goes on where a killed run was, and a changed configuration redoes
 the stages it touches. The output folder's report.html says what became of everything.
@@ -13,7 +13,7 @@ from types import FrameType
 
 from megatron_lite.config.load import command_line, print_config
 from megatron_lite.curation.config import CurationConfig, load_curation
-from megatron_lite.curation.engine import Engine, Pool
+from megatron_lite.curation.engine import Engine, Pool, in_place, intact
 from megatron_lite.curation.engine.ray_tasks import RayTasks
 from megatron_lite.curation.pipeline import curate
 from megatron_lite.curation.report import summary_lines, write_report
@@ -33,7 +33,13 @@ def stop(signum: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     keys = f"keys of the configuration (--print-config shows their values): {', '.join(CurationConfig.model_fields)}"
-    arguments = command_line(__doc__, keys, "workers=8").parse_args()
+    parser = command_line(__doc__, keys, "workers=8")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read every finished file again, and make those anew that are not as they were written",
+    )
+    arguments = parser.parse_args()
     config = load_curation(arguments.config, arguments.overrides)
     if arguments.print_config:
         print_config(config)
@@ -41,7 +47,7 @@ def main() -> None:
         signal.signal(number, stop)
     engine = make_engine(config)
     try:
-        curation = curate(config, engine)
+        curation = curate(config, engine, intact if arguments.verify else in_place)
     finally:
         engine.close()
     print(write_report(curation))

@@ -21,7 +21,7 @@ Each goes from shards to shards and can be left out. A folder looks so when it i
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ import orjson
 from megatron_lite.config.load import dump
 from megatron_lite.curation.config import CurationConfig, DedupConfig, rules_of
 from megatron_lite.curation.dedup import exact
-from megatron_lite.curation.engine import Engine, File, Row, Stage, Task, run_stage
+from megatron_lite.curation.engine import Engine, File, Row, Stage, Task, in_place, run_stage
 from megatron_lite.curation.engine.manifest import NAME as MANIFEST
 from megatron_lite.curation.engine.manifest import read_rows
 from megatron_lite.curation.readers import InputFile, cut, deal, list_files
@@ -57,30 +57,33 @@ class Shard:
 
 @dataclass
 class Curation:
-    """A run under way: where it writes, who works, and the rows of the stages finished."""
+    """A run under way: where it writes, who works, what stands of an earlier run, and the rows of finished stages."""
 
     config: CurationConfig
     output: Path
     engine: Engine
+    stands: Callable[[Row], bool]
     finished: dict[str, list[Row]] = field(default_factory=dict)
 
     def run(self, stage: Stage) -> list[Row]:
         parent = self.output if stage.name == CORPUS else self.output / "stages"
-        self.finished[stage.name] = run_stage(stage, parent, self.engine)
+        self.finished[stage.name] = run_stage(stage, parent, self.engine, self.stands)
         return self.finished[stage.name]
 
 
-def curate(config: CurationConfig, engine: Engine) -> Curation:
+def curate(config: CurationConfig, engine: Engine, stands: Callable[[Row], bool] = in_place) -> Curation:
     """Run what is not done of all stages. Raises UsageError, DataError, and MegatronLiteError for a lost worker."""
     output = Path(config.output)
     files = {name: list_files(name, source) for name, source in config.sources.items()}
+    if not any(files.values()):
+        raise UsageError("sources: none of them has a file")
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
         for name in REPORTS:
             (output / name).unlink(missing_ok=True)
         write_file(output / "config.yaml", dump(config).encode())
         write_inputs(output / "inputs.jsonl", files)
-        run = Curation(config, output, engine)
+        run = Curation(config, output, engine, stands)
         shards = ingest(run, files)
         shards = filter_shards(run, shards)
         for name, options, content in granularities(config.dedup):

@@ -14,6 +14,7 @@ import megatron_lite.curation.engine.stage as stage_module
 from megatron_lite.curation.engine import Pool
 from megatron_lite.curation.engine.stage import DoTask
 from megatron_lite.curation.pipeline import curate
+from megatron_lite.curation.report import write_report
 from megatron_lite.curation.shards import read_records, read_shard
 from megatron_lite.errors import MegatronLiteError, UsageError
 
@@ -168,8 +169,6 @@ def test_code_passes_by_what_is_for_prose(unbroken):
 
 def test_a_new_crawl_is_deduplicated_against_an_old_corpus(corpus, unbroken, tmp_path):
     """The same inputs again: of what the old corpus holds nothing is kept, and the old corpus is left alone."""
-    from megatron_lite.curation.report import write_report
-
     write_report(unbroken)
     before = written(unbroken.output)
     dedup = {"previous": [str(unbroken.output)], "range_bytes": 100_000}
@@ -187,6 +186,21 @@ def test_a_new_crawl_is_deduplicated_against_an_old_corpus(corpus, unbroken, tmp
 def test_an_old_corpus_that_is_not_whole_is_refused(corpus, tmp_path):
     with pytest.raises(UsageError, match=r"dedup\.previous = .*: no report\.json is there"):
         curate(config_of(corpus, tmp_path / "out", dedup={"previous": [str(tmp_path)]}), Serial())
+
+
+def test_sources_without_a_single_file_are_refused(tmp_path):
+    sources = {"own": {"kind": "jsonl", "paths": [f"{tmp_path}/*.jsonl"], "required": False}}
+    with pytest.raises(UsageError, match="sources: none of them has a file"):
+        curate(config_of(tmp_path, tmp_path / "out", sources=sources), Serial())
+
+
+def test_inputs_without_a_single_document_end_in_an_empty_corpus_and_a_report(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{bad\n\n")
+    sources = {"own": {"kind": "jsonl", "paths": [f"{tmp_path}/a.jsonl"]}}
+    run = curate(config_of(tmp_path, tmp_path / "out", sources=sources), Serial())
+    assert records(run.output / "corpus", "train") == []
+    page = write_report(run).read_text()
+    assert "malformed_json" in page and "blank_line" in page
 
 
 def test_two_runs_in_one_folder_are_refused(corpus, tmp_path):

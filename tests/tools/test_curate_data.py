@@ -89,7 +89,7 @@ def test_what_is_wrong_in_the_configuration_is_one_line_and_exit_code_2(override
     assert re.match(message, last), result.stderr
 
 
-def test_a_damaged_shard_of_a_stage_is_named_with_exit_code_3(corpus, tmp_path):
+def test_a_damaged_shard_of_a_stage_is_named_with_exit_code_3_and_made_anew_by_verify(corpus, whole, tmp_path):
     path = configuration(corpus, tmp_path)
     assert curate(path).returncode == 0
     shard = next((tmp_path / "out/stages/ingest/documents").iterdir())
@@ -98,6 +98,8 @@ def test_a_damaged_shard_of_a_stage_is_named_with_exit_code_3(corpus, tmp_path):
     shard.write_bytes(data)
     result = curate(path, "rules.web.gopher_quality.min_words=2", "rules.code.code.max_lines=7")
     assert result.returncode == 3 and str(shard) in result.stderr.splitlines()[-1]
+    assert curate(path, "--verify").returncode == 0
+    assert written(tmp_path / "out") == written(whole.folder / "out")
 
 
 def test_ctrl_c_stops_with_a_line_and_the_same_command_goes_on(corpus, tmp_path):

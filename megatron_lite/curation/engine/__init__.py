@@ -7,6 +7,19 @@ with Pool(workers=2) as engine:
 
 from megatron_lite.curation.engine.manifest import File, Row
 from megatron_lite.curation.engine.pool import Engine, Pool, WorkerLost
-from megatron_lite.curation.engine.stage import Outputs, Stage, Task, Work, run_stage
+from megatron_lite.curation.engine.stage import Outputs, Stage, Task, Work, in_place, intact, run_stage
 
-__all__ = ["Engine", "File", "Outputs", "Pool", "Row", "Stage", "Task", "Work", "WorkerLost", "run_stage"]
+__all__ = [
+    "Engine",
+    "File",
+    "Outputs",
+    "Pool",
+    "Row",
+    "Stage",
+    "Task",
+    "Work",
+    "WorkerLost",
+    "in_place",
+    "intact",
+    "run_stage",
+]

@@ -15,7 +15,7 @@ The folder is the stage's own: what no row names is removed when the stage start
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -114,14 +114,30 @@ class DoTask:
         return f"stage {self.folder.name}, task {task.name}"
 
 
-def run_stage(stage: Stage, parent: Path, engine: Engine) -> list[Row]:
+def in_place(row: Row) -> bool:
+    """Whether all its files are there, as long as they were."""
+    for file in (file for files in row.outputs.values() for file in files):
+        path = Path(file.path)
+        if not path.is_file() or path.stat().st_size != file.bytes:
+            return False
+    return True
+
+
+def intact(row: Row) -> bool:
+    """Whether all its files are there and hold what they held: reads every byte."""
+    files = [file for made in row.outputs.values() for file in made]
+    return in_place(row) and all(file_checksum(Path(file.path)) == file.xxh3 for file in files)
+
+
+def run_stage(stage: Stage, parent: Path, engine: Engine, stands: Callable[[Row], bool] = in_place) -> list[Row]:
     """Do what is not done; returns the rows of all tasks in their order.
 
+    `stands` says whether a finished task's files are still what they were: `in_place`, the default, or `intact`.
     Raises MegatronLiteError where a worker died, and whatever the work raises; what is finished by then stands.
     """
     folder, work_key = parent / stage.name, fingerprint(stage.work)
     keys = {task.name: fingerprint(work_key, task) for task in stage.tasks}
-    rows = {name: row for name, row in read_rows(folder).items() if row.key == keys.get(name) and in_place(row)}
+    rows = {name: row for name, row in read_rows(folder).items() if row.key == keys.get(name) and stands(row)}
     finished = [rows[task.name] for task in stage.tasks if task.name in rows]
     clean(folder, finished)
     todo = [(task, keys[task.name]) for task in stage.tasks if task.name not in rows]
@@ -140,15 +156,6 @@ def run_stage(stage: Stage, parent: Path, engine: Engine) -> list[Row]:
                 f"{len(stage.tasks)} tasks stand, the same command goes on from there. {describe_inputs(task)}"
             ) from None
     return [rows[task.name] for task in stage.tasks]
-
-
-def in_place(row: Row) -> bool:
-    """Whether all its files are there, as long as they were."""
-    for file in (file for files in row.outputs.values() for file in files):
-        path = Path(file.path)
-        if not path.is_file() or path.stat().st_size != file.bytes:
-            return False
-    return True
 
 
 def clean(folder: Path, rows: Sequence[Row]) -> None:

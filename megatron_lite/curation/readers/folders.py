@@ -8,7 +8,7 @@ from megatron_lite.curation.config import Format, ReadingConfig
 from megatron_lite.curation.documents import Document
 from megatron_lite.curation.readers.html import decode_html, extract
 from megatron_lite.curation.readers.inputs import Slice
-from megatron_lite.curation.readers.opening import open_input
+from megatron_lite.curation.readers.opening import open_input, read_up_to
 from megatron_lite.curation.readers.refusals import Refusal, Refused, check_size, check_text, decode, excerpt_of
 
 PAGES = (".html", ".htm", ".xhtml")
@@ -28,7 +28,7 @@ def read_file(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[Doc
 
 def _read(part: Slice, form: Format, reading: ReadingConfig, notes: dict[str, Any]) -> str:
     with open_input(part.path) as raw, decompressed(raw, part.path) as file:
-        data = file.read(reading.max_record_bytes + 1)
+        data = read_up_to(file, reading.max_record_bytes)
     check_size(len(data), reading)
     if part.file.name.removesuffix(".gz").removesuffix(".zst").lower().endswith(PAGES):
         return extract(decode_html(data, None), form.html_skip)

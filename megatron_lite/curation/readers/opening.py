@@ -3,26 +3,37 @@
 import contextlib
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
 
 from megatron_lite.errors import MegatronLiteError
 
-BUFFER = 1 << 20
+BUFFER = 1 << 17
 
 
 @contextlib.contextmanager
 def open_input(path: str) -> Iterator[BinaryIO]:
     """The bytes of a file. Raises FileNotFoundError or PermissionError; MegatronLiteError where reading fails."""
     try:
-        opened = fsspec.open(path, "rb").open()
+        # By itself, fsspec takes as long to find out that a path is local as a small file takes to be read.
+        opened = fsspec.open(path, "rb").open() if "://" in path else Path(path).open("rb", buffering=0)  # noqa: SIM115
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # whatever a remote file system's client raises
         raise _unread(path, error) from error
     with opened, io.BufferedReader(_Watched(path, opened), BUFFER) as file:
         yield file
+
+
+def read_up_to(file: BinaryIO, limit: int) -> bytes:
+    """The rest of a file, or a little more than `limit` bytes of it, in no more memory than there is to read."""
+    pieces, size = [], 0
+    while size <= limit and (piece := file.read(BUFFER)):
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces)
 
 
 class _Watched(io.RawIOBase):

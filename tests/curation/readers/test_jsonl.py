@@ -207,8 +207,9 @@ class Failing(io.BytesIO):
         return self
 
 
-def test_a_disk_or_network_that_fails_ends_the_run_and_is_not_taken_for_a_damaged_file(monkeypatch, tmp_path):
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(WHOLE))
+def test_a_disk_or_network_that_fails_ends_the_run_and_is_not_taken_for_a_damaged_file(monkeypatch):
+    with fsspec.open("memory://failing/a.jsonl.gz", "wb") as file:
+        file.write(gzip.compress(WHOLE))
     monkeypatch.setattr(fsspec, "open", lambda path, mode: Failing(gzip.compress(WHOLE)))
     with pytest.raises(MegatronLiteError, match=r"a\.jsonl\.gz: reading failed: TimeoutError: no answer"):
-        read_all(tmp_path / "a.jsonl.gz", "jsonl")
+        read_all("memory://failing/a.jsonl.gz", "jsonl")
