@@ -85,8 +85,8 @@ def megatron_order(prefix: Path) -> MegatronDataset:
     return MegatronDataset(open_indexed(prefix, cache), LENGTH, SEED, None, cache_dir=cache)
 
 
-def megatron_core(prefix: Path) -> Any:
-    """Its own GPTDataset over one epoch. It caches in the directory that bears the prefix's name."""
+def megatron_core(prefix: Path) -> Callable[[], Any]:
+    """Builds its own GPTDataset over one epoch, once called."""
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
     from megatron.core.datasets.indexed_dataset import IndexedDataset
     from megatron.core.datasets.utils import Split
@@ -97,6 +97,7 @@ def megatron_core(prefix: Path) -> Any:
     config = GPTDatasetConfig(
         random_seed=SEED, sequence_length=LENGTH, blend=([str(prefix)], None), split="1", tokenizer=Tokenizer(),
         reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False,
+        path_to_cache=str(prefix.parent / "cache"),
     )  # fmt: skip
 
     def build() -> Any:
