@@ -1,6 +1,6 @@
-"""How fast curation reads each format, and the whole pipeline on workers of a pool and of Ray.
+"""How fast curation reads each format; the whole pipeline on a pool and on Ray; and how its cost grows with the text.
 
-python tools/benchmark/measure_curation.py --raw runs/quickstart/raw [--megabytes 60] [--rounds 3]
+python tools/benchmark/measure_curation.py --raw runs/quickstart/raw [--megabytes 60] [--rounds 3] [--slope 10 20 40 80]
 
 The text is what tools/fetch_corpus.py has fetched, written again in each format, so that every reader reads the same
 documents; HTML is PostgreSQL's, Python's and, where they are fetched, scikit-learn's and Linux's pages. Rates are MB of
@@ -13,6 +13,7 @@ import gzip
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from megatron_lite.curation.engine import Engine, Pool
 from megatron_lite.curation.engine.ray_tasks import RayTasks
 from megatron_lite.curation.pipeline import curate
 from megatron_lite.curation.report import text_bytes
+from megatron_lite.curation.rules.table import RULES as CATALOGUE
 
 WARC = (
     "WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: http://example.org/{number}\r\n"
@@ -116,8 +118,19 @@ def measure_formats(sources: dict[str, dict], html_bytes: int, folder: Path, rou
         print(f"{name:<12}{count:>10,}{text:>10.1f}{read:>10.1f}{text / seconds:>14.1f}{read / seconds:>12.1f}")
 
 
+EVERYTHING = {"paragraphs": {}, "lines": {}, "substring": {}}
 NOTHING = {"url": False, "text": None, "fuzzy": None}
-RULES = {"rules": {"prose": {"gopher_repetition": {}, "gopher_quality": {}, "fineweb": {}}}}
+# Documentation is not what these rules' thresholds are made for: without them all is measured and nothing dropped, so
+# that deduplication has the whole text to work on.
+HEURISTICS = ("gopher_repetition", "gopher_quality", "fineweb")
+RULES = {
+    "rules": {
+        "prose": {
+            name: {field.name: None for field in fields(CATALOGUE[name]) if field.name.startswith(("min_", "max_"))}
+            for name in HEURISTICS
+        }
+    }
+}
 
 
 def base(output: Path, sources: dict[str, dict]) -> dict:
@@ -132,7 +145,6 @@ def measure_pipeline(source: dict, folder: Path, rounds: int) -> None:
         "Ray, 1 worker": lambda: RayTasks(1, None),
         "Ray, 2 workers": lambda: RayTasks(2, None),
     }
-    dedup = {"paragraphs": {}, "lines": {}, "substring": {}}
     print(f"\n{'pipeline':<18}{'MB text':>9}{'start s':>9}{'run s':>9}{'MB/s':>9}{'MB/s of processor':>20}")
     for name, start in engines.items():
         best = (float("inf"), 0.0, 0.0, 0.0)
@@ -142,13 +154,35 @@ def measure_pipeline(source: dict, folder: Path, rounds: int) -> None:
             with start() as engine:
                 warm(engine)
                 started = time.perf_counter()
-                finished = curate(check_tree(tree | RULES | {"dedup": dedup}, CurationConfig), engine).finished
+                finished = curate(check_tree(tree | RULES | {"dedup": EVERYTHING}, CurationConfig), engine).finished
                 seconds = time.perf_counter() - started
             text = sum(text_bytes(row) for row in finished["ingest"]) / 1e6
             cpu = sum(row.cpu_seconds for rows in finished.values() for row in rows)
             best = min(best, (seconds, started - begun, text, cpu))
         seconds, starting, text, cpu = best
         print(f"{name:<18}{text:>9.1f}{starting:>9.1f}{seconds:>9.1f}{text / seconds:>9.1f}{text / cpu:>20.1f}")
+
+
+def measure_slope(raw: Path, megabytes: list[int], folder: Path) -> None:
+    """Seconds of processor for a megabyte of text, of each stage with its steps, and what it writes, by size."""
+    print(f"\n{'MB of text':<12}{'ms of processor for a MB, bytes written for a byte of text':>60}")
+    for size in megabytes:
+        documents = texts(raw, size * 1_000_000)
+        path = folder / f"{size}.jsonl"
+        path.write_bytes(b"".join(orjson.dumps({"text": text}) + b"\n" for text in documents))
+        source = {"kind": "jsonl", "paths": [str(path)], "rules": "prose"}
+        tree = base(folder / f"slope-{size}", {"source": source}) | RULES | {"dedup": EVERYTHING}
+        finished = curate(check_tree(tree, CurationConfig), Here()).finished
+        text = sum(text_bytes(row) for row in finished["ingest"])
+        groups: dict[str, tuple[float, int]] = {}
+        for name, rows in finished.items():
+            seconds, written = groups.get(name.split(".")[0], (0.0, 0))
+            seconds += sum(row.cpu_seconds for row in rows)
+            written += sum(file.bytes for row in rows for made in row.outputs.values() for file in made)
+            groups[name.split(".")[0]] = seconds, written
+        groups["all"] = tuple(map(sum, zip(*groups.values(), strict=True)))
+        shown = (f"{name} {1e9 * cpu / text:.1f}, {written / text:.2f}" for name, (cpu, written) in groups.items())
+        print(f"{text / 1e6:<12.1f}{' | '.join(shown)}")
 
 
 def warm(engine: Engine) -> None:
@@ -165,7 +199,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raw", type=Path, required=True)
     parser.add_argument("--megabytes", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0: the slope alone")
+    parser.add_argument("--slope", type=int, nargs="*", default=[], metavar="MB", help="sizes to compare")
     options = parser.parse_args()
     documents = texts(options.raw, options.megabytes * 1_000_000)
     files = sorted(path for path in options.raw.rglob("*.html") if path.is_file())
@@ -173,9 +208,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "formats").mkdir()
-        sources = write_formats(documents, pages, folder / "formats")
-        measure_formats(sources, sum(map(len, pages)), folder, options.rounds)
-        measure_pipeline(sources["jsonl"], folder, options.rounds)
+        if options.rounds:
+            sources = write_formats(documents, pages, folder / "formats")
+            measure_formats(sources, sum(map(len, pages)), folder, options.rounds)
+            measure_pipeline(sources["jsonl"], folder, options.rounds)
+        if options.slope:
+            measure_slope(options.raw, options.slope, folder)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from megatron_lite.curation.engine.pool import WorkerLost
-from megatron_lite.errors import UsageError
+from megatron_lite.errors import MegatronLiteError, UsageError
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class RayTasks:
-    """Ray core tasks of one CPU each. `address` None starts a cluster of `workers` CPUs on this machine."""
+    """Ray core tasks of one CPU each. `address` None starts a cluster of `workers` CPUs on this machine.
+
+    Raises UsageError where Ray is not installed, MegatronLiteError where it does not start.
+    """
 
     def __init__(self, workers: int, address: str | None):
         if importlib.util.find_spec("ray") is None:
@@ -23,7 +26,10 @@ class RayTasks:
 
         self._ray = ray
         options: dict[str, Any] = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level="error", **options)
+        try:
+            ray.init(log_to_driver=False, logging_level="error", **options)
+        except Exception as error:  # Ray raises Exception itself, for a start that takes too long
+            raise MegatronLiteError(f"engine = ray: Ray does not start: {' '.join(str(error).split())}") from error
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
         ray = self._ray
