@@ -35,6 +35,7 @@ from megatron_lite.curation.engine import Engine, File, Row, Stage, Task, in_pla
 from megatron_lite.curation.engine.manifest import NAME as MANIFEST
 from megatron_lite.curation.engine.manifest import read_rows
 from megatron_lite.curation.readers import InputFile, cut, deal, list_files
+from megatron_lite.curation.shards import ENDING
 from megatron_lite.curation.stages.deduplicate import Corpus, Options, deduplicate
 from megatron_lite.curation.stages.filter import Filter, SourceRules
 from megatron_lite.curation.stages.ingest import Ingest
@@ -101,7 +102,7 @@ def ingest(run: Curation, files: dict[str, list[InputFile]]) -> list[Shard]:
         tasks += [Task(f"{name}-{number:06}", part, source.format) for number, part in enumerate(parts)]
     rows = run.run(Stage("ingest", Ingest(run.config.reading, run.config.shard_bytes), tasks))
     return [
-        Shard(Path(file.path).name.split(".jsonl")[0], task.inputs[0].file.source, file)
+        Shard(Path(file.path).name.removesuffix(ENDING), task.inputs[0].file.source, file)
         for task, row in zip(tasks, rows, strict=True)
         for file in row.outputs["documents"]
     ]

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import xxhash
 
+from megatron_lite import __version__
 from megatron_lite.curation.engine.identity import fingerprint
 from megatron_lite.curation.engine.manifest import NAME, File, Row, append_row, read_rows, write_rows
 from megatron_lite.curation.engine.pool import Engine, WorkerLost
@@ -135,7 +136,7 @@ def run_stage(stage: Stage, parent: Path, engine: Engine, stands: Callable[[Row]
     `stands` says whether a finished task's files are still what they were: `in_place`, the default, or `intact`.
     Raises MegatronLiteError where a worker died, and whatever the work raises; what is finished by then stands.
     """
-    folder, work_key = parent / stage.name, fingerprint(stage.work)
+    folder, work_key = parent / stage.name, fingerprint(__version__, stage.work)
     keys = {task.name: fingerprint(work_key, task) for task in stage.tasks}
     rows = {name: row for name, row in read_rows(folder).items() if row.key == keys.get(name) and stands(row)}
     finished = [rows[task.name] for task in stage.tasks if task.name in rows]
