@@ -1,6 +1,6 @@
 """What megatron-core 0.16.1 from the registry writes and orders, asked in a process of its own.
 
-    python tests/support/megatron_core.py record     installs it and writes tests/data/megatron_answers.json anew
+    PYTHONPATH=tools/benchmark python tests/support/megatron_core.py record     (tests/data/megatron_answers.json anew)
     python tests/support/megatron_core.py answer QUESTIONS.json OUT     (what `ask` runs)
 
 A data set's question is `{"prefix": P, "lengths": [[sequence, ...], ...], "dtype": D}`: it writes P with token t of the
@@ -10,8 +10,6 @@ validation samples.
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,23 +17,16 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-PEER = ROOT / "runs" / "peers" / "megatron_core"
 ANSWERS = ROOT / "tests" / "data" / "megatron_answers.json"
-
-
-def install() -> None:
-    if not (PEER / "megatron").is_dir():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(PEER), "--no-deps"]
-        subprocess.run([*command, "megatron-core==0.16.1"], check=True)
 
 
 def ask(questions: list[dict[str, Any]], out: Path) -> list[dict[str, np.ndarray]]:
     """The arrays that answer each question; of a data set none, but its files stand at its prefix."""
-    install()
+    from peers import run_with_peer  # the peer's own process, which answers, has another search path
+
     out.mkdir(parents=True, exist_ok=True)
     (out / "questions.json").write_text(json.dumps(questions), encoding="utf-8")
-    command = [sys.executable, "-W", "ignore", __file__, "answer", str(out / "questions.json"), str(out)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    run_with_peer("megatron_core", ["-W", "ignore", __file__, "answer", str(out / "questions.json"), str(out)])
     return [dict(np.load(out / f"{i}.npz")) for i in range(len(questions))]
 
 
@@ -93,7 +84,6 @@ def read(prefix: str) -> dict[str, np.ndarray]:
 
 
 def answer(questions: Path, out: Path) -> None:
-    sys.path.insert(0, str(PEER))
     for i, question in enumerate(json.loads(questions.read_text(encoding="utf-8"))):
         kind = write if "lengths" in question else order if "prefixes" in question else read
         np.savez(out / f"{i}.npz", **kind(**question))
@@ -128,7 +118,7 @@ def record() -> None:
         json.dumps({"question": case, "answer": {name: array.tolist() for name, array in arrays.items()}})
         for case, arrays in zip(cases, answers, strict=True)
     ]
-    command = "python tests/support/megatron_core.py record"
+    command = "PYTHONPATH=tools/benchmark python tests/support/megatron_core.py record"
     head = f'{{"recorded_by": "{command}", "version": "0.16.1", "lengths": {json.dumps(lengths)}, "cases": [\n'
     ANSWERS.write_text(head + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.megatron_core import PEER, install
+from peers import run_with_peer
 from support.text import random_texts, train_small_tokenizer, write_jsonl
 
 from megatron_lite.data.encode import Settings
@@ -18,9 +18,8 @@ LOOP = Path(__file__).parents[2] / "tools" / "benchmark" / "megatron_preprocess.
 MERGE = """
 import sys
 import numpy as np
-sys.path.insert(0, sys.argv[1])
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-output, *inputs = sys.argv[2:]
+output, *inputs = sys.argv[1:]
 builder = IndexedDatasetBuilder(output + ".bin", dtype=np.uint16)
 for prefix in inputs:
     builder.add_index(prefix)
@@ -34,7 +33,6 @@ def written(prefix):
 
 @pytest.mark.nightly
 def test_what_megatrons_loop_and_builder_write_and_merge_is_what_ours_do(tmp_path):
-    install()
     tokenizer = str(train_small_tokenizer(tmp_path))
     rng = random.Random(0)
     texts = [*random_texts(1, 500), *[""] * 20, *(text for text in ADVERSARIAL if "\u2581" not in text)]
@@ -49,6 +47,5 @@ def test_what_megatrons_loop_and_builder_write_and_merge_is_what_ours_do(tmp_pat
         assert written(tmp_path / f"{name}_text_document") == written(tmp_path / f"peer_{name}_text_document")
     prefixes = [str(tmp_path / f"{name}_text_document") for name in "aba"]
     merge_datasets(prefixes, str(tmp_path / "ours"))
-    command = [sys.executable, "-W", "ignore", "-c", MERGE, PEER, tmp_path / "theirs", *prefixes]
-    subprocess.run(command, check=True)
+    run_with_peer("megatron_core", ["-W", "ignore", "-c", MERGE, str(tmp_path / "theirs"), *prefixes])
     assert written(tmp_path / "ours") == written(tmp_path / "theirs")

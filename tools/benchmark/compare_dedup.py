@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import peers
-from real_text import real_texts
+from real_text import first_megabytes, megabytes_of, real_texts
 
 from megatron_lite.curation import _dedup
 from megatron_lite.curation.dedup import local
@@ -38,20 +38,6 @@ GRANULARITIES = {
     "lines": (local.deduplicate_units, LINES),
     "substring": (local.deduplicate_substrings, Substring()),
 }
-
-
-def first_megabytes(texts: Sequence[str], megabytes: float) -> list[str]:
-    chosen, held = [], 0
-    for text in texts:
-        if held >= megabytes * 1e6:
-            break
-        chosen.append(text)
-        held += len(text.encode())
-    return chosen
-
-
-def megabytes_of(texts: Sequence[str]) -> float:
-    return sum(len(text.encode()) for text in texts) / 1e6
 
 
 def cpu_seconds(function: Callable[[], object], repeats: int = 3) -> float:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import peers
 import phonenumbers
-from real_text import real_texts
+from real_text import first_megabytes, megabytes_of, real_texts
 
 from megatron_lite.curation.documents import Document
 from megatron_lite.curation.rules.bad_words import SHIPPED, BadWords, read_list
@@ -44,20 +44,6 @@ for text in texts:
     pii.format(text)
 print(time.process_time() - started)
 """
-
-
-def first_megabytes(texts: Sequence[str], megabytes: float) -> list[str]:
-    chosen, held = [], 0
-    for text in texts:
-        if held >= megabytes * 1e6:
-            break
-        chosen.append(text)
-        held += len(text.encode())
-    return chosen
-
-
-def megabytes_of(texts: Sequence[str]) -> float:
-    return sum(len(text.encode()) for text in texts) / 1e6
 
 
 def rate(texts: Sequence[str], use: Callable[[str], object], repeats: int = 3) -> float:

@@ -19,7 +19,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_preprocess import PEER
+from peers import peer
 from real_text import real_texts
 
 from megatron_lite.files import partial_path, publish
@@ -46,12 +46,6 @@ def write_real_text(path: Path) -> None:
     with partial_path(path).open("wb") as file:
         file.writelines(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n" for text in texts)
     publish(path)
-
-
-def install_peer() -> None:
-    if not (PEER / "megatron").is_dir():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(PEER)]
-        subprocess.run([*command, "megatron-core==0.16.1"], check=True)
 
 
 def run_side(side: str, cores: list[int], options: argparse.Namespace, prefix: Path) -> Run:
@@ -108,7 +102,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, nargs="+", default=[1, 2], help="how many (1 2)")
     parser.add_argument("--scratch", metavar="DIR", help="where the outputs are written (the system's)")
     options = parser.parse_args()
-    install_peer()
+    peer("megatron_core")
     if not options.input.exists():
         write_real_text(options.input)
     if not options.tokenizer_model.exists():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import peers
-from real_text import real_texts
+from real_text import first_megabytes, real_texts
 
 JUDGE = Path(__file__).with_name("judge_beside_datatrove.py")
 
@@ -27,16 +27,6 @@ def judge(mode: str, texts: Sequence[str]) -> dict[str, Any]:
         json.dump(texts, file)
         file.flush()
         return json.loads(peers.run_with_peer("datatrove", [str(JUDGE), mode, file.name]))
-
-
-def first_megabytes(texts: Iterator[str], megabytes: float) -> list[str]:
-    chosen, held = [], 0
-    for text in texts:
-        if held >= megabytes * 1e6:
-            break
-        chosen.append(text)
-        held += len(text.encode())
-    return chosen
 
 
 def read_texts(path: Path) -> Iterator[str]:

@@ -13,12 +13,11 @@ import multiprocessing
 import os
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
+from peers import peer
 from sentencepiece import SentencePieceProcessor
 
-PEER = Path(__file__).resolve().parents[2] / "runs" / "peers" / "megatron_core"
 CHUNK_LINES = 32
 
 
@@ -52,7 +51,7 @@ def main() -> None:
         parser.add_argument(name, required=True)
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
-    sys.path.insert(0, str(PEER))
+    sys.path.insert(0, str(peer("megatron_core")))
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
     prefix = f"{options.output_prefix}_text_document"

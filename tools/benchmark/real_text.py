@@ -8,7 +8,7 @@ import gzip
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 TOOL = Path(__file__).parents[1] / "fetch_corpus.py"
@@ -54,3 +54,17 @@ def real_texts() -> Iterator[str]:
         text = read_text(path)
         if text:
             yield text
+
+
+def first_megabytes(texts: Iterable[str], megabytes: float) -> list[str]:
+    chosen, held = [], 0
+    for text in texts:
+        if held >= megabytes * 1e6:
+            break
+        chosen.append(text)
+        held += len(text.encode())
+    return chosen
+
+
+def megabytes_of(texts: Sequence[str]) -> float:
+    return sum(len(text.encode()) for text in texts) / 1e6
