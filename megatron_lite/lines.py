@@ -27,7 +27,7 @@ def read_lines(
     if begin:
         # The line that the byte before belongs to is another range's.
         file.seek(begin - 1)
-        offset += _skip_line(file) - 1
+        offset += _skip_line(file, end - begin + 1) - 1
     held, length = [], 0  # what has been read of the line at `offset`; nothing is held of one beyond the limit
     while offset < end and (block := file.read1(BLOCK)):
         *ended, rest = block.split(b"\n")
@@ -50,10 +50,10 @@ def read_lines(
         yield offset, TooLong(length) if length > limit else b"".join(held)
 
 
-def _skip_line(file: BufferedIOBase) -> int:
-    """Go to the beginning of the next line; returns the bytes passed."""
+def _skip_line(file: BufferedIOBase, most: float) -> int:
+    """Go to the beginning of the next line, if it comes within so many bytes; returns the bytes passed."""
     passed = 0
-    while piece := file.readline(BLOCK):
+    while passed < most and (piece := file.readline(int(min(BLOCK, most - passed)))):
         passed += len(piece)
         if piece.endswith(b"\n"):
             break

@@ -6,12 +6,14 @@ or Parquet, this process unpacks, several times as fast as workers tokenize.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from megatron_lite.compression import DAMAGE, decompressed
 from megatron_lite.data.jsonl import MalformedLine, parse_texts
 from megatron_lite.errors import DataError, UsageError
+from megatron_lite.lines import read_lines
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,15 +53,7 @@ class FilePart:
 
     def lines(self) -> Iterator[bytes]:
         with Path(self.path).open("rb") as file:
-            if self.begin:
-                # A line that begins here has an end before it. One that covers this part is read by its own alone.
-                file.seek(self.begin - 1)
-                if not file.readline(self.end - self.begin + 1).endswith(b"\n"):
-                    return
-            position = file.tell()
-            while position < self.end:
-                line = file.readline()
-                position += len(line)
+            for _, line in read_lines(file, inf, self.begin, self.end):
                 yield line
 
     def records(self, keys: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Texts]:
@@ -153,9 +147,9 @@ def _compressed_pieces(path: str, number: int, before: int, piece_bytes: int) ->
     lines, size = [], 0
     with Path(path).open("rb") as raw, decompressed(raw, path) as text:
         try:
-            for line in text:
+            for _, line in read_lines(text, inf):
                 lines.append(line)
-                size += len(line)
+                size += len(line) + 1
                 if size >= piece_bytes:
                     yield Lines(number, before + raw.tell(), lines)
                     lines, size = [], 0
@@ -210,6 +204,6 @@ def _batch_rows(file: "pa.parquet.ParquetFile", group: int, piece_bytes: int) ->
 def _parse(lines: Iterable[bytes], keys: Sequence[str], optional: Sequence[str]) -> Iterator[Texts]:
     for line in lines:
         try:
-            yield parse_texts(line.rstrip(b"\r\n"), keys, optional)
+            yield parse_texts(line.rstrip(b"\r"), keys, optional)
         except MalformedLine as error:
             yield error

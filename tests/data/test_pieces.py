@@ -1,6 +1,9 @@
 import gzip
 import json
 import pickle
+import random
+import zlib
+from math import inf
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +13,9 @@ import zstandard
 from support.text import random_texts, write_jsonl
 
 from megatron_lite.data.jsonl import MalformedLine
-from megatron_lite.data.pieces import Place, cut_inputs
+from megatron_lite.data.pieces import Damage, Place, cut_inputs
 from megatron_lite.errors import DataError
+from megatron_lite.lines import read_lines
 
 TEXTS = [*random_texts(1, 60), "", "ü\u2581\0", "x" * 5000, *random_texts(2, 60)]
 
@@ -56,7 +60,7 @@ def test_pieces_of_random_lines_are_the_lines_whatever_their_ends_fall_on(tmp_pa
     for _ in range(200):
         lines = [b'"' + b"x" * rng.integers(0, 9) + b'"' for _ in range(rng.integers(0, 12))]
         (tmp_path / "f").write_bytes(b"\n".join(lines) + b"\n" * rng.integers(0, 3))
-        whole = (tmp_path / "f").read_bytes().splitlines(keepends=True)
+        whole = (tmp_path / "f").read_bytes().splitlines()
         pieces = list(cut_inputs([str(tmp_path / "f")], (), piece_bytes=int(rng.integers(1, 20))))
         assert [line for piece in pieces for line in piece.lines()] == whole
 
@@ -165,3 +169,24 @@ def test_several_keys_come_in_their_order(tmp_path):
     pq.write_table(pa.table({"title": ["a"], "text": ["b"]}), tmp_path / "c.parquet")
     for name in ("c.jsonl", "c.parquet"):
         assert read([tmp_path / name], ("text", "title")) == [["b", "a"]]
+
+
+def test_a_part_amid_a_long_line_has_no_lines_and_is_read_no_further_than_its_end(tmp_path):
+    (tmp_path / "f").write_bytes(b"x" * 100 + b"\ny\n")
+    with (tmp_path / "f").open("rb") as file:
+        assert list(read_lines(file, inf, 10, 20)) == []
+        assert file.tell() == 20
+        assert list(read_lines(file, inf, 20, 101)) == []
+        assert list(read_lines(file, inf, 100, 102)) == [(101, b"y")]
+
+
+def test_every_whole_line_before_the_damage_of_a_compressed_file_is_kept(tmp_path):
+    rng = random.Random(0)
+    lines = [f'{{"text": "{rng.getrandbits(400):x}"}}'.encode() for _ in range(3000)]
+    packed = gzip.compress(b"\n".join(lines) + b"\n")
+    path = tmp_path / "f.jsonl.gz"
+    path.write_bytes(packed[: len(packed) // 2])
+    unpacked = zlib.decompressobj(31).decompress(path.read_bytes())
+    *pieces, damage = cut_inputs([str(path)], ("text",), piece_bytes=5000)
+    assert [line for piece in pieces for line in piece.lines] == lines[: unpacked.count(b"\n")]
+    assert isinstance(damage, Damage)
