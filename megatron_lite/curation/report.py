@@ -7,13 +7,11 @@ dropped. Sizes are [documents, bytes of UTF-8, words of the splitter].
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import orjson
-from jinja2 import Environment, StrictUndefined
 
 from megatron_lite.curation.engine import Row
 from megatron_lite.curation.pipeline import CORPUS, Curation, write_file
@@ -22,6 +20,7 @@ from megatron_lite.curation.report_page import page_of
 from megatron_lite.curation.shards import read_records
 from megatron_lite.curation.tally import Flow, Tally, tally_of
 from megatron_lite.data.sidecar import Sidecar
+from megatron_lite.page import render
 
 EXAMPLES = 3  # of each reason
 
@@ -31,9 +30,7 @@ Json = dict[str, Any]
 def write_report(curation: Curation) -> Path:
     """Write report.json and report.html into the output folder; returns the path of the page."""
     report = summarize(curation)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    source = files("megatron_lite.curation").joinpath("report.html").read_text(encoding="utf-8")
-    page = environment.from_string(source).render(page_of(report))
+    page = render("curation/report.html", page_of(report))
     write_file(curation.output / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
     write_file(curation.output / "report.html", page.encode())
     return curation.output / "report.html"

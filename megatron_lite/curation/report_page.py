@@ -26,6 +26,7 @@ def page_of(report: Json) -> Json:
     """What the template report.html reads."""
     return {
         "name": report["name"],
+        "kind": "curation",
         "summary": summary(report),
         "figures": figures(report),
         "funnel": funnel(report),

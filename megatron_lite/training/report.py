@@ -7,19 +7,18 @@ unigram.json, sample.txt, the report of curation in curation/, and the sidecars 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from megatron_lite.config import Config, ModelConfig, Resolved, load_config
 from megatron_lite.data.sidecar import Sidecar
 from megatron_lite.errors import DataError
 from megatron_lite.files import partial_path, publish
+from megatron_lite.page import render
 from megatron_lite.parallel.pipeline.drawing import timeline_svg
 from megatron_lite.parallel.pipeline.simulator import Costs, simulate
 from megatron_lite.training.charts import Level, Series, format_number, line_chart
@@ -48,23 +47,23 @@ class Run:
 def write_report(run_dir: str | Path) -> Path:
     """Write run_dir/report.html and return its path. Raises DataError for a directory that holds no run."""
     run = read_run(Path(run_dir))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    source = files("megatron_lite.training").joinpath("report_template.html").read_text(encoding="utf-8")
-    page = environment.from_string(source).render(
-        name=run.directory.resolve().name,
-        summary=summarize(run),
-        figures=key_figures(run),
-        charts=charts(run),
-        validation=validation_rows(run.records),
-        timeline=pipeline_timeline(run.config, run.layout),
-        mesh=mesh(run.config, run.layout),
-        corpus=corpus_rows(run.corpus) if run.corpus else None,
-        datasets=dataset_rows(run.config),
-        sample=run.sample,
-        unigram=run.unigram is not None,
-        valid_batches=run.config.train.valid_batches,
-        config=(run.directory / "config.yaml").read_text(encoding="utf-8"),
-    )
+    values = {
+        "kind": "training",
+        "name": run.directory.resolve().name,
+        "summary": summarize(run),
+        "figures": key_figures(run),
+        "charts": charts(run),
+        "validation": validation_rows(run.records),
+        "timeline": pipeline_timeline(run.config, run.layout),
+        "mesh": mesh(run.config, run.layout),
+        "corpus": corpus_rows(run.corpus) if run.corpus else None,
+        "datasets": dataset_rows(run.config),
+        "sample": run.sample,
+        "unigram": run.unigram is not None,
+        "valid_batches": run.config.train.valid_batches,
+        "config": (run.directory / "config.yaml").read_text(encoding="utf-8"),
+    }
+    page = render("training/report_template.html", values)
     path = run.directory / "report.html"
     partial_path(path).write_text(page, encoding="utf-8")
     publish(path)
