@@ -42,7 +42,7 @@ QUERIES = {
 }
 KEYS = {
     64: same(128, 64, 8, 2, gfx942=(128, 64, 4, 1)),
-    128: same(128, 64, 8, 2, sm_80=(64, 64, 8, 2), gfx942=(128, 32, 4, 1)),
+    128: same(128, 64, 8, 2, sm_80=(64, 64, 8, 2), sm_90=(128, 64, 8, 2, 1), gfx942=(128, 32, 4, 1)),
     256: same(64, 32, 8, 1, sm_90=(32, 64, 8, 1), gfx942=(64, 16, 4, 1)),
 }
 SUM = same(32, 1, 4, 1)
@@ -122,7 +122,7 @@ def dq_kernel(gradient, q, k, v, output, log_sum, first, last, dq, delta, gradie
 @triton.jit
 def dkv_visit(state, key, value, q, gradient, log_sum, delta, q_strides, gradient_strides, queries, rows, span, tiles,
               HEADS: tl.constexpr, SCALE: tl.constexpr, STEP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
-              WHOLE: tl.constexpr):  # fmt: skip
+              WHOLE: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """(dk, dv) after HEADS heads' whole tiles of a range of queries, or after its edges."""
     dk, dv = state
     row_first, row_last = rows
@@ -131,7 +131,7 @@ def dkv_visit(state, key, value, q, gradient, log_sum, delta, q_strides, gradien
     count = whole if WHOLE else edges
     head, index = tl.cast(count * 0, tl.int64), count * 0
     # One loop over heads and tiles: the next head's first tile is under way while this one's last is worked on.
-    for _ in range(HEADS * count):
+    for _ in tl.range(HEADS * count, num_stages=STAGES):
         start = tile_start(index, lowest, before, whole, STEP, WHOLE)
         column = start + tl.arange(0, STEP)
         query = load_rows(row_start(q, q_strides, 0, 0, head, start), q_strides[3], highest - start,
@@ -161,7 +161,8 @@ def dkv_visit(state, key, value, q, gradient, log_sum, delta, q_strides, gradien
 def dkv_kernel(gradient, q, k, v, log_sum, delta, first, last, dk, dv, gradient_strides, q_strides, k_strides,
                v_strides, dk_strides, dv_strides, queries, keys, GROUPS: tl.constexpr, HEADS: tl.constexpr,
                PARTS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
-               CAUSAL: tl.constexpr, RANGES: tl.constexpr, SCALE: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+               CAUSAL: tl.constexpr, RANGES: tl.constexpr, SCALE: tl.constexpr, ACC: tl.constexpr,
+               STAGES: tl.constexpr, EDGE_STAGES: tl.constexpr):  # fmt: skip
     # Of all heads the first keys first: under causal they have the most to do.
     sequence = tl.program_id(0).to(tl.int64)
     start = tl.program_id(1) * ROWS
@@ -181,9 +182,9 @@ def dkv_kernel(gradient, q, k, v, log_sum, delta, first, last, dk, dv, gradient_
     rows, span = (row_first, row_last), (lowest, highest)
     state = (tl.zeros([ROWS, WIDTH], ACC), tl.zeros([ROWS, WIDTH], ACC))
     state = dkv_visit(state, key, value, q, gradient, log_sum, delta, q_strides, gradient_strides, queries, rows, span,
-                      counts, HEADS // PARTS, SCALE * LOG2_E, STEP, D, WIDTH, False)  # fmt: skip
+                      counts, HEADS // PARTS, SCALE * LOG2_E, STEP, D, WIDTH, False, EDGE_STAGES)  # fmt: skip
     state = dkv_visit(state, key, value, q, gradient, log_sum, delta, q_strides, gradient_strides, queries, rows, span,
-                      counts, HEADS // PARTS, SCALE * LOG2_E, STEP, D, WIDTH, True)  # fmt: skip
+                      counts, HEADS // PARTS, SCALE * LOG2_E, STEP, D, WIDTH, True, STAGES)  # fmt: skip
     store_rows(row_start(dk, dk_strides, batch, group, part, start), dk_strides[3], left, state[0] * SCALE,
                ROWS, D, WIDTH)  # fmt: skip
     store_rows(row_start(dv, dv_strides, batch, group, part, start), dv_strides[3], left, state[1],
@@ -243,7 +244,7 @@ def _launch_dkv(gradient, q, k, v, log_sum, delta, causal, first, last, dk, dv, 
         gradient, q, k, v, log_sum, delta, first, last, *into,
         *map(strides_of, (gradient, q, k, v, *into)), queries, keys, groups, heads, parts, head_dim,
         width_of(head_dim), tiles.rows, tiles.step, causal, ranges, head_dim**-0.5, accumulator(q.dtype),
-        **tiles.launch.options,
+        tiles.launch.stages, tiles.edge_stages if ranges else tiles.launch.stages, **tiles.launch.options,
     )  # fmt: skip
     if parts > 1:
         for partials, result in zip(into, (dk, dv), strict=True):

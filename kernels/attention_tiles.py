@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from megatron_lite.kernels.checks import FLOATS, check
-from megatron_lite.kernels.launch import Launch, block_of, for_device
+from megatron_lite.kernels.launch import TARGETS, Launch, block_of, for_device
 from torch import Tensor
 
 WIDEST = 256
@@ -19,23 +19,27 @@ WIDEST = 256
 
 @dataclass(frozen=True)
 class Tiles:
-    """A kernel's tile of rows, the tile it steps by, and how it is compiled."""
+    """A kernel's tile of rows, the tile it steps by, how it is compiled, and stages of its loop over ranges' edges:
+    fewer there where the next tile's addresses would not fit into registers.
+    """
 
     rows: int
     step: int
     launch: Launch
+    edge_stages: int
 
 
 Table = dict[str, Tiles]
 
 
-def same(rows: int, step: int, warps: int, stages: int, **others: tuple[int, int, int, int]) -> Table:
-    """(rows, step, warps, stages) for all targets but those named. Multiply and add are fused: attention's dot products
-    round otherwise than the interpreter's anyway.
-    """
-    usual = (rows, step, warps, stages)
-    given = {target: others.get(target, usual) for target in ("sm_80", "sm_90", "sm_100", "gfx942")}
-    return {name: Tiles(rows, step, Launch(warps, stages, True)) for name, (rows, step, warps, stages) in given.items()}
+def same(rows: int, step: int, warps: int, stages: int, **others: tuple[int, ...]) -> Table:
+    """(rows, step, warps, stages, and stages at ranges' edges where others) for all targets but those named."""
+    return {target: _tiles(*others.get(target, (rows, step, warps, stages))) for target in TARGETS}
+
+
+def _tiles(rows: int, step: int, warps: int, stages: int, edge_stages: int | None = None) -> Tiles:
+    # Multiply and add are fused: attention's dot products round otherwise than the interpreter's anyway.
+    return Tiles(rows, step, Launch(warps, stages, True), edge_stages or stages)
 
 
 def tiles_for(tables: dict[int, Table], head_dim: int, device: torch.device) -> Tiles:

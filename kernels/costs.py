@@ -63,15 +63,13 @@ def swiglu_backward(elements: int, element: int) -> Cost:
     return Cost(3 * elements * element, 2 * elements * element, 0, 12 * elements)
 
 
-def rope_(
-    rows: int, heads: int, head_dim: int, positions: int, element: int, exact: int = 4, together: int = 3
-) -> Cost:
+def rope_(rows: int, heads: int, head_dim: int, positions: int, element: int, exact: int = 4) -> Cost:
     """`rows` of qkv at so many different positions, `heads` of each turned: the values are not among them.
 
-    Each program asks for its rows' positions and angles and turns `together` heads by them.
+    Each program turns one head and asks for its rows' positions and angles.
     """
     turned, angles = rows * heads * head_dim * element, head_dim * exact
-    asked = rows * -(-heads // together) * (angles + 4)
+    asked = rows * heads * (angles + 4)
     once = rows * 4 + positions * angles
     return Cost(turned + once, turned, asked - once, 3 * rows * heads * head_dim)
 

@@ -5,7 +5,8 @@
 for the two halves of a head and the angles of its position. The gradient turns by the same angles the other way, so
 that nothing has to be kept but the tables.
 
-One program loads the angles of a tile of positions once and turns HEADS heads by them, one after another.
+One program turns one head of a tile of positions. Programs of a tile's heads follow each other, so that all but the
+first find its angles in the GPU's cache: to keep them in registers for several heads would leave room for fewer warps.
 """
 
 import triton
@@ -16,16 +17,17 @@ from megatron_lite.kernels.registration import operation
 from torch import Tensor, int32
 
 TILE = 1024  # pairs of one head
-HEADS = 3
 
-TURN = on_every_target(Launch(4), gfx942=Launch(2))
+# Fused, its products need fewer registers: as many warps as a multiprocessor holds.
+TURN = on_every_target(Launch(4, fusion=True), gfx942=Launch(2, fusion=True))
 
 
 @triton.jit
-def turn_kernel(qkv, cos, sin, positions, length, heads, stride, other_stride, position_stride, other_position_stride,
-                QUERIES: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-                HEADS: tl.constexpr, BACK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+def turn_kernel(qkv, cos, sin, positions, length, stride, other_stride, position_stride, other_position_stride,
+                HEADS: tl.constexpr, QUERIES: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+                BACK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    head = tl.program_id(0) % HEADS
+    row = (tl.program_id(0) // HEADS).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     other = tl.program_id(1).to(tl.int64)
     column = tl.arange(0, BLOCK)[None, :]
     inside = (row < length)[:, None] & (column < HALF)
@@ -38,15 +40,12 @@ def turn_kernel(qkv, cos, sin, positions, length, heads, stride, other_stride, p
     if BACK:
         s = -s
 
-    source = qkv + (row * stride + other * other_stride)[:, None] + column
-    begin = tl.program_id(2) * HEADS
-    for head in range(begin, min(begin + HEADS, heads)):
-        # After each group's queries and its key comes its value.
-        here = source + (head + head // (QUERIES + 1)) * (2 * HALF)
-        first = tl.load(here, mask=inside, other=0.0).to(ACC)
-        second = tl.load(here + HALF, mask=inside, other=0.0).to(ACC)
-        tl.store(here, (first * c - second * s).to(qkv.dtype.element_ty), mask=inside)
-        tl.store(here + HALF, (second * c + first * s).to(qkv.dtype.element_ty), mask=inside)
+    # After each group's queries and its key comes its value.
+    here = qkv + (row * stride + other * other_stride)[:, None] + column + (head + head // (QUERIES + 1)) * (2 * HALF)
+    first = tl.load(here, mask=inside, other=0.0).to(ACC)
+    second = tl.load(here + HALF, mask=inside, other=0.0).to(ACC)
+    tl.store(here, (first * c - second * s).to(qkv.dtype.element_ty), mask=inside)
+    tl.store(here + HALF, (second * c + first * s).to(qkv.dtype.element_ty), mask=inside)
 
 
 def _check(name: str, qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, queries: int, head_dim: int) -> None:
@@ -84,10 +83,10 @@ def rope_(qkv, cos, sin, positions, queries, head_dim, back):
     heads = qkv.shape[2] // ((queries + 2) * head_dim) * (queries + 1)
     block = block_of(head_dim // 2)
     rows = max(TILE // block, 1)
-    grid = (triton.cdiv(qkv.shape[long], rows), qkv.shape[short], triton.cdiv(heads, HEADS))
+    grid = (triton.cdiv(qkv.shape[long], rows) * heads, qkv.shape[short])
     turn_kernel[grid](
-        qkv, cos.contiguous(), sin.contiguous(), positions, qkv.shape[long], heads,
+        qkv, cos.contiguous(), sin.contiguous(), positions, qkv.shape[long],
         qkv.stride(long), qkv.stride(short), positions.stride(long), positions.stride(short),
-        queries, head_dim // 2, block, rows, HEADS, back, accumulator(qkv.dtype),
+        heads, queries, head_dim // 2, block, rows, back, accumulator(qkv.dtype),
         **options_for(TURN, qkv.device),
     )  # fmt: skip

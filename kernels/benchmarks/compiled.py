@@ -160,7 +160,8 @@ def _bytes(machine: Machine, instruction: Instruction) -> int:
 def _single(specimen: Specimen, instruction: Instruction) -> bool:
     """Whether a source line of the instruction names a pointer that the specimen lets go in small pieces.
 
-    NVIDIA's assembler knows loads of single values by the line after theirs.
+    NVIDIA's assembler knows loads of single values by the line after theirs. It tells two lines apart by their numbers
+    alone: where lines of two files share one, the later instruction is known by the earlier's file.
     """
     lines = " ".join(line_at((file, number - before)) for file, number in instruction.places for before in (0, 1))
     return not set(specimen.single).isdisjoint(re.findall(r"\w+", lines))

@@ -109,15 +109,10 @@ def _rope() -> Operation:
         positions = torch.arange(TOKENS, dtype=int32, device=memory.device).unsqueeze(1)
         return memory.normal(TOKENS, 1, (HEADS + 2 * GROUPS) * HEAD), *tables, positions, HEADS // GROUPS, HEAD, False
 
-    def loops(a):
-        # A head of each row in a turn, read and written.
-        return {"head": Loop(a["HEADS"], bytes=2 * a["ROWS"] * HEAD * WIDE)}
-
     turned = HEADS + GROUPS
-    waived = {"a peer's occupancy": "40 registers hold 8 elements of two halves and of two tables; with 32 it spills"}
     return Operation(
         "rope_", rope.rope_, torch_rope.rope_, inputs, cost.rope_(TOKENS, turned, HEAD, TOKENS, WIDE),
-        {"turn_kernel": Kernel(TOKENS * turned * HEAD, loops, ("positions", "place"), waived=waived)},
+        {"turn_kernel": Kernel(TOKENS * turned * HEAD, single=("positions", "place"))},
     )  # fmt: skip
 
 
@@ -172,8 +167,6 @@ def _attention(suffix: str, document: int, head: int) -> list[Operation]:
         return Kernel(pairs, lambda a: {"_" if keys else "index": _visits(a, keys, document)}, numbers, True, waived)
 
     output = {"narrow on gfx942": "results leave as its products lay them out: four numbers in bfloat16 a thread, once"}
-    addresses = {"spills on sm_90": "two addresses, put away before the edges and taken back after them, once"}
-    tight = document < TOKENS and head == HEAD
     parts = attention_backward.parts_of(GROUPS, TOKENS, HEADS // GROUPS)
     return [
         Operation(
@@ -186,7 +179,7 @@ def _attention(suffix: str, document: int, head: int) -> list[Operation]:
             backward, seen_alone(cost.attention_backward(size, parts, WIDE), 5),
             {
                 "dq_kernel": kernel(("log_sum", "delta"), False, output),
-                "dkv_kernel": kernel(("log_sum", "delta"), True, addresses if tight else {}),
+                "dkv_kernel": kernel(("log_sum", "delta"), True, {}),
                 "sum_kernel": Kernel(TOKENS * GROUPS * head),
             },
             by_products=True,
