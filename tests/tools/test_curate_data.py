@@ -120,28 +120,37 @@ def wait_for(path: Path) -> None:
         time.sleep(0.002)
 
 
-def kill_at_random(corpus: Path, folder: Path, whole: Whole, kills: int, workers: int) -> None:
-    """Kill a run so many times at moments spread over as long as a whole run takes; then its corpus is the same."""
-    order, path = random.Random(workers), configuration(corpus, folder)
+def kill_at_random(corpus: Path, folder: Path, whole: Whole, kills: int, *engine: str, start: float = 0.0) -> None:
+    """Kill a run so many times at moments spread over as long as a whole run takes; then its corpus is the same.
+
+    `start`: seconds that the engine takes before it begins.
+    """
+    order, path = random.Random(str(engine)), configuration(corpus, folder)
     for _ in range(kills):
-        process = subprocess.Popen(command(path, f"workers={workers}"), stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command(path, *engine), stderr=subprocess.DEVNULL)
         try:
-            process.wait(order.uniform(0.2, 1.0) * whole.seconds)
+            process.wait(start + order.uniform(0.2, 1.0) * whole.seconds)
             for name in ("stages/fuzzy", "corpus"):  # it had finished: something for the next one to do
                 for file in (folder / "out" / name).rglob("*.zst"):
                     file.unlink()
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    assert curate(path, f"workers={workers}").returncode == 0
+    result = curate(path, *engine)
+    assert result.returncode == 0, result.stderr
     assert written(folder / "out") == written(whole.folder / "out")
 
 
 def test_killed_at_any_moment_the_same_command_comes_to_the_same_corpus(corpus, whole, tmp_path):
-    kill_at_random(corpus, tmp_path, whole, kills=2, workers=2)
+    kill_at_random(corpus, tmp_path, whole, 2, "workers=2")
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_killed_ten_times_from_any_number_of_workers_it_is_the_same_corpus(workers, corpus, whole, tmp_path):
-    kill_at_random(corpus, tmp_path, whole, kills=10, workers=workers)
+    kill_at_random(corpus, tmp_path, whole, 10, f"workers={workers}")
+
+
+@pytest.mark.nightly
+def test_killed_thirty_times_while_ray_works_it_is_the_same_corpus(corpus, whole, tmp_path):
+    kill_at_random(corpus, tmp_path, whole, 30, "workers=2", "engine=ray", start=3.0)
