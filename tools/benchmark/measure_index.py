@@ -9,6 +9,7 @@ memory is what the process held at most beyond what it had after its imports, pa
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ LENGTH = 8192
 SEED = 1234
 BLOCK = 1 << 22  # documents written at once
 BLENDED = 1 << 18  # samples of a blend
+TIMES = 5
 SOURCES = (3, 10, 100, 1000)
 READ_TOKENS = 200_000_000  # of the data sets that samples are read from
 READ_SAMPLES = 4000
@@ -115,22 +117,23 @@ def measure_index(prefix: Path, kind: str) -> dict[str, float]:
 
 
 def measure_blend(kind: str) -> dict[str, float]:
-    """Processor nanoseconds a sample, by the number of data sets."""
-    result = {}
-    for sources in SOURCES:
-        weights = np.random.default_rng(sources).random(sources) + 0.01
-        weights /= weights.sum()
-        if kind == "megatron-core":
-            from megatron.core.datasets import helpers
+    """Processor nanoseconds a sample, by the number of data sets; the median of several times."""
+    return {str(sources): statistics.median(_blend(kind, sources) for _ in range(TIMES)) for sources in SOURCES}
 
-            which, samples = np.zeros(BLENDED, np.int16), np.zeros(BLENDED, np.int64)
-            begin = time.process_time()
-            helpers.build_blending_indices(which, samples, weights, sources, BLENDED, False)
-        else:
-            begin = time.process_time()
-            _helpers.blend(weights.tolist(), 0, BLENDED)
-        result[str(sources)] = (time.process_time() - begin) / BLENDED * 1e9
-    return result
+
+def _blend(kind: str, sources: int) -> float:
+    weights = np.random.default_rng(sources).random(sources) + 0.01
+    weights /= weights.sum()
+    if kind == "megatron-core":
+        from megatron.core.datasets import helpers
+
+        which, samples = np.zeros(BLENDED, np.int16), np.zeros(BLENDED, np.int64)
+        begin = time.process_time()
+        helpers.build_blending_indices(which, samples, weights, sources, BLENDED, False)
+    else:
+        begin = time.process_time()
+        _helpers.blend(weights.tolist(), 0, BLENDED)
+    return (time.process_time() - begin) / BLENDED * 1e9
 
 
 def measure_reading(directory: Path, dtype: str, mean: int) -> dict[str, float]:

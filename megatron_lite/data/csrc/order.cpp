@@ -5,6 +5,9 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <limits>
+#include <tuple>
+#include <utility>
 
 namespace helpers {
 namespace {
@@ -70,18 +73,8 @@ py::array_t<std::int64_t> permute(std::int64_t begin, std::int64_t end, std::int
 
 // ---- several data sets ----
 
-// When a data set's next sample is due. In one unit of time the blend gives one sample, a data set `weight` of one,
-// and its sample k is due at (k + 1/2) / weight.
-struct Turn {
-    double time;
-    std::int32_t dataset;
-    std::int64_t sample;
-
-    bool operator<(const Turn& other) const {
-        return time < other.time || (time == other.time && dataset < other.dataset);
-    }
-};
-
+// In one unit of time the blend gives one sample, a data set `weight` of one, and its sample k is due at
+// (k + 1/2) / weight.
 double due(std::int64_t sample, double weight) { return (static_cast<double>(sample) + 0.5) / weight; }
 
 // How many samples of a data set are due before `time`.
@@ -92,45 +85,82 @@ std::int64_t due_before(double time, double weight) {
     return count;
 }
 
-// The next turn of every data set, the first one at the root of a heap.
+// The next sample of every data set and when it is due, in a tournament of losers (Knuth, The Art of Computer
+// Programming 3, section 5.4.1): what is due first has won, and each match keeps the one that lost it. Once the winner's
+// next sample has taken its place, only the matches on its way up are played again, without a branch on who wins.
 class Turns {
 public:
     // As they stand after `position` samples of the blend. By any time t, each data set has given within 1/2 of
     // weight * t samples and all n together within n / 2 of t: so at time position - n / 2 - 1 no more than `position`
     // have been given, and about n are left to walk.
-    Turns(const std::vector<double>& weights, std::int64_t position) : weights_(weights) {
+    Turns(const std::vector<double>& weights, std::int64_t position) : weights_(weights), samples_(weights.size()) {
+        while (leaves_ < weights.size()) leaves_ *= 2;
+        times_.assign(leaves_, bits(std::numeric_limits<double>::infinity()));  // never: weight 0, and empty places
         const double time = static_cast<double>(position) - 0.5 * static_cast<double>(weights.size()) - 1;
         std::int64_t given = 0;
         for (std::size_t d = 0; d < weights.size(); ++d) {
-            if (!(weights[d] > 0)) continue;  // such a data set is never due
-            const std::int64_t sample = due_before(time, weights[d]);
-            given += sample;
-            heap_.push_back({due(sample, weights[d]), static_cast<std::int32_t>(d), sample});
+            if (!(weights[d] > 0)) continue;
+            given += samples_[d] = due_before(time, weights[d]);
+            times_[d] = bits(due(samples_[d], weights[d]));
         }
-        std::make_heap(heap_.begin(), heap_.end(), [](const Turn& a, const Turn& b) { return b < a; });
+        play_all();
         while (given++ < position) next();
     }
 
-    Turn next() {
-        const Turn first = heap_[0];
-        const double weight = weights_[static_cast<std::size_t>(first.dataset)];
-        const Turn following{due(first.sample + 1, weight), first.dataset, first.sample + 1};
-        std::size_t hole = 0;  // goes down to where `following` belongs
-        for (std::size_t child = 1; child < heap_.size(); child = 2 * hole + 1) {
-            if (child + 1 < heap_.size() && heap_[child + 1] < heap_[child]) ++child;
-            if (!(heap_[child] < following)) break;
-            heap_[hole] = heap_[child];
-            hole = child;
+    // (data set, its sample) whose turn it is.
+    std::pair<std::int32_t, std::int64_t> next() {
+        const auto d = static_cast<std::size_t>(winner_);
+        const std::pair<std::int32_t, std::int64_t> turn{winner_, samples_[d]++};
+        std::uint64_t time = times_[d] = bits(due(samples_[d], weights_[d]));
+        std::int32_t best = winner_;
+        for (std::size_t match = (leaves_ + d) / 2; match > 0; match /= 2) {
+            const std::int32_t other = losers_[match];
+            const std::uint64_t other_time = time_of(other);
+            const std::int64_t swap = -static_cast<std::int64_t>(earlier(other_time, other, time, best));
+            const std::int32_t change = static_cast<std::int32_t>(swap) & (other ^ best);
+            time ^= static_cast<std::uint64_t>(swap) & (other_time ^ time);
+            losers_[match] = other ^ change;
+            best ^= change;
         }
-        heap_[hole] = following;
-        return first;
+        winner_ = best;
+        return turn;
     }
 
-    const std::vector<Turn>& all() const { return heap_; }
+    const std::vector<std::int64_t>& samples() const { return samples_; }
 
 private:
+    // In their order as numbers are, since no time is negative; to compare and choose among them is one cycle each.
+    static std::uint64_t bits(double time) {
+        std::uint64_t result;
+        std::memcpy(&result, &time, sizeof result);
+        return result;
+    }
+
+    static bool earlier(std::uint64_t time, std::int32_t dataset, std::uint64_t than, std::int32_t other) {
+        return (time < than) | ((time == than) & (dataset < other));
+    }
+
+    std::uint64_t time_of(std::int32_t dataset) const { return times_[static_cast<std::size_t>(dataset)]; }
+
+    void play_all() {
+        losers_.resize(leaves_);
+        std::vector<std::int32_t> winners(2 * leaves_);  // of each match; the places themselves behind
+        for (std::size_t d = 0; d < leaves_; ++d) winners[leaves_ + d] = static_cast<std::int32_t>(d);
+        for (std::size_t match = leaves_ - 1; match > 0; --match) {
+            const std::int32_t left = winners[2 * match], right = winners[2 * match + 1];
+            const bool right_wins = earlier(time_of(right), right, time_of(left), left);
+            winners[match] = right_wins ? right : left;
+            losers_[match] = right_wins ? left : right;
+        }
+        winner_ = winners[1];
+    }
+
     const std::vector<double>& weights_;
-    std::vector<Turn> heap_;
+    std::vector<std::int64_t> samples_;  // of each data set, the next
+    std::vector<std::uint64_t> times_;   // the bits of when that is due
+    std::size_t leaves_ = 1;
+    std::vector<std::int32_t> losers_;  // of match i; the winners of 2 i and 2 i + 1 played it, match 1 is the last
+    std::int32_t winner_ = 0;
 };
 
 void check_weights(const std::vector<double>& weights) {
@@ -153,9 +183,7 @@ py::tuple blend(const std::vector<double>& weights, std::int64_t begin, std::int
         py::gil_scoped_release unlocked;
         Turns turns(weights, begin);
         for (std::int64_t i = 0; i < end - begin; ++i) {
-            const Turn turn = turns.next();
-            dataset_out[i] = turn.dataset;
-            sample_out[i] = turn.sample;
+            std::tie(dataset_out[i], sample_out[i]) = turns.next();
         }
     }
     return py::make_tuple(datasets, samples);
@@ -165,10 +193,8 @@ py::array_t<std::int64_t> blend_counts(const std::vector<double>& weights, std::
     check_weights(weights);
     if (position < 0) throw std::out_of_range("position " + to_string(position));
     py::array_t<std::int64_t> counts(static_cast<std::int64_t>(weights.size()));
-    std::int64_t* out = counts.mutable_data();
-    std::fill(out, out + weights.size(), 0);
     const Turns turns(weights, position);
-    for (const Turn& turn : turns.all()) out[turn.dataset] = turn.sample;
+    std::copy(turns.samples().begin(), turns.samples().end(), counts.mutable_data());
     return counts;
 }
 
