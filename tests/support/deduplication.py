@@ -1,13 +1,21 @@
 """Shards of texts for the tests of deduplication, and what independent code makes of them."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from megatron_lite.curation.dedup.local import Judged, Steps
-from megatron_lite.curation.documents import Document
-from megatron_lite.curation.shards import ShardWriter
+from megatron_lite.curation.documents import Document, Drop
+from megatron_lite.curation.engine import File, Row, run_stage
+from megatron_lite.curation.engine.stage import file_checksum
+from megatron_lite.curation.shards import ShardWriter, read_records, read_shard
+from megatron_lite.curation.stages.deduplicate import Corpus, Options
+from megatron_lite.curation.stages.deduplicate import deduplicate as run_steps
+from megatron_lite.curation.tally import note_size
+
+Judged = list[tuple[Document, Drop | None]]
 
 
 def write_shards(folder: Path, shards: Sequence[Sequence[str]], urls: Sequence[Sequence[str | None]] | None = None):
@@ -18,17 +26,64 @@ def write_shards(folder: Path, shards: Sequence[Sequence[str]], urls: Sequence[S
         paths.append(folder / f"{s:05d}.jsonl.zst")
         with ShardWriter(paths[-1]) as writer:
             for r, text in enumerate(texts):
-                writer.write(Document(f"test/{s}/{r}", text, "test", url=urls[s][r] if urls else None))
+                document = Document(f"test/{s}/{r}", text, "test", url=urls[s][r] if urls else None)
+                note_size(document)
+                writer.write(document)
     return paths
 
 
+class InProcess:
+    """An engine that does one task after another, here."""
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        for index, item in enumerate(items):
+            yield index, function(item)
+
+    def close(self) -> None: ...
+
+
+def run_stages(
+    folder: Path, options: Options, paths: Sequence[Path], old=0, ranges=3, gone: Sequence[Path] = ()
+) -> dict[str, list[Row]]:
+    """A granularity's stages over shards of which the first `old` ones are an old corpus's; the rows of each, by step,
+    the last one's by "judge". Shards that are `gone` are removed once they have been scanned.
+    """
+    rows = {}
+
+    def run(stage):
+        step = stage.name.partition(".")[2] or "judge"
+        rows[step] = run_stage(stage, folder / "stages", InProcess())
+        for path in gone if step == "scan" else ():
+            path.unlink()
+        return rows[step]
+
+    files = tuple(File(str(path), path.stat().st_size, file_checksum(path)) for path in paths)
+    run_steps("dedup", options, Corpus(files, tuple(f"{n:05}" for n in range(len(paths))), old, ranges), run)
+    return rows
+
+
 def deduplicate(
-    folder: Path, function: Callable[..., list[Judged]], options, shards, old=0, ranges=3, **more
+    folder: Path, options: Options, shards, old=0, ranges=3, *, urls=None, gone=0, counts: Counter[str] | None = None
 ) -> Judged:
-    """Every new document, and why it is dropped."""
-    paths = write_shards(folder / "shards", shards, more.pop("urls", None))
-    judged = function(Steps(folder, ranges), options, paths, old, **more)
-    return [document for shard in judged for document in shard]
+    """Every new document as it stays, or as it was and why it is dropped. What is removed is added to `counts`.
+
+    The first `gone` shards are removed once they have been scanned.
+    """
+    paths = write_shards(folder / "shards", shards, urls)
+    rows = run_stages(folder, options, paths, old, ranges, paths[:gone])["judge"]
+    judged = []
+    for path, row in zip(paths[old:], rows, strict=True):
+        kept, out = row.outputs["documents"][0].path, row.outputs["dropped"][0].path
+        stays = {document.id: document for document in read_shard(kept)}
+        drops = {record["id"]: Drop(record["rule"], record["detail"]) for record in read_records(out)}
+        assert not stays.keys() & drops.keys()
+        judged += [
+            (document, drops[document.id]) if document.id in drops else (stays[document.id], None)
+            for document in read_shard(path)
+        ]
+        if counts is not None:
+            counts.update(row.counts["removed"])
+    return judged
 
 
 def dropped(judged: Judged) -> dict[str, str]:

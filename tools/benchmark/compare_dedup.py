@@ -12,31 +12,35 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import peers
 from real_text import first_megabytes, megabytes_of, real_texts
 
 from megatron_lite.curation import _dedup
-from megatron_lite.curation.dedup import local
 from megatron_lite.curation.dedup.exact import Exact
 from megatron_lite.curation.dedup.fuzzy import Fuzzy
 from megatron_lite.curation.dedup.paragraphs import LINES, PARAGRAPHS
 from megatron_lite.curation.dedup.substring import Substring
 from megatron_lite.curation.documents import Document
+from megatron_lite.curation.engine import File, Pool, Row, Stage, run_stage
+from megatron_lite.curation.engine.stage import file_checksum
 from megatron_lite.curation.shards import ShardWriter
+from megatron_lite.curation.stages.deduplicate import Corpus, Options, deduplicate
+from megatron_lite.curation.tally import note_size, tally_of
 
 PEER_MEGABYTES = {"rensa": 20, "datasketch": 10, "datatrove": 3}
 SHARD_BYTES = 10_000_000
 RANGES = 4
 GRANULARITIES = {
-    "text": (local.deduplicate_exact, Exact("text")),
-    "words": (local.deduplicate_exact, Exact("words")),
-    "fuzzy": (local.deduplicate_fuzzy, Fuzzy()),
-    "fuzzy, verified": (local.deduplicate_fuzzy, Fuzzy(verify=0.7)),
-    "paragraphs": (local.deduplicate_units, PARAGRAPHS),
-    "lines": (local.deduplicate_units, LINES),
-    "substring": (local.deduplicate_substrings, Substring()),
+    "text": Exact("text"),
+    "words": Exact("words"),
+    "fuzzy": Fuzzy(),
+    "fuzzy, verified": Fuzzy(verify=0.7),
+    "paragraphs": PARAGRAPHS,
+    "lines": LINES,
+    "substring": Substring(),
 }
 
 
@@ -86,29 +90,52 @@ def write_shards(texts: Sequence[str], folder: Path) -> list[Path]:
         with ShardWriter(shards[-1]) as writer:
             while rest and held < SHARD_BYTES:
                 number, text = rest.pop(0)
-                writer.write(Document(f"real/0/{number}", text, "real"))
+                document = Document(f"real/0/{number}", text, "real")
+                note_size(document)
+                writer.write(document)
                 held += len(text.encode())
     return shards
 
 
+def run_stages(options: Options, paths: Sequence[Path], folder: Path) -> dict[str, list[Row]]:
+    """The rows of a granularity's stages by step, the last one's by "judge"."""
+    files = tuple(File(str(path), path.stat().st_size, file_checksum(path)) for path in paths)
+    corpus = Corpus(files, tuple(path.name.partition(".")[0] for path in paths), 0, RANGES)
+    rows: dict[str, list[Row]] = {}
+    with closing(Pool(1)) as engine:
+
+        def run(stage: Stage) -> list[Row]:
+            step = stage.name.partition(".")[2] or "judge"
+            rows[step] = run_stage(stage, folder / "stages", engine)
+            return rows[step]
+
+        deduplicate("dedup", options, corpus, run)
+    return rows
+
+
 def show_costs(name: str, texts: Sequence[str], sizes: Sequence[float]) -> None:
-    function, options = GRANULARITIES[name]
     print(f"{name}: CPU milliseconds, and bytes handed on between steps, for each MB of text")
     for size in sizes:
         chosen = first_megabytes(texts, size)
         folder = Path(tempfile.mkdtemp())
         try:
-            steps = local.Steps(folder, RANGES)
-            judged = function(steps, options, write_shards(chosen, folder / "shards"))
+            rows = run_stages(GRANULARITIES[name], write_shards(chosen, folder / "shards"), folder)
         finally:
             shutil.rmtree(folder)
         megabytes = megabytes_of(chosen)
-        kept = megabytes_of([document.text for shard in judged for document, drop in shard if not drop])
-        parts = "  ".join(f"{step} {1000 * value / megabytes:.2f}" for step, value in steps.seconds.items())
-        total = sum(steps.seconds.values())
+        tally = tally_of(row.counts["tally"] for row in rows["judge"])
+        kept = sum(flow.left.bytes for flow in tally.values()) / 1e6
+        seconds = {step: sum(row.cpu_seconds for row in some) for step, some in rows.items()}
+        total = sum(seconds.values())
+        parts = "  ".join(f"{step} {1000 * value / megabytes:.2f}" for step, value in seconds.items())
         print(f"  {megabytes:6.1f} MB  {megabytes / total:6.1f} MB/s  {1000 * total / megabytes:6.2f} ms = {parts}")
-        handed = "  ".join(f"{step} {value / megabytes:,.0f}" for step, value in steps.written.items())
-        whole = sum(steps.written.values()) / megabytes
+        between = {
+            step: sum(file.bytes for row in some for files in row.outputs.values() for file in files)
+            for step, some in rows.items()
+            if step != "judge"
+        }
+        handed = "  ".join(f"{step} {value / megabytes:,.0f}" for step, value in between.items())
+        whole = sum(between.values()) / megabytes
         print(f"             kept {kept / megabytes:6.1%}  {whole:,.0f} bytes = {handed}")
 
 

@@ -7,7 +7,6 @@ import pytest
 from support.deduplication import deduplicate, dropped
 
 from megatron_lite.curation.dedup.exact import Exact
-from megatron_lite.curation.dedup.local import deduplicate_exact
 from megatron_lite.curation.dedup.urls import normalize_url
 
 
@@ -31,21 +30,21 @@ def random_shards(seed):
 @pytest.mark.parametrize("old", [0, 2])
 def test_the_first_of_equal_texts_stays_whatever_the_ranges_and_an_old_corpus_wins(tmp_path, ranges, old):
     shards = random_shards(ranges)
-    judged = deduplicate(tmp_path, deduplicate_exact, Exact("text"), shards, old, ranges)
+    judged = deduplicate(tmp_path, Exact("text"), shards, old, ranges)
     assert [document.text for document, _ in judged] == [text for texts in shards[old:] for text in texts]
     assert dropped(judged) == expected_drops(shards, "text", str, old)
 
 
 def test_by_words_spacing_case_and_punctuation_make_no_difference(tmp_path):
     shards = random_shards(3)
-    judged = deduplicate(tmp_path, deduplicate_exact, Exact("words"), shards)
+    judged = deduplicate(tmp_path, Exact("words"), shards)
     assert dropped(judged) == expected_drops(shards, "words", lambda text: tuple(text.lower().rstrip(".").split()))
 
 
 def test_by_url_one_page_stays_and_documents_without_a_url_take_no_part(tmp_path):
     urls = [["http://a.org/x", None, ""], [None, "https://www.A.org/x/", "http://a.org/y"], []]
     shards = [["one", "two", "two"], ["two", "three", "one"], []]
-    judged = deduplicate(tmp_path, deduplicate_exact, Exact("url"), shards, urls=urls)
+    judged = deduplicate(tmp_path, Exact("url"), shards, urls=urls)
     assert dropped(judged) == {"test/1/1": "same url as test/0/0"}
     assert [drop.rule for _, drop in judged if drop] == ["exact.url"]
 

@@ -6,12 +6,11 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
-from support.deduplication import components, deduplicate, dropped, write_shards
+from support.deduplication import components, deduplicate, dropped, run_stages, write_shards
 
 from megatron_lite.curation import _dedup
 from megatron_lite.curation.dedup import fuzzy
 from megatron_lite.curation.dedup.fuzzy import Fuzzy
-from megatron_lite.curation.dedup.local import Steps, deduplicate_fuzzy
 from megatron_lite.curation.dedup.runs import Range
 from megatron_lite.curation.words import split_reference
 from megatron_lite.errors import UsageError
@@ -68,7 +67,7 @@ def test_clusters_are_the_components_of_documents_that_share_a_band(tmp_path, se
     texts = planted_corpus(np.random.default_rng(seed), 40)
     hashes, _ = _dedup.band_hashes(texts, 1)
     pairs = [(a, b) for a, b in combinations(range(len(texts)), 2) if (hashes[a] == hashes[b]).any()]
-    judged = deduplicate(tmp_path, deduplicate_fuzzy, Fuzzy(), in_shards(texts), ranges=ranges)
+    judged = deduplicate(tmp_path, Fuzzy(), in_shards(texts), ranges=ranges)
     assert dropped(judged) == expected_drops(in_shards(texts), components(len(texts), pairs))
 
 
@@ -80,7 +79,7 @@ def test_verified_clusters_are_the_components_of_candidates_whose_exact_similari
     candidates = [(a, b) for a, b in combinations(range(len(texts)), 2) if (hashes[a] == hashes[b]).any()]
     pairs = [(a, b) for a, b in candidates if jaccard(sets[a], sets[b]) >= 0.8]
     assert 0 < len(pairs) < len(candidates)
-    judged = deduplicate(tmp_path, deduplicate_fuzzy, Fuzzy(verify=0.8), in_shards(texts), ranges=ranges)
+    judged = deduplicate(tmp_path, Fuzzy(verify=0.8), in_shards(texts), ranges=ranges)
     assert dropped(judged) == expected_drops(in_shards(texts), components(len(texts), pairs))
 
 
@@ -94,7 +93,7 @@ def compare_with_oracle(folder, seed, families, threshold):
     index = {name: i for i, name in enumerate(ids_of(shards))}
     roots = list(range(len(texts)))
     options = Fuzzy(verify=threshold)
-    for name, detail in dropped(deduplicate(folder, deduplicate_fuzzy, options, shards)).items():
+    for name, detail in dropped(deduplicate(folder, options, shards)).items():
         roots[index[name]] = index[detail.removeprefix("near to ")]
     together = {label: {(a, b) for a, b in combinations(range(len(texts)), 2) if labels[a] == labels[b]}
                 for label, labels in (("found", roots), ("true", oracle))}  # fmt: skip
@@ -125,9 +124,9 @@ COMMON = " ".join(f"w{i}" for i in range(100))
 
 def test_the_first_or_the_longest_of_a_cluster_stays_and_the_first_of_equal_lengths(tmp_path):
     shards = [["other words here are just enough", COMMON], [COMMON + " and more", COMMON + " and mire"]]
-    first = deduplicate(tmp_path / "first", deduplicate_fuzzy, Fuzzy("first"), shards)
+    first = deduplicate(tmp_path / "first", Fuzzy("first"), shards)
     assert dropped(first) == {"test/1/0": "near to test/0/1", "test/1/1": "near to test/0/1"}
-    longest = deduplicate(tmp_path / "longest", deduplicate_fuzzy, Fuzzy("longest"), shards)
+    longest = deduplicate(tmp_path / "longest", Fuzzy("longest"), shards)
     assert dropped(longest) == {"test/0/1": "near to test/1/0", "test/1/1": "near to test/1/0"}
 
 
@@ -135,7 +134,7 @@ def test_the_first_or_the_longest_of_a_cluster_stays_and_the_first_of_equal_leng
 @pytest.mark.parametrize("verify", [None, 0.5])
 def test_an_old_document_wins_over_longer_ones_and_is_not_judged_again(tmp_path, keep, verify):
     shards = [[COMMON, COMMON], [COMMON + " and more"], [COMMON + " and much more", "entirely new words in this one"]]
-    judged = deduplicate(tmp_path, deduplicate_fuzzy, Fuzzy(keep, verify), shards, old=1)
+    judged = deduplicate(tmp_path, Fuzzy(keep, verify), shards, old=1)
     assert len(judged) == 3
     assert dropped(judged) == {"test/1/0": "near to test/0/0", "test/2/0": "near to test/0/0"}
 
@@ -145,7 +144,7 @@ def test_documents_of_fewer_than_five_words_are_near_to_the_same_words_only(tmp_
         ["one two three four", "one two three", "", "..."],
         ["One  TWO three four", "", " \n", "one two three five"],
     ]
-    judged = deduplicate(tmp_path, deduplicate_fuzzy, Fuzzy(), shards)
+    judged = deduplicate(tmp_path, Fuzzy(), shards)
     assert dropped(judged) == {"test/1/0": "near to test/0/0"}
 
 
@@ -153,7 +152,7 @@ def test_a_chain_of_neighbours_is_one_cluster(tmp_path):
     """Each shares 14/15 of its words with the next, the first and the last nothing."""
     chain = [" ".join(f"w{i}" for i in range(begin, begin + 300)) for begin in range(0, 320, 10)]
     assert not shingles(chain[0]) & shingles(chain[-1])
-    judged = deduplicate(tmp_path, deduplicate_fuzzy, Fuzzy(verify=0.9), in_shards(chain))
+    judged = deduplicate(tmp_path, Fuzzy(verify=0.9), in_shards(chain))
     assert set(dropped(judged).values()) == {"near to test/0/0"}
     assert len(dropped(judged)) == len(chain) - 1
 
@@ -171,9 +170,8 @@ def test_copies_by_the_ten_thousand_are_verified_without_asking_about_each_pair(
 
 def test_cluster_sizes_are_counted(tmp_path):
     shards = [[COMMON, COMMON, "alone " * 9], [COMMON, *(["another text of seven words is this"] * 2)]]
-    steps = Steps(tmp_path, 3)
-    deduplicate_fuzzy(steps, Fuzzy(), write_shards(tmp_path / "shards", shards))
-    sizes = sum((Counter(counts["cluster_sizes"]) for counts in steps.counts["choose"]), Counter())
+    rows = run_stages(tmp_path, Fuzzy(), write_shards(tmp_path / "shards", shards))
+    sizes = sum((Counter(row.counts["cluster_sizes"]) for row in rows["choose"]), Counter())
     assert sizes == {"2": 1, "3": 1}
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from support.deduplication import deduplicate, dropped
 
-from megatron_lite.curation.dedup.local import deduplicate_units
 from megatron_lite.curation.dedup.paragraphs import LINES, PARAGRAPHS, Units
 from megatron_lite.curation.words import split_reference
 
@@ -75,7 +74,7 @@ def test_copies_go_and_the_rest_stays_byte_for_byte(tmp_path, unit, comparison, 
     shards = [[random_text(generator) for _ in range(size)] for size in (7, 0, 12, 5)]
     options = Units(unit, minimum_count, minimum_words, comparison)
     counts = Counter()
-    judged = deduplicate(tmp_path, deduplicate_units, options, shards, old, counts=counts)
+    judged = deduplicate(tmp_path, options, shards, old, counts=counts)
     expected, removed = expected_texts(shards, unit, comparison, minimum_count, minimum_words, old)
     originals = [text for texts in shards[old:] for text in texts]
     emptied = [drop is not None for _, drop in judged]
@@ -91,7 +90,7 @@ def test_copies_go_and_the_rest_stays_byte_for_byte(tmp_path, unit, comparison, 
 
 def test_a_document_without_anything_new_is_dropped_with_that_reason(tmp_path):
     text = "First paragraph of words.\n\nSecond paragraph of words.\n"
-    judged = deduplicate(tmp_path, deduplicate_units, PARAGRAPHS, [[text], [text]])
+    judged = deduplicate(tmp_path, PARAGRAPHS, [[text], [text]])
     assert dropped(judged) == {"test/1/0": "all 2 paragraphs occur earlier"}
     assert [drop.rule for _, drop in judged if drop] == ["paragraphs.empty"]
 
@@ -100,5 +99,5 @@ def test_lines_go_from_their_seventh_occurrence_in_the_corpus_on_not_before(tmp_
     line, other = "Subscribe to our newsletter today\n", "Something else here\n"
     for copies in (6, 7):
         shards = [[line + other], [line * (copies - 1)]]
-        judged = deduplicate(tmp_path / str(copies), deduplicate_units, LINES, shards)
+        judged = deduplicate(tmp_path / str(copies), LINES, shards)
         assert len(dropped(judged)) == (copies == 7)

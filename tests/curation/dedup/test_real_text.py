@@ -13,7 +13,6 @@ from support.deduplication import deduplicate, dropped, repeated_words
 
 from megatron_lite.curation import _dedup
 from megatron_lite.curation.dedup.exact import Exact
-from megatron_lite.curation.dedup.local import deduplicate_exact, deduplicate_substrings
 from megatron_lite.curation.dedup.substring import Substring
 from megatron_lite.curation.words import split_reference
 
@@ -51,7 +50,7 @@ def test_passages_of_a_real_corpus_are_those_of_libdivsufsort(tmp_path):
     gone = repeated_words(documents, 50, suffixes_of)
     shards = [texts[i : i + 300] for i in range(0, len(texts), 300)]
     counts = Counter()
-    judged = deduplicate(tmp_path, deduplicate_substrings, Substring(), shards, counts=counts)
+    judged = deduplicate(tmp_path, Substring(), shards, counts=counts)
     assert counts["words_removed"] == sum(int(mask.sum()) for mask in gone) > 0
     for (document, drop), tokens, mask in zip(judged, documents, gone, strict=True):
         assert (drop is not None) == bool(len(mask) and mask.all())
@@ -69,7 +68,7 @@ def test_the_linux_documentations_copies_are_dropped_and_nothing_else(tmp_path):
     contents = {path: text for path in files if (text := real_text.read_text(path))}
     texts = list(contents.values())
     shards = [texts[i : i + 500] for i in range(0, len(texts), 500)]
-    judged = deduplicate(tmp_path, deduplicate_exact, Exact("text"), shards)
+    judged = deduplicate(tmp_path, Exact("text"), shards)
     assert [not drop for _, drop in judged] == [i == texts.index(text) for i, text in enumerate(texts)]
     plain = [text for path, text in contents.items() if path.suffix == ".txt"]
     packed = [text for path, text in contents.items() if path.suffix == ".gz"]

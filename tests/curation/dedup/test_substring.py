@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.deduplication import deduplicate, dropped, repeated_words, write_shards
+from support.deduplication import deduplicate, dropped, repeated_words, run_stages, write_shards
 
 from megatron_lite.curation import _dedup
 from megatron_lite.curation.dedup import substring
-from megatron_lite.curation.dedup.local import Steps, deduplicate_substrings
+from megatron_lite.curation.dedup.runs import Range
 from megatron_lite.curation.dedup.substring import Substring
 from megatron_lite.curation.documents import Document
 from megatron_lite.curation.shards import ShardWriter
@@ -46,7 +46,7 @@ def check(folder, options, shards, old=0, ranges=3):
     kept = kept_tokens(documents, gone)[sum(map(len, shards[:old])) :]
     gone = gone[sum(map(len, shards[:old])) :]
     counts = Counter()
-    judged = deduplicate(folder, deduplicate_substrings, options, shards, old, ranges, counts=counts)
+    judged = deduplicate(folder, options, shards, old, ranges, counts=counts)
     assert [drop is not None for _, drop in judged] == [len(mask) > 0 and bool(mask.all()) for mask in gone]
     ours = [split_reference(document.text) for document, drop in judged if not drop]
     assert ours == [tokens for tokens, mask in zip(kept, gone, strict=True) if not len(mask) or not mask.all()]
@@ -96,7 +96,7 @@ def test_periodic_and_overlapping_text_follows_the_definition(documents, window,
     if any(documents):
         assert all(map(np.array_equal, masks, repeated_words(documents, window)))  # both oracles agree
     with tempfile.TemporaryDirectory() as folder:
-        judged = deduplicate(Path(folder), deduplicate_substrings, options, shards, ranges=2)
+        judged = deduplicate(Path(folder), options, shards, ranges=2)
     for (document, drop), tokens, mask in zip(judged, documents, masks, strict=True):
         assert (drop is not None) == (len(mask) > 0 and bool(mask.all()))
         if drop is None:
@@ -104,7 +104,7 @@ def test_periodic_and_overlapping_text_follows_the_definition(documents, window,
 
 
 def test_a_document_of_one_word_keeps_its_first_50(tmp_path):
-    ((document, drop),) = deduplicate(tmp_path, deduplicate_substrings, Substring(), [["la " * 200]])
+    ((document, drop),) = deduplicate(tmp_path, Substring(), [["la " * 200]])
     assert drop is None
     assert document.text == "la " * 50
 
@@ -115,6 +115,14 @@ def counting_words(first, count):
     words = np.full((count, 9), ord(" "), np.uint8)
     words[:, :8] = np.frombuffer(b"0123456789abcdef", np.uint8)[digits]
     return words.tobytes().decode()
+
+
+def written_by(step, items, folder):
+    """The files that step(item, path) writes."""
+    folder.mkdir()
+    for number, item in enumerate(items):
+        step(item, folder / str(number))
+    return [folder / str(number) for number in range(len(items))]
 
 
 @pytest.mark.nightly
@@ -133,11 +141,15 @@ def test_a_passage_is_found_again_more_than_4_gib_further_on(tmp_path):
                 writer.write(Document(f"test/{s}/{r}", text, "test"))
                 written += len(text)
     assert written > 1 << 32
-    steps, options, counts = Steps(tmp_path, 8), Substring(), Counter()
-    runs = steps.each("scan", paths, lambda path, out: substring.scan(options, path, out))
-    repeats = steps.each("repeat", steps.parts, lambda part, out: substring.repeat(options, runs, 0, part, out))
-    keys = steps.each("rescan", range(shards), lambda n, out: substring.rescan(options, paths[n], n, repeats, out))
-    findings = steps.each("find", steps.parts, lambda part, out: substring.find(options, keys, 0, part, out))
+
+    # Of the last stage the first shard and the last: all others stay as they are.
+    options, parts, counts = Substring(), [Range(n, 8) for n in range(8)], Counter()
+    runs = written_by(lambda path, out: substring.scan(options, path, out), paths, tmp_path / "scan")
+    repeats = written_by(lambda p, out: substring.repeat(options, runs, 0, p, out), parts, tmp_path / "repeat")
+    keys = written_by(
+        lambda n, out: substring.rescan(options, paths[n], n, repeats, out), range(shards), tmp_path / "rescan"
+    )
+    findings = written_by(lambda p, out: substring.find(options, keys, 0, p, out), parts, tmp_path / "find")
     for number in (0, shards - 1):
         for last, drop in substring.judge(options, paths[number], number, repeats, keys[number], findings, counts):
             assert drop is None
@@ -151,14 +163,14 @@ def test_49_equal_words_stay_and_50_go(tmp_path):
     for length, gone in ((49, 0), (50, 50)):
         shards = [[" ".join(["begin", *common[:length], "end"])], [" ".join(["other", *common[:length], "close"])]]
         counts = Counter()
-        judged = deduplicate(tmp_path / str(length), deduplicate_substrings, Substring(), shards, counts=counts)
+        judged = deduplicate(tmp_path / str(length), Substring(), shards, counts=counts)
         assert counts["words_removed"] == gone
         assert judged[1][0].text == ("other close" if gone else shards[1][0])
 
 
 def test_a_document_of_copies_is_dropped_and_one_of_an_old_corpus_wins(tmp_path):
     text = " ".join(f"w{i}" for i in range(80))
-    judged = deduplicate(tmp_path, deduplicate_substrings, Substring(), [[text, text], [text]], old=1)
+    judged = deduplicate(tmp_path, Substring(), [[text, text], [text]], old=1)
     assert dropped(judged) == {"test/1/0": "all 80 words occur earlier"}
     assert [drop.rule for _, drop in judged if drop] == ["substring.empty"]
 
@@ -166,9 +178,8 @@ def test_a_document_of_copies_is_dropped_and_one_of_an_old_corpus_wins(tmp_path)
 def test_what_repeats_in_the_old_corpus_alone_is_not_read_again(tmp_path):
     text = " ".join(f"w{i}" for i in range(80))
     other = " ".join(f"v{i}" for i in range(80))
-    steps = Steps(tmp_path)
-    deduplicate_substrings(steps, Substring(), write_shards(tmp_path / "s", [[text, text], [other]]), old=1)
-    assert [counts["keys"] for counts in steps.counts["rescan"]] == [0, 0]
+    rows = run_stages(tmp_path, Substring(), write_shards(tmp_path / "s", [[text, text], [other]]), old=1)
+    assert [row.counts["keys"] for row in rows["rescan"]] == [0, 0]
 
 
 @pytest.mark.parametrize(
