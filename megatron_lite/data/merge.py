@@ -9,10 +9,10 @@ from pathlib import Path
 
 from megatron_lite.data.indexed import bin_path, idx_path, open_indexed
 from megatron_lite.data.indexed_writer import IndexedDatasetWriter, Written
-from megatron_lite.data.progress import Progress
 from megatron_lite.data.sample import check_free_disk
 from megatron_lite.data.sidecar import TokenizerIdentity
 from megatron_lite.errors import DataError, UsageError
+from megatron_lite.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from megatron_lite.data.indexed_writer import IndexedDatasetWriter, Written, par
 from megatron_lite.data.journal import Journal, describe_run, journal_path
 from megatron_lite.data.jsonl import total_bytes
 from megatron_lite.data.pieces import PIECE_BYTES, Piece, Place, cut_inputs
-from megatron_lite.data.progress import Progress
 from megatron_lite.data.sample import check_free_disk, take_sample
 from megatron_lite.data.sidecar import Sidecar
 from megatron_lite.data.tokenizer import Tokenizer
-from megatron_lite.data.workers import map_in_order, worker_pool
 from megatron_lite.errors import DataError
+from megatron_lite.progress import Progress
+from megatron_lite.workers import map_in_order, worker_pool
 
 PIECES_AHEAD = 3  # a worker, begun before the oldest is written
 SAVE_SECONDS = 30.0  # between two journals: so much work is lost at most, and done again

@@ -10,8 +10,8 @@ import xxhash
 
 from megatron_lite.data.jsonl import MalformedLine, total_bytes
 from megatron_lite.data.pieces import cut_inputs
-from megatron_lite.data.progress import Progress
 from megatron_lite.errors import DataError, UsageError
+from megatron_lite.progress import Progress
 
 CHUNK_CHARACTERS = 2048  # text is sampled and learned from in pieces of this size, so no document outweighs the rest
 HELD_OUT = 50  # one document of so many is not learned from

@@ -21,8 +21,8 @@ from megatron_lite.data.fast_tokenizer import FastTokenizer
 from megatron_lite.data.indexed import open_indexed
 from megatron_lite.data.preprocess import preprocess
 from megatron_lite.data.tokenizer import Tokenizer
-from megatron_lite.data.workers import worker_pool
 from megatron_lite.errors import DataError, UsageError
+from megatron_lite.workers import worker_pool
 
 TOOL = Path(__file__).parents[2] / "tools" / "preprocess_data.py"
 TEXTS = [*random_texts(1, 120), "", *random_texts(2, 120)]

@@ -11,5 +11,4 @@ by putting its runs before the new ones: its documents come first and win, and a
     fuzzy.py       near duplicates: MinHash, locality-sensitive hashing, clusters (clusters.py, verify.py)
     paragraphs.py  paragraphs and lines
     substring.py   passages of 50 words and more
-    local.py       the steps of each in their order
 """

@@ -65,7 +65,7 @@ def find(options: Exact, runs: Sequence[Path], old: int, part: Range, findings: 
     """The first `old` runs are those of the old corpus."""
     found = gather(runs, ("high", "low", "row"), part, options.settings)
     first = _dedup.first_of_each(found.columns["high"], found.columns["low"])
-    again = np.flatnonzero((first != np.arange(len(first))) & (found.shard >= old))
+    again = found.again(first, old)
     columns = {
         "shard": found.shard[again],
         "row": found.columns["row"][again],

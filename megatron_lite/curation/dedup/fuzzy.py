@@ -85,7 +85,7 @@ def pair(options: Fuzzy, runs: Sequence[Path], old: int, part: Range, edges: Pat
     """The first `old` runs are those of the old corpus. Each document is joined to the first one with its band hash."""
     found = gather(runs, ("key", "row"), part, options.scan_settings)
     first = _dedup.first_of_each(found.columns["key"], found.columns["key"])
-    again = np.flatnonzero((first != np.arange(len(first))) & (found.shard >= old))
+    again = found.again(first, old)
     columns = {
         "shard": found.shard[again],
         "row": found.columns["row"][again],

@@ -78,6 +78,10 @@ class Gathered:
     shard: np.ndarray  # uint32
     place: np.ndarray  # uint32
 
+    def again(self, first: np.ndarray, old: int) -> np.ndarray:
+        """Rows of all but the first `old` runs whose key an earlier row has; `first` is the first row of each's key."""
+        return np.flatnonzero((first != np.arange(len(first))) & (self.shard >= old))
+
 
 def gather(paths: Sequence[str | Path], names: Sequence[str], part: Range, settings: Mapping[str, Any]) -> Gathered:
     """The rows of all runs whose first named column, by which each is sorted, lies in the range.

@@ -96,7 +96,7 @@ def rescan(options: Substring, shard: Path, number: int, repeats: Sequence[Path]
 def find(options: Substring, keys: Sequence[Path], old: int, part: Range, findings: Path) -> dict[str, int]:
     found = gather(keys, ("high", "low"), part, options.settings)
     first = _dedup.first_of_each(found.columns["high"], found.columns["low"])
-    again = np.flatnonzero((first != np.arange(len(first))) & (found.shard >= old))
+    again = found.again(first, old)
     write_findings(findings, {"shard": found.shard[again], "place": found.place[again]}, options.settings)
     return {"keys": len(first), "found": len(again)}
 

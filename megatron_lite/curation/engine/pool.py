@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, TypeVar
 
-from megatron_lite.data.workers import end_with_parent
+from megatron_lite.workers import end_with_parent
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 

@@ -27,9 +27,9 @@ from megatron_lite.curation.engine.identity import fingerprint
 from megatron_lite.curation.engine.manifest import NAME, File, Row, append_row, read_rows, write_rows
 from megatron_lite.curation.engine.pool import Engine, WorkerLost
 from megatron_lite.curation.shards import ENDING
-from megatron_lite.data.progress import Progress
 from megatron_lite.errors import MegatronLiteError, UsageError
 from megatron_lite.files import publish
+from megatron_lite.progress import Progress
 
 
 class Outputs:

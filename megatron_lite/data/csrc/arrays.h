@@ -12,6 +12,8 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 namespace helpers {
@@ -89,6 +91,30 @@ void in_parallel(std::int64_t first, std::int64_t last, int parts, Work work) {
     for (const std::exception_ptr& failure : failures)
         if (failure) std::rethrow_exception(failure);
 }
+
+// The samples [begin, end) of a blend: each one's data set and which of its samples it is.
+class BlendColumns {
+public:
+    BlendColumns(std::int64_t begin, std::int64_t end) {
+        if (begin < 0 || end < begin)
+            throw std::out_of_range("samples [" + to_string(begin) + ", " + to_string(end) + ")");
+        datasets = py::array_t<std::int32_t>(end - begin);
+        samples = py::array_t<std::int64_t>(end - begin);
+    }
+
+    // next() gives (data set, sample of it), one after another; runs without the interpreter's lock.
+    template <typename Next>
+    void fill(Next next) {
+        std::int32_t* dataset_out = datasets.mutable_data();
+        std::int64_t* sample_out = samples.mutable_data();
+        const std::int64_t count = samples.size();
+        py::gil_scoped_release unlocked;
+        for (std::int64_t i = 0; i < count; ++i) std::tie(dataset_out[i], sample_out[i]) = next();
+    }
+
+    py::array_t<std::int32_t> datasets;
+    py::array_t<std::int64_t> samples;
+};
 
 void bind_index(py::module_& module);
 void bind_tokens(py::module_& module);

@@ -117,26 +117,19 @@ py::tuple blend_like_megatron(const std::vector<double>& weights, std::int64_t b
                               std::vector<std::int64_t> counts) {
     if (weights.empty() || weights.size() != counts.size())
         throw std::invalid_argument(to_string(weights.size()) + " weights and " + to_string(counts.size()) + " counts");
-    if (begin < 0 || end < begin) throw std::out_of_range("samples [" + to_string(begin) + ", " + to_string(end) + ")");
-    py::array_t<std::int32_t> datasets(end - begin);
-    py::array_t<std::int64_t> samples(end - begin);
-    std::int32_t* dataset_out = datasets.mutable_data();
-    std::int64_t* sample_out = samples.mutable_data();
-    {
-        py::gil_scoped_release unlocked;
-        for (std::int64_t i = begin; i < end; ++i) {
-            const double due = static_cast<double>(std::max<std::int64_t>(i, 1));
-            std::size_t chosen = 0;
-            double most = weights[0] * due - static_cast<double>(counts[0]);
-            for (std::size_t d = 1; d < weights.size(); ++d) {
-                const double lag = weights[d] * due - static_cast<double>(counts[d]);
-                if (lag > most) most = lag, chosen = d;
-            }
-            *dataset_out++ = static_cast<std::int32_t>(chosen);
-            *sample_out++ = counts[chosen]++;
+    BlendColumns columns(begin, end);
+    std::int64_t sample = begin;
+    columns.fill([&] {
+        const double due = static_cast<double>(std::max<std::int64_t>(sample++, 1));
+        std::size_t chosen = 0;
+        double most = weights[0] * due - static_cast<double>(counts[0]);
+        for (std::size_t d = 1; d < weights.size(); ++d) {
+            const double lag = weights[d] * due - static_cast<double>(counts[d]);
+            if (lag > most) most = lag, chosen = d;
         }
-    }
-    return py::make_tuple(datasets, samples, counts);
+        return std::pair(static_cast<std::int32_t>(chosen), counts[chosen]++);
+    });
+    return py::make_tuple(columns.datasets, columns.samples, counts);
 }
 
 }  // namespace

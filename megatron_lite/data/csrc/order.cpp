@@ -174,19 +174,10 @@ void check_weights(const std::vector<double>& weights) {
 
 py::tuple blend(const std::vector<double>& weights, std::int64_t begin, std::int64_t end) {
     check_weights(weights);
-    if (begin < 0 || end < begin) throw std::out_of_range("samples [" + to_string(begin) + ", " + to_string(end) + ")");
-    py::array_t<std::int32_t> datasets(end - begin);
-    py::array_t<std::int64_t> samples(end - begin);
-    std::int32_t* dataset_out = datasets.mutable_data();
-    std::int64_t* sample_out = samples.mutable_data();
-    {
-        py::gil_scoped_release unlocked;
-        Turns turns(weights, begin);
-        for (std::int64_t i = 0; i < end - begin; ++i) {
-            std::tie(dataset_out[i], sample_out[i]) = turns.next();
-        }
-    }
-    return py::make_tuple(datasets, samples);
+    BlendColumns columns(begin, end);
+    Turns turns(weights, begin);
+    columns.fill([&] { return turns.next(); });
+    return py::make_tuple(columns.datasets, columns.samples);
 }
 
 py::array_t<std::int64_t> blend_counts(const std::vector<double>& weights, std::int64_t position) {

@@ -3,7 +3,7 @@ import sys
 
 from support.killing import InlinePool
 
-from megatron_lite.data.workers import map_in_order
+from megatron_lite.workers import map_in_order
 
 
 def test_workers_end_with_a_parent_that_is_killed():
@@ -11,7 +11,7 @@ def test_workers_end_with_a_parent_that_is_killed():
     script = (
         "import multiprocessing, time\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
-        "from megatron_lite.data.workers import end_with_parent\n"
+        "from megatron_lite.workers import end_with_parent\n"
         "if __name__ == '__main__':\n"
         "    pool = ProcessPoolExecutor(2, multiprocessing.get_context('spawn'), initializer=end_with_parent)\n"
         "    [future.result() for future in [pool.submit(abs, -1) for _ in range(2)]]\n"
