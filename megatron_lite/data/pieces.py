@@ -172,7 +172,7 @@ def _parquet_pieces(
         raise UsageError(f"{path}: reading Parquet takes pyarrow: pip install pyarrow") from None
     size, done = Path(path).stat().st_size, 0
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_columns(path, file.schema_arrow, keys)
             columns = [*keys, *(key for key in optional if key in file.schema_arrow.names)]
             for group in range(file.num_row_groups):
@@ -180,7 +180,9 @@ def _parquet_pieces(
                 for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
                     done += batch.num_rows
                     yield Rows(number, before + size * done // file.metadata.num_rows, batch)
-    except (pa.ArrowException, OSError) as error:
+            if done != file.metadata.num_rows:  # the footer has no check sum
+                raise EOFError(f"{file.metadata.num_rows:,} rows are announced, {done:,} are there")
+    except (pa.ArrowException, OSError, EOFError) as error:
         yield Damage(number, before + size, f"damaged or no Parquet: {' '.join(str(error).split())}")
 
 

@@ -117,6 +117,29 @@ def test_a_damaged_parquet_file_ends_with_a_record_that_says_so(tmp_path):
     assert read([tmp_path / "c.parquet"])[0].startswith("damaged file: ")
 
 
+@pytest.mark.parametrize("name", ["c.jsonl.gz", "c.jsonl.zst", "c.parquet"])
+def test_files_with_a_wrong_bit_or_cut_short_by_the_thousand_cost_no_record_unless_they_are_named(tmp_path, name):
+    path, places, texts = tmp_path / name, random.Random(1), TEXTS[:30]
+    write_jsonl(tmp_path / "plain.jsonl", texts)
+    plain = (tmp_path / "plain.jsonl").read_bytes()
+    if name == "c.parquet":
+        write_parquet(path, texts, compression="zstd", row_group_size=7, write_page_checksum=True)
+    else:
+        checked = zstandard.ZstdCompressor(write_checksum=True)
+        path.write_bytes(gzip.compress(plain) if name.endswith("gz") else checked.compress(plain))
+    whole = path.read_bytes()
+    for number in range(1000):
+        data, at = bytearray(whole), places.randrange(1, len(whole))
+        data[at] ^= 1 << places.randrange(8)
+        path.write_bytes(data if number % 2 else whole[:at])
+        try:
+            records = read([path])
+        except DataError as refused:
+            assert "column" in str(refused)  # its name, or its type, has changed
+            continue
+        assert records == [[text] for text in texts] or "damaged file" in str(records[-1])
+
+
 def test_a_parquet_file_without_a_column_of_text_is_refused(tmp_path):
     write_parquet(tmp_path / "c.parquet", TEXTS)
     with pytest.raises(DataError, match=r"c\.parquet has no column 'body'; it has n, text"):

@@ -22,6 +22,8 @@ def read_file(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[Doc
         yield Document(f"{name}/{part.file.number}/0", check_text(text, reading, notes), name, metadata=notes)
     except Refused as refused:
         yield refused.at(part.path)
+    except EOFError as error:
+        yield Refusal("truncated_file", part.path, str(error))
     except DAMAGE as error:
         yield Refusal("damaged_file", part.path, str(error))
 

@@ -29,6 +29,8 @@ def read_jsonl(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[Do
                     yield _document(part, offset, line, form, reading)
                 except Refused as refused:
                     yield refused.at(f"{part.path}: line at byte {offset}")
+    except EOFError as error:
+        yield Refusal("truncated_file", f"{part.path}: after the line at byte {offset}", str(error))
     except DAMAGE as error:
         yield Refusal("damaged_file", f"{part.path}: after the line at byte {offset}", str(error))
 

@@ -19,17 +19,28 @@ def read_parquet(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[
     with open_input(part.path) as raw:
         row = 0
         try:
-            table = pyarrow.parquet.ParquetFile(raw)
+            table = pyarrow.parquet.ParquetFile(raw, page_checksum_verification=True)
+            counts = _group_rows(table)
             groups = range(part.begin, table.num_row_groups if part.end is None else part.end)
-            row = sum(table.metadata.row_group(number).num_rows for number in range(part.begin))
+            row = sum(counts[: part.begin])
             for values in _rows(table, groups, form):
                 try:
                     yield _document(part, row, values, form, reading)
                 except Refused as refused:
                     yield refused.at(f"{part.path}: row {row}")
                 row += 1
+            if row != sum(counts[: groups.stop]):
+                raise EOFError(f"{sum(counts[: groups.stop]) - row} rows are not there")
         except (pyarrow.ArrowException, OSError, EOFError) as error:
             yield Refusal("damaged_file", f"{part.path}: from row {row} of row groups from {part.begin}", str(error))
+
+
+def _group_rows(table: pyarrow.parquet.ParquetFile) -> list[int]:
+    """Raises EOFError for a footer that contradicts itself: unlike pages, it has no check sum."""
+    counts = [table.metadata.row_group(number).num_rows for number in range(table.num_row_groups)]
+    if sum(counts) != table.metadata.num_rows:
+        raise EOFError(f"{table.metadata.num_rows} rows, and {sum(counts)} in the row groups")
+    return counts
 
 
 def _rows(table: pyarrow.parquet.ParquetFile, groups: range, form: Format) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,9 @@ REASONS = {
     "not_html": "the response is no HTML or plain text: an image, a PDF, ...",
     "http_status": "the response is no success: its status is not 2xx",
     "bad_http": "the response's HTTP headers cannot be read",
-    "damaged_file": "the rest of a file cannot be read: compressed data damaged or cut short, no valid Parquet or WARC",
+    "truncated_file": "compressed data or a WARC is cut short; what stands before is read",
+    "damaged_file": "the rest of a file cannot be read: compressed data damaged, no valid Parquet or WARC; a check sum "
+    "stands at the end, so what was read of the same member or frame may be wrong",
     "unreadable_file": "a file is gone, or may not be read",
 }
 

@@ -1,34 +1,59 @@
 """Pages of WARC files and texts of WET files, compressed or not. A document's number is its record's in the file."""
 
+import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
+from fastwarc.stream_io import GzipReader
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
+from megatron_lite.compression import DAMAGE, decompressed
 from megatron_lite.curation.config import Format, ReadingConfig
 from megatron_lite.curation.documents import Document
 from megatron_lite.curation.readers.html import decode_html, extract
 from megatron_lite.curation.readers.inputs import Slice
-from megatron_lite.curation.readers.opening import open_input
+from megatron_lite.curation.readers.opening import BUFFER, open_input
 from megatron_lite.curation.readers.refusals import Refusal, Refused, check_size, check_text, decode
 
 # Requests, metadata and the like are no documents and pass uncounted.
 _KINDS = WarcRecordType.response | WarcRecordType.conversion
+_PLAIN = (".warc", ".wet")
+_END = b"\r\n\r\n"  # of every record
 _PAGES = ("text/html", "application/xhtml+xml")
 
 
 def read_warc(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[Document | Refusal]:
     with open_input(part.path) as raw:
-        number = -1
+        number = last = -1
         try:
-            for number, record in enumerate(ArchiveIterator(raw, record_types=_KINDS, parse_http=False)):
+            for number, record in enumerate(_records(raw, part.path)):
                 try:
                     yield _document(part, number, record, form, reading)
                 except Refused as refused:
                     place = f"{part.path}: record {number} at byte {record.stream_pos}"
                     yield refused.at(f"{place}, {record.headers.get('WARC-Target-URI')}")
-        except OSError as error:
-            yield Refusal("damaged_file", f"{part.path}: after record {number}", str(error))
+                last = number
+        except EOFError as error:
+            yield Refusal("truncated_file", f"{part.path}: after record {last}", str(error))
+        except (OSError, *DAMAGE) as error:
+            yield Refusal("damaged_file", f"{part.path}: after record {last}", str(error))
+
+
+def _records(raw: BinaryIO, path: str) -> Iterator[WarcRecord]:
+    """Raises EOFError for a file that is cut short; fastwarc takes a header or member without an end for its end."""
+    members = GzipReader(raw) if path.endswith(".gz") else None
+    plain = path.endswith(_PLAIN)
+    detect = not (members or plain)  # .zst, .lz4, .br
+    yield from ArchiveIterator(members or raw, record_types=_KINDS, parse_http=False, stream_detect=detect)
+    if members:
+        raw.seek(members.frame_start_position() or 0)
+        with decompressed(raw, path) as last_member:
+            while last_member.read1(BUFFER):
+                continue
+    elif plain:
+        raw.seek(max(0, raw.seek(0, os.SEEK_END) - len(_END)))
+        if (end := raw.read()) not in (b"", _END):
+            raise EOFError(f"the file ends with {end!r}, a record with {_END!r}")
 
 
 def _document(part: Slice, number: int, record: WarcRecord, form: Format, reading: ReadingConfig) -> Document:
@@ -36,7 +61,7 @@ def _document(part: Slice, number: int, record: WarcRecord, form: Format, readin
     check_size(length, reading)
     record.freeze()
     if record.content_length < length:  # fastwarc takes the file's end for the record's
-        raise Refused("damaged_file", f"the file ends {length - record.content_length} bytes before the record does")
+        raise EOFError(f"the file ends {length - record.content_length} bytes before the record does")
     notes: dict[str, Any] = {"date": record.headers.get("WARC-Date")}
     language = None
     if record.record_type == WarcRecordType.conversion:

@@ -47,7 +47,7 @@ def test_what_is_no_text_is_counted_by_name(tmp_path):
         "blank.txt": (b" \n", "empty_text"),
         "large.txt": (b"x" * 2000, "too_large"),
         "bomb.txt.gz": (gzip.compress(b"x" * 10_000_000), "too_large"),
-        "cut.txt.gz": (gzip.compress(b"text" * 100)[:20], "damaged_file"),
+        "cut.txt.gz": (gzip.compress(b"text" * 100)[:20], "truncated_file"),
         "deep.html": (b"<html><body>" + b"<b>" * 500 + b"text", "html_too_deep"),
         "none.html": (b"<html><body></body></html>", "empty_text"),
     }

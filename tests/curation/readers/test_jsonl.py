@@ -143,7 +143,7 @@ def test_what_stands_before_the_damage_of_a_truncated_file_is_read_and_the_rest_
     (tmp_path / f"a{ending}").write_bytes(data[: len(data) * 2 // 3])
     documents, (refusal,) = read_all(tmp_path / f"a{ending}", "jsonl")
     assert count // 4 < len(documents) < count and [document.text for document in documents] == texts[: len(documents)]
-    assert refusal.reason == "damaged_file" and f"a{ending}: after the line at byte" in refusal.where
+    assert refusal.reason == "truncated_file" and f"a{ending}: after the line at byte" in refusal.where
 
 
 @pytest.mark.parametrize("ending", [".jsonl.gz", ".jsonl.zst"])

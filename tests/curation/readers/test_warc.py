@@ -111,7 +111,7 @@ def test_a_record_that_the_files_end_cuts_short_is_refused_and_those_before_are_
     data = members(records) if name.endswith("gz") else b"".join(records)
     documents, (refusal,) = read(tmp_path, data[:-60], name)
     assert [document.text for document in documents] == PARAGRAPHS[:5]
-    assert refusal.reason == "damaged_file" and "record 5" in refusal.where
+    assert refusal.reason == "truncated_file" and "after record 4" in refusal.where
 
 
 def test_a_damaged_file_is_named_and_read_up_to_the_damage(tmp_path):
