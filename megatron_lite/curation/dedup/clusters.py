@@ -11,10 +11,11 @@ Keep = Literal["first", "longest"]
 
 
 def choose_kept(members: Columns, keep: Keep, old: int) -> tuple[Columns, dict[str, int]]:
-    """Who goes, and how many clusters there are of each size (its number as a string, as JSON has it).
+    """Who goes for whom, and how many clusters there are of each size (its number as a string, as JSON has it).
 
     `members` has a row for each document of a cluster, in order of (shard, row): columns `root` (any number that
-    tells clusters apart), `shard`, `row`, `length`. The result's columns are `shard`, `row`, `kept_shard`, `kept_row`.
+    tells clusters apart), `shard`, `row`, `length`. The result has a row for each of them that is new: columns `shard`,
+    `row`, `kept_shard`, `kept_row` (its own, if it stays) and `size` of the cluster.
     A cluster that has documents of the old corpus, shards below `old`, keeps the first of them, and only new ones go.
     """
     _, cluster, sizes = np.unique(members["root"], return_inverse=True, return_counts=True)
@@ -24,12 +25,13 @@ def choose_kept(members: Columns, keep: Keep, old: int) -> tuple[Columns, dict[s
     order = np.lexsort((np.zeros_like(length) if keep == "first" else np.where(is_new, -length, 0), is_new, cluster))
     begins = np.cumsum(sizes) - sizes
     kept = order[begins][cluster]
-    gone = np.flatnonzero((kept != np.arange(len(kept))) & is_new)
+    new = np.flatnonzero(is_new & (sizes[cluster] > 1))  # one that no pair was verified of is alone
     columns = {
-        "shard": members["shard"][gone],
-        "row": members["row"][gone],
-        "kept_shard": members["shard"][kept[gone]],
-        "kept_row": members["row"][kept[gone]],
+        "shard": members["shard"][new],
+        "row": members["row"][new],
+        "kept_shard": members["shard"][kept[new]],
+        "kept_row": members["row"][kept[new]],
+        "size": sizes[cluster[new]],
     }
-    histogram = Counter(sizes[sizes > 1].tolist())  # one that no pair was verified of is alone
+    histogram = Counter(sizes[sizes > 1].tolist())
     return columns, {str(size): histogram[size] for size in sorted(histogram)}

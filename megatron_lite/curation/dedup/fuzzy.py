@@ -15,7 +15,8 @@ one shingle, near only to those of the same words; one without words is near to 
 Clusters are connected components, so a document may go for one that it resembles only by way of others; `verify` joins
 only pairs whose exact similarity reaches a threshold. `keep` says which document of a cluster stays: "first", the
 default, because its verdict on a document never hangs on lengths, which cleaning changes, and a longer document is
-often the same one with boilerplate around it; "longest" where more text counts for more.
+often the same one with boilerplate around it; "longest" where more text counts for more. Its metadata's `cluster_size`
+says for how many it stands: FineWeb 2 (huggingface/fineweb-2) repeats documents by it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -154,9 +155,13 @@ def choose(options: Fuzzy, descriptions: Sequence[Path], old: int, part: Range, 
     if options.verify is not None:
         members["root"] = _verified_roots(options, descriptions, part)
     order = np.lexsort((members["row"], members["shard"]))
-    gone, sizes = choose_kept({name: column[order] for name, column in members.items()}, options.keep, old)
-    write_findings(findings, gone, options.settings)
-    return {"found": len(gone["row"]), "cluster_sizes": sizes}
+    verdicts, sizes = choose_kept({name: column[order] for name, column in members.items()}, options.keep, old)
+    write_findings(findings, verdicts, options.settings)
+    return {"found": int((~_stays(verdicts)).sum()), "cluster_sizes": sizes}
+
+
+def _stays(verdicts: Columns) -> np.ndarray:
+    return (verdicts["kept_shard"] == verdicts["shard"]) & (verdicts["kept_row"] == verdicts["row"])
 
 
 def _verified_roots(options: Fuzzy, descriptions: Sequence[Path], part: Range) -> np.ndarray:
@@ -176,10 +181,14 @@ def _verified_roots(options: Fuzzy, descriptions: Sequence[Path], part: Range) -
 def judge(
     options: Fuzzy, shard: Path, number: int, runs: Sequence[Path], findings: Sequence[Path]
 ) -> Iterator[tuple[Document, Drop | None]]:
-    """The documents of the shard whose run is runs[number]."""
-    found = read_findings(findings, ("row", "kept_shard", "kept_row"), number, options.settings)
-    ids = ids_of_rows(runs, found["kept_shard"], found["kept_row"], options.scan_settings)
-    kept = dict(zip(found["row"].tolist(), ids, strict=True))
+    """The documents of the shard whose run is runs[number]; one that stays for others learns its cluster's size."""
+    found = read_findings(findings, ("shard", "row", "kept_shard", "kept_row", "size"), number, options.settings)
+    stays = _stays(found)
+    ids = ids_of_rows(runs, found["kept_shard"][~stays], found["kept_row"][~stays], options.scan_settings)
+    kept = dict(zip(found["row"][~stays].tolist(), ids, strict=True))
+    sizes = dict(zip(found["row"][stays].tolist(), found["size"][stays].tolist(), strict=True))
     for begin, documents in read_batches(shard):
         for row, document in enumerate(documents, begin):
+            if row in sizes:
+                document.metadata["cluster_size"] = sizes[row]
             yield document, Drop("fuzzy.minhash", f"near to {kept[row]}") if row in kept else None

@@ -175,6 +175,20 @@ def test_cluster_sizes_are_counted(tmp_path):
     assert sizes == {"2": 1, "3": 1}
 
 
+@pytest.mark.parametrize("verify", [None, 0.8])
+def test_a_document_that_stays_for_others_says_how_many_there_were(tmp_path, verify):
+    shards = [[COMMON, "alone " * 9, COMMON], [COMMON, *(["another text of seven words is this"] * 2)]]
+    stay = [document for document, drop in deduplicate(tmp_path, Fuzzy(verify=verify), shards) if drop is None]
+    sizes = {document.id: document.metadata.get("cluster_size") for document in stay}
+    assert sizes == {"test/0/0": 3, "test/0/1": None, "test/1/1": 2}
+
+
+def test_a_document_that_an_old_corpus_has_is_not_kept_for_others(tmp_path):
+    shards = [[COMMON], [COMMON, "another text of seven words is this", COMMON]]
+    ((document, _),) = [judged for judged in deduplicate(tmp_path, Fuzzy(), shards, old=1) if judged[1] is None]
+    assert document.id == "test/1/1" and "cluster_size" not in document.metadata
+
+
 def test_runs_of_other_permutations_are_refused(tmp_path):
     (shard,) = write_shards(tmp_path / "shards", [[COMMON]])
     fuzzy.scan(Fuzzy(seed=2), shard, tmp_path / "run")
