@@ -58,7 +58,7 @@ def test_inputs_that_are_not_contiguous_give_the_same_bits(case):
 
 
 @EACH_CASE
-@pytest.mark.parametrize("seed", [None, 1, 2], ids=["reverse", "shuffled", "shuffled-again"])
+@pytest.mark.parametrize("seed", [None, 1], ids=["reverse", "shuffled"])
 def test_the_order_of_programs_changes_no_bit(case, seed):
     for size in case.sizes:
         arguments = case.inputs(size, torch.float32, fresh())

@@ -44,18 +44,18 @@ def kill_launcher(process) -> None:
 
 def test_run_killed_at_a_random_step_resumes_to_the_bit(ranks, data_dir):
     whole, killed = data_dir / "whole", data_dir / "killed"
-    settings = {**CUBE, "train__dtype": "bfloat16", "train__steps": 60, "optim__decay_steps": 60}
+    settings = {**CUBE, "train__dtype": "bfloat16", "train__steps": 24, "optim__decay_steps": 24}
     ranks.run(run_pretrain, 8, tree_of(whole, data_dir, **settings), 8)
 
-    step = random.randrange(5, 55)
+    step = random.randrange(5, 18)
     process = start_pretrain(tree_of(killed, data_dir, **settings), 8)
     wait_for_step(killed, step, process)
     kill_launcher(process)
-    assert not (killed / "checkpoints" / "step_60").exists(), f"killed too late, at step {step}"
+    assert not (killed / "checkpoints" / "step_24").exists(), f"killed too late, at step {step}"
     ranks.run(run_pretrain, 8, tree_of(killed, data_dir, **settings), 8)
 
     assert numbers_of(killed) == numbers_of(whole), f"killed at step {step}"
-    assert tensors_of(killed / "checkpoints" / "step_60") == tensors_of(whole / "checkpoints" / "step_60")
+    assert tensors_of(killed / "checkpoints" / "step_24") == tensors_of(whole / "checkpoints" / "step_24")
 
 
 VEE = {**CUBE, "parallel__context": 2, "parallel__schedule": "zb_v", "parallel__virtual_stages": 2}
@@ -83,7 +83,7 @@ def test_run_resumed_on_other_layouts_reads_the_same_tokens_with_equal_losses(ra
 
 def test_sigterm_saves_a_step_that_all_ranks_agree_on_and_the_run_goes_on_from_it(ranks, data_dir):
     whole, stopped = data_dir / "whole", data_dir / "stopped"
-    settings = {"parallel__tensor": 2, "train__steps": 30, "train__valid_every": None, "checkpoint__every": None}
+    settings = {"parallel__tensor": 2, "train__steps": 16, "train__valid_every": None, "checkpoint__every": None}
     ranks.run(run_pretrain, 2, tree_of(whole, data_dir, **settings), 2)
 
     process = start_pretrain(tree_of(stopped, data_dir, **settings), 2)
@@ -93,7 +93,7 @@ def test_sigterm_saves_a_step_that_all_ranks_agree_on_and_the_run_goes_on_from_i
     ended = json.loads((stopped / "exit.json").read_text(encoding="utf-8"))
     assert (ended["code"], ended["reason"].split(" after ")[0]) == (0, "stopped at a signal"), output
     step = len(numbers_of(stopped))
-    assert step < 30
+    assert step < 16
     assert (stopped / "checkpoints" / f"step_{step}" / "index.json").exists()
 
     ranks.run(run_pretrain, 2, tree_of(stopped, data_dir, **settings), 2)
