@@ -187,28 +187,30 @@ Cut cut_windows(std::string_view text, std::size_t window, const Numbers& begins
     };
     std::string_view left;  // the white space before the stretch that is being removed
     bool removing = false;
-    std::size_t next = 0, previous_end = 0;
+    std::size_t next = 0, previous_end = 0, stays_from = 0;
     std::uint64_t number = 0, removed_until = 0;
     Splitter splitter(text);
     for (Token token; splitter.next(token); ++number) {
-        const std::string_view gap = text.substr(previous_end, token.begin - previous_end);
-        previous_end = token.end;
         for (; next < begins.size() && begins[next] <= number; ++next) removed_until = begins[next] + window;
-        if (number < removed_until) {
-            if (!removing) left = gap;
-            removing = true;
-            ++result.removed_tokens;
-            continue;
+        const bool removed = number < removed_until, none_kept = number == result.removed_tokens;
+        if (removed != removing) {
+            const std::string_view gap = text.substr(previous_end, token.begin - previous_end);
+            if (removed) {
+                left = gap;
+                if (!none_kept) result.text.append(text.substr(stays_from, previous_end - stays_from));
+            } else {
+                result.text.append(none_kept ? left : joint(left, gap));
+                stays_from = token.begin;
+            }
+            removing = removed;
         }
-        const bool first = number == result.removed_tokens;
-        result.text.append(!removing ? gap : first ? left : joint(left, gap));
-        result.text.append(text.substr(token.begin, token.end - token.begin));
-        removing = false;
+        result.removed_tokens += removed;
+        previous_end = token.end;
     }
     if (next < begins.size() || removed_until > number)
         throw std::out_of_range("a window of " + std::to_string(window) + " tokens at token " +
                                 std::to_string(begins[begins.size() - 1]) + " of a text of " + std::to_string(number));
-    if (number > result.removed_tokens) result.text.append(text.substr(previous_end));
+    if (number > result.removed_tokens) result.text.append(text.substr(removing ? previous_end : stays_from));
     result.removed_bytes = text.size() - std::min(text.size(), result.text.size());
     return result;
 }
