@@ -66,6 +66,8 @@ REASONS = {
 Verdict = tuple[str | None, str]  # why a document is dropped, or None and the text that is kept
 Judge = Callable[[str], Verdict]
 
+ROUNDS = 3  # in which the two sides take turns
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -244,10 +246,10 @@ def main() -> None:
     for pair in pairs.values():  # what is loaded late is loaded here
         pair.ours("One line of five words. " * 30)
         pair.theirs("One line of five words. " * 30)
-    result: dict[str, Any] = {
-        "ours": cpu_seconds([pair.ours for pair in pairs.values()], texts),
-        "theirs": cpu_seconds([pair.theirs for pair in pairs.values()], texts),
-    }
+    sides = {name: [getattr(pair, name) for pair in pairs.values()] for name in ("ours", "theirs")}
+    rounds = [{name: cpu_seconds(judges, texts) for name, judges in sides.items()} for _ in range(ROUNDS)]
+    # The least: others on the machine only ever add.
+    result: dict[str, Any] = {name: min(seconds[name] for seconds in rounds) for name in sides}
     if mode == "shipped":
         result["flipped"] = {name: flipped(texts, pair) for name, pair in pairs.items()}
     print(json.dumps(result))
