@@ -85,16 +85,47 @@ private:
     std::size_t next_ = 0;
 };
 
+// The least of the last `size` values, the latest one of equal ones. It is looked for only when the old one has left:
+// once in size / 2 values on average, and a queue of candidates would mispredict a branch at every value.
+class Least {
+public:
+    explicit Least(std::size_t size) : values_(size) {}
+
+    // `number` counts the values from 0.
+    void add(std::uint64_t value, std::uint64_t number) {
+        values_[next_] = value;
+        if (++next_ == values_.size()) next_ = 0;
+        if (number == 0 || value <= value_) {
+            value_ = value;
+            number_ = number;
+        } else if (number_ + values_.size() <= number) {
+            search(number + 1 - values_.size());
+        }
+    }
+
+    std::uint64_t value() const { return value_; }
+    std::uint64_t number() const { return number_; }
+
+private:
+    void search(std::uint64_t oldest) {
+        value_ = ~std::uint64_t{0};
+        for (std::size_t i = 0, at = next_; i < values_.size(); ++i) {
+            const bool less = values_[at] <= value_;
+            value_ = less ? values_[at] : value_;
+            number_ = less ? oldest + i : number_;
+            at = at + 1 == values_.size() ? 0 : at + 1;
+        }
+    }
+
+    std::vector<std::uint64_t> values_;
+    std::size_t next_ = 0;
+    std::uint64_t value_ = 0, number_ = 0;
+};
+
 // Calls use(Window) for each window of a text in order, in memory that grows with the window only.
 template <typename Use>
 void for_each_window(std::string_view text, WindowSize size, Use use) {
-    struct Candidate {
-        std::uint64_t hash, begin;
-    };
-    // From front to back, ascending in both: the first is the present window's anchor. There is room for twice as many
-    // as there can be, so that they seldom move.
-    std::vector<Candidate> candidates(2 * (size.window - size.anchor + 2));
-    std::size_t front = 0, back = 0;
+    Least least(size.window - size.anchor + 1);  // of the hashes of the anchors that a window holds
     Ring anchor_tokens(size.anchor), window_tokens(size.window);
     RollingHash anchor(size.anchor, key_0), high(size.window, key_1), low(size.window, key_2);
     std::uint64_t number = 0;
@@ -106,17 +137,9 @@ void for_each_window(std::string_view text, WindowSize size, Use use) {
         high.roll(hash, leaving);
         low.roll(hash, leaving);
         if (number + 1 < size.anchor) continue;
-        const std::uint64_t rank = mix(anchor.value());
-        while (back > front && candidates[back - 1].hash >= rank) --back;
-        if (back == candidates.size()) {
-            std::copy(candidates.begin() + static_cast<std::ptrdiff_t>(front), candidates.end(), candidates.begin());
-            back -= std::exchange(front, 0);
-        }
-        candidates[back++] = {rank, number + 1 - size.anchor};
+        least.add(mix(anchor.value()), number + 1 - size.anchor);
         if (number + 1 < size.window) continue;
-        const std::uint64_t begin = number + 1 - size.window;
-        if (candidates[front].begin < begin) ++front;
-        use(Window{begin, candidates[front].hash, candidates[front].begin, mix(high.value()), mix(low.value())});
+        use(Window{number + 1 - size.window, least.value(), least.number(), mix(high.value()), mix(low.value())});
     }
 }
 
