@@ -1,11 +1,11 @@
 """How fast curation reads each format; the whole pipeline on a pool and on Ray; and how its cost grows with the text.
 
-python tools/benchmark/measure_curation.py --raw runs/quickstart/raw [--megabytes 60] [--rounds 3] [--slope 10 20 40 80]
+    python tools/benchmark/measure_curation.py [--html DIR] [--megabytes 60] [--rounds 3] [--slope 10 20 40 80]
 
-The text is what tools/fetch_corpus.py has fetched, written again in each format, so that every reader reads the same
-documents; HTML is PostgreSQL's, Python's and, where they are fetched, scikit-learn's and Linux's pages. Rates are MB of
-documents' text (UTF-8) a second of one core's time, and for the pipeline a second by the clock; of several rounds the
-best, since other programs only slow one down. Works in a folder of its own and removes it.
+The text is that of real_text.py, written again in each format, so that every reader reads the same documents; HTML is
+what the quickstart has fetched, PostgreSQL's and Python's pages. Rates are MB of documents' text (UTF-8) a second of
+one core's time, and for the pipeline a second by the clock; of several rounds the best, since other programs only slow
+one down. Works in a folder of its own and removes it.
 """
 
 import argparse
@@ -21,10 +21,11 @@ import orjson
 import pyarrow
 import pyarrow.parquet
 import zstandard
+from real_text import first_megabytes, real_texts
 
 from megatron_lite.config.load import check_tree
 from megatron_lite.curation.config import CurationConfig
-from megatron_lite.curation.engine import Engine, Pool
+from megatron_lite.curation.engine import Engine, Pool, Row
 from megatron_lite.curation.engine.ray_tasks import RayTasks
 from megatron_lite.curation.pipeline import curate
 from megatron_lite.curation.report import text_bytes
@@ -36,26 +37,6 @@ WARC = (
     "Content-Type: {content}\r\nContent-Length: {length}\r\n\r\n"
 )
 HTTP = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n"
-TEXT_ENDINGS = (".txt", ".pod", ".py", ".rst")
-
-
-def texts(raw: Path, limit: int) -> list[str]:
-    """Documents of all sources in turn, `limit` bytes of them."""
-    files = sorted(
-        (path for path in raw.rglob("*") if path.suffix in TEXT_ENDINGS and path.is_file()), key=lambda p: p.name
-    )
-    found, size = [], 0
-    for path in sorted(files, key=lambda path: path.name):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            continue
-        if text.strip() and "\0" not in text:
-            found.append(text)
-            size += len(text.encode())
-        if size >= limit:
-            break
-    return found
 
 
 def write_formats(documents: list[str], pages: list[bytes], folder: Path) -> dict[str, dict]:
@@ -163,26 +144,42 @@ def measure_pipeline(source: dict, folder: Path, rounds: int) -> None:
         print(f"{name:<18}{text:>9.1f}{starting:>9.1f}{seconds:>9.1f}{text / seconds:>9.1f}{text / cpu:>20.1f}")
 
 
-def measure_slope(raw: Path, megabytes: list[int], folder: Path) -> None:
-    """Seconds of processor for a megabyte of text, of each stage with its steps, and what it writes, by size."""
+def measure_slope(megabytes: list[int], folder: Path, rounds: int) -> None:
+    """Seconds of processor for a megabyte of text, of each stage with its steps, and what it writes, by size.
+
+    Sizes take turns, so that a machine that slows down slows each.
+    """
+    paths = {size: folder / f"{size}.jsonl" for size in megabytes}
+    for size, path in paths.items():
+        documents = first_megabytes(real_texts(), size)
+        path.write_bytes(b"".join(orjson.dumps({"text": text}) + b"\n" for text in documents))
+    measured = [{size: measure_stages(path, folder) for size, path in paths.items()} for _ in range(rounds)]
     print(f"\n{'MB of text':<12}{'ms of processor for a MB, bytes written for a byte of text':>60}")
     for size in megabytes:
-        documents = texts(raw, size * 1_000_000)
-        path = folder / f"{size}.jsonl"
-        path.write_bytes(b"".join(orjson.dumps({"text": text}) + b"\n" for text in documents))
-        source = {"kind": "jsonl", "paths": [str(path)], "rules": "prose"}
-        tree = base(folder / f"slope-{size}", {"source": source}) | RULES | {"dedup": EVERYTHING}
-        finished = curate(check_tree(tree, CurationConfig), Here()).finished
-        text = sum(text_bytes(row) for row in finished["ingest"])
-        groups: dict[str, tuple[float, int]] = {}
-        for name, rows in finished.items():
-            seconds, written = groups.get(name.split(".")[0], (0.0, 0))
-            seconds += sum(row.cpu_seconds for row in rows)
-            written += sum(file.bytes for row in rows for made in row.outputs.values() for file in made)
-            groups[name.split(".")[0]] = seconds, written
-        groups["all"] = tuple(map(sum, zip(*groups.values(), strict=True)))
-        shown = (f"{name} {1e9 * cpu / text:.1f}, {written / text:.2f}" for name, (cpu, written) in groups.items())
+        text, costs = min((one[size] for one in measured), key=lambda found: found[1]["all"])
+        shown = (f"{name} {1e9 * cpu / text:.1f}, {written / text:.2f}" for name, (cpu, written) in costs.items())
         print(f"{text / 1e6:<12.1f}{' | '.join(shown)}")
+
+
+def measure_stages(path: Path, folder: Path) -> tuple[int, dict[str, tuple[float, int]]]:
+    """Bytes of text, and each stage's costs."""
+    source = {"kind": "jsonl", "paths": [str(path)], "rules": "prose"}
+    with tempfile.TemporaryDirectory(dir=folder) as output:
+        tree = base(Path(output), {"source": source}) | RULES | {"dedup": EVERYTHING}
+        finished = curate(check_tree(tree, CurationConfig), Here()).finished
+    return sum(text_bytes(row) for row in finished["ingest"]), costs_of(finished)
+
+
+def costs_of(finished: dict[str, list[Row]]) -> dict[str, tuple[float, int]]:
+    """Seconds of processor and bytes written, of each stage with its steps, and of all."""
+    costs: dict[str, tuple[float, int]] = {}
+    for name, rows in finished.items():
+        seconds, written = costs.get(name.split(".")[0], (0.0, 0))
+        seconds += sum(row.cpu_seconds for row in rows)
+        written += sum(file.bytes for row in rows for made in row.outputs.values() for file in made)
+        costs[name.split(".")[0]] = seconds, written
+    seconds, written = zip(*costs.values(), strict=True)
+    return costs | {"all": (sum(seconds), sum(written))}
 
 
 def warm(engine: Engine) -> None:
@@ -197,23 +194,26 @@ def _import(_: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--raw", type=Path, required=True)
+    parser.add_argument("--html", type=Path, default="runs/quickstart/raw", metavar="DIR", help="where pages lie")
     parser.add_argument("--megabytes", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=3, help="0: the slope alone")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-formats", dest="formats", action="store_false", help="the slope alone")
     parser.add_argument("--slope", type=int, nargs="*", default=[], metavar="MB", help="sizes to compare")
     options = parser.parse_args()
-    documents = texts(options.raw, options.megabytes * 1_000_000)
-    files = sorted(path for path in options.raw.rglob("*.html") if path.is_file())
+    documents = first_megabytes(real_texts(), options.megabytes)
+    files = sorted(path for path in options.html.rglob("*.html") if path.is_file())
+    if options.formats and not files:
+        parser.error(f"--html {options.html}: no page is there; run examples/quickstart.sh, or name another folder")
     pages = [path.read_bytes() for path in islice(files, 4000)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "formats").mkdir()
-        if options.rounds:
+        if options.formats:
             sources = write_formats(documents, pages, folder / "formats")
             measure_formats(sources, sum(map(len, pages)), folder, options.rounds)
             measure_pipeline(sources["jsonl"], folder, options.rounds)
         if options.slope:
-            measure_slope(options.raw, options.slope, folder)
+            measure_slope(options.slope, folder, options.rounds)
 
 
 if __name__ == "__main__":
