@@ -76,6 +76,7 @@ def test_the_planted_faults_cover_every_named_call_site(truths):
     assert {f"{site}.again" for site in ("attention.enter", "mlp.enter", "head.enter")} <= exercised
 
 
+@pytest.mark.nightly
 def test_every_planted_fault_is_caught_by_its_numbers(ranks, truths, capsys):
     cases: list[tuple[int, Message | Division]] = []
     seen: set[Message] = set()

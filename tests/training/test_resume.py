@@ -42,6 +42,7 @@ def kill_launcher(process) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.nightly
 def test_run_killed_at_a_random_step_resumes_to_the_bit(ranks, data_dir):
     whole, killed = data_dir / "whole", data_dir / "killed"
     settings = {**CUBE, "train__dtype": "bfloat16", "train__steps": 24, "optim__decay_steps": 24}
