@@ -181,8 +181,8 @@ def _parquet_pieces(
                     done += batch.num_rows
                     yield Rows(number, before + size * done // file.metadata.num_rows, batch)
             if done != file.metadata.num_rows:  # the footer has no check sum
-                raise EOFError(f"{file.metadata.num_rows:,} rows are announced, {done:,} are there")
-    except (pa.ArrowException, OSError, EOFError) as error:
+                raise pa.ArrowInvalid(f"{file.metadata.num_rows:,} rows are announced, {done:,} are there")
+    except (pa.ArrowException, OSError) as error:
         yield Damage(number, before + size, f"damaged or no Parquet: {' '.join(str(error).split())}")
 
 

@@ -200,15 +200,15 @@ def main() -> None:
     parser.add_argument("--no-formats", dest="formats", action="store_false", help="the slope alone")
     parser.add_argument("--slope", type=int, nargs="*", default=[], metavar="MB", help="sizes to compare")
     options = parser.parse_args()
-    documents = first_megabytes(real_texts(), options.megabytes)
     files = sorted(path for path in options.html.rglob("*.html") if path.is_file())
     if options.formats and not files:
         parser.error(f"--html {options.html}: no page is there; run examples/quickstart.sh, or name another folder")
-    pages = [path.read_bytes() for path in islice(files, 4000)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "formats").mkdir()
         if options.formats:
+            (folder / "formats").mkdir()
+            documents = first_megabytes(real_texts(), options.megabytes)
+            pages = [path.read_bytes() for path in islice(files, 4000)]
             sources = write_formats(documents, pages, folder / "formats")
             measure_formats(sources, sum(map(len, pages)), folder, options.rounds)
             measure_pipeline(sources["jsonl"], folder, options.rounds)

@@ -8,7 +8,7 @@ The first occurrence stays: the one of least (shard's number, row in the shard).
 by putting its runs before the new ones: its documents come first and win, and are not judged again.
 
     exact.py       documents of one URL, or of one text
-    fuzzy.py       near duplicates: MinHash, locality-sensitive hashing, clusters (clusters.py, verify.py)
+    fuzzy.py       near duplicates: MinHash, locality-sensitive hashing, clusters (clusters.py)
     paragraphs.py  paragraphs and lines
     substring.py   passages of 50 words and more
 """

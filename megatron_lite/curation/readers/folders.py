@@ -9,7 +9,7 @@ from megatron_lite.curation.documents import Document
 from megatron_lite.curation.readers.html import decode_html, extract
 from megatron_lite.curation.readers.inputs import Slice
 from megatron_lite.curation.readers.opening import open_input, read_up_to
-from megatron_lite.curation.readers.refusals import Refusal, Refused, check_size, check_text, decode, excerpt_of
+from megatron_lite.curation.readers.refusals import Refusal, Refused, check_size, check_text, damage, decode, excerpt_of
 
 PAGES = (".html", ".htm", ".xhtml")
 
@@ -22,10 +22,8 @@ def read_file(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[Doc
         yield Document(f"{name}/{part.file.number}/0", check_text(text, reading, notes), name, metadata=notes)
     except Refused as refused:
         yield refused.at(part.path)
-    except EOFError as error:
-        yield Refusal("truncated_file", part.path, str(error))
     except DAMAGE as error:
-        yield Refusal("damaged_file", part.path, str(error))
+        yield damage(error, part.path)
 
 
 def _read(part: Slice, form: Format, reading: ReadingConfig, notes: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from megatron_lite.curation.config import Format, ReadingConfig
 from megatron_lite.curation.documents import Document
 from megatron_lite.curation.readers.inputs import Slice
 from megatron_lite.curation.readers.opening import open_input
-from megatron_lite.curation.readers.refusals import Refusal, Refused, check_size, check_text, decode, excerpt_of
+from megatron_lite.curation.readers.refusals import Refusal, Refused, check_size, check_text, damage, decode, excerpt_of
 from megatron_lite.lines import TooLong, read_lines
 
 
@@ -29,10 +29,8 @@ def read_jsonl(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[Do
                     yield _document(part, offset, line, form, reading)
                 except Refused as refused:
                     yield refused.at(f"{part.path}: line at byte {offset}")
-    except EOFError as error:
-        yield Refusal("truncated_file", f"{part.path}: after the line at byte {offset}", str(error))
     except DAMAGE as error:
-        yield Refusal("damaged_file", f"{part.path}: after the line at byte {offset}", str(error))
+        yield damage(error, f"{part.path}: after the line at byte {offset}")
 
 
 def _document(part: Slice, offset: int, line: bytes | TooLong, form: Format, reading: ReadingConfig) -> Document:

@@ -10,7 +10,7 @@ from megatron_lite.curation.config import Format, ReadingConfig
 from megatron_lite.curation.documents import Document
 from megatron_lite.curation.readers.inputs import Slice
 from megatron_lite.curation.readers.opening import open_input
-from megatron_lite.curation.readers.refusals import Refusal, Refused, check_size, check_text, decode
+from megatron_lite.curation.readers.refusals import Refusal, Refused, check_size, check_text, damage, decode
 
 ROWS_AT_ONCE = 256
 
@@ -30,16 +30,16 @@ def read_parquet(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[
                     yield refused.at(f"{part.path}: row {row}")
                 row += 1
             if row != sum(counts[: groups.stop]):
-                raise EOFError(f"{sum(counts[: groups.stop]) - row} rows are not there")
+                raise pyarrow.ArrowInvalid(f"{sum(counts[: groups.stop]) - row} rows are not there")
         except (pyarrow.ArrowException, OSError, EOFError) as error:
-            yield Refusal("damaged_file", f"{part.path}: from row {row} of row groups from {part.begin}", str(error))
+            yield damage(error, f"{part.path}: from row {row} of row groups from {part.begin}")
 
 
 def _group_rows(table: pyarrow.parquet.ParquetFile) -> list[int]:
-    """Raises EOFError for a footer that contradicts itself: unlike pages, it has no check sum."""
+    """Raises ArrowInvalid for a footer that contradicts itself: unlike pages, it has no check sum."""
     counts = [table.metadata.row_group(number).num_rows for number in range(table.num_row_groups)]
     if sum(counts) != table.metadata.num_rows:
-        raise EOFError(f"{table.metadata.num_rows} rows, and {sum(counts)} in the row groups")
+        raise pyarrow.ArrowInvalid(f"{table.metadata.num_rows} rows, and {sum(counts)} in the row groups")
     return counts
 
 

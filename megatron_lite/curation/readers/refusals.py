@@ -50,6 +50,11 @@ class Refused(Exception):
         return Refusal(self.reason, where, self.detail, self.excerpt)
 
 
+def damage(error: Exception, where: str) -> Refusal:
+    """The rest of a file that reading has ended in `error`: EOFError where it is cut short."""
+    return Refusal("truncated_file" if isinstance(error, EOFError) else "damaged_file", where, str(error))
+
+
 def excerpt_of(record: bytes | str) -> str:
     if isinstance(record, bytes):
         record = record[: 4 * EXCERPT].decode("utf-8", "replace")

@@ -13,7 +13,7 @@ from megatron_lite.curation.documents import Document
 from megatron_lite.curation.readers.html import decode_html, extract
 from megatron_lite.curation.readers.inputs import Slice
 from megatron_lite.curation.readers.opening import BUFFER, open_input
-from megatron_lite.curation.readers.refusals import Refusal, Refused, check_size, check_text, decode
+from megatron_lite.curation.readers.refusals import Refusal, Refused, check_size, check_text, damage, decode
 
 # Requests, metadata and the like are no documents and pass uncounted.
 _KINDS = WarcRecordType.response | WarcRecordType.conversion
@@ -24,7 +24,7 @@ _PAGES = ("text/html", "application/xhtml+xml")
 
 def read_warc(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[Document | Refusal]:
     with open_input(part.path) as raw:
-        number = last = -1
+        last = -1
         try:
             for number, record in enumerate(_records(raw, part.path)):
                 try:
@@ -33,10 +33,8 @@ def read_warc(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[Doc
                     place = f"{part.path}: record {number} at byte {record.stream_pos}"
                     yield refused.at(f"{place}, {record.headers.get('WARC-Target-URI')}")
                 last = number
-        except EOFError as error:
-            yield Refusal("truncated_file", f"{part.path}: after record {last}", str(error))
         except (OSError, *DAMAGE) as error:
-            yield Refusal("damaged_file", f"{part.path}: after record {last}", str(error))
+            yield damage(error, f"{part.path}: after record {last}")
 
 
 def _records(raw: BinaryIO, path: str) -> Iterator[WarcRecord]:
