@@ -24,7 +24,7 @@ _PAGES = ("text/html", "application/xhtml+xml")
 
 def read_warc(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[Document | Refusal]:
     with open_input(part.path) as raw:
-        last = -1
+        following = 0
         try:
             for number, record in enumerate(_records(raw, part.path)):
                 try:
@@ -32,9 +32,9 @@ def read_warc(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[Doc
                 except Refused as refused:
                     place = f"{part.path}: record {number} at byte {record.stream_pos}"
                     yield refused.at(f"{place}, {record.headers.get('WARC-Target-URI')}")
-                last = number
+                following = number + 1
         except (OSError, *DAMAGE) as error:
-            yield damage(error, f"{part.path}: after record {last}")
+            yield damage(error, f"{part.path}: from record {following} on")
 
 
 def _records(raw: BinaryIO, path: str) -> Iterator[WarcRecord]:

@@ -111,14 +111,14 @@ def test_a_record_that_the_files_end_cuts_short_is_refused_and_those_before_are_
     data = members(records) if name.endswith("gz") else b"".join(records)
     documents, (refusal,) = read(tmp_path, data[:-60], name)
     assert [document.text for document in documents] == PARAGRAPHS[:5]
-    assert refusal.reason == "truncated_file" and "after record 4" in refusal.where
+    assert refusal.reason == "truncated_file" and "from record 5 on" in refusal.where
 
 
 def test_a_damaged_file_is_named_and_read_up_to_the_damage(tmp_path):
     packed = [gzip.compress(record) for record in RECORDS]
     documents, (refusal,) = read(tmp_path, b"".join([*packed[:7], b"not gzip at all " * 20, *packed[7:]]))
     assert [document.text for document in documents] == PARAGRAPHS[:7]
-    assert (refusal.reason, refusal.where) == ("damaged_file", f"{tmp_path}/a.warc.gz: after record 6")
+    assert (refusal.reason, refusal.where) == ("damaged_file", f"{tmp_path}/a.warc.gz: from record 7 on")
 
 
 def test_a_file_that_is_no_warc_is_named(tmp_path):
