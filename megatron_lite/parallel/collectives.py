@@ -101,8 +101,8 @@ class Communicator:
             return ready(shard)
         shard = shard.contiguous()
         full = shard.new_empty((self.size * shard.shape[0], *shard.shape[1:]))
-        work = _all_gather(full, shard, group=self.group, async_op=True)
-        return self._record("all_gather", site, work, full, full, shard)
+        issued = self._issue("all_gather", site, full)
+        return self._under_way(_all_gather(full, shard, group=self.group, async_op=True), full, shard, issued)
 
     def reduce_scatter(self, full: Tensor, site: str) -> Handle:
         """[size * n, ...] on each rank -> the sum's [n, ...] at this rank's place."""
@@ -110,25 +110,25 @@ class Communicator:
             return ready(full)
         full = full.contiguous()
         shard = full.new_empty((full.shape[0] // self.size, *full.shape[1:]))
-        work = _reduce_scatter(shard, full, group=self.group, async_op=True)
-        return self._record("reduce_scatter", site, work, shard, full, full)
+        issued = self._issue("reduce_scatter", site, full)
+        return self._under_way(_reduce_scatter(shard, full, group=self.group, async_op=True), shard, full, issued)
 
     def all_reduce(self, tensor: Tensor, site: str) -> Handle:
         """Sum over the ranks, in place; `tensor` must be contiguous."""
         if self.size == 1:
             return ready(tensor)
-        work = dist.all_reduce(tensor, group=self.group, async_op=True)
-        return self._record("all_reduce", site, work, tensor, tensor)
+        issued = self._issue("all_reduce", site, tensor)
+        return self._under_way(dist.all_reduce(tensor, group=self.group, async_op=True), tensor, None, issued)
 
     def send(self, tensor: Tensor, peer: int, site: str) -> Handle:
         """To the member with index `peer`; the tensor must not change until the handle was waited for."""
-        work = dist.isend(tensor, group=self.group, group_dst=peer)
-        return self._record("send", site, work, tensor, tensor, tensor, peer)
+        issued = self._issue("send", site, tensor, peer)
+        return self._under_way(dist.isend(tensor, group=self.group, group_dst=peer), tensor, tensor, issued)
 
     def receive(self, buffer: Tensor, peer: int, site: str) -> Handle:
         """From the member with index `peer`, into `buffer`."""
-        work = dist.irecv(buffer, group=self.group, group_src=peer)
-        return self._record("recv", site, work, buffer, buffer, None, peer)
+        issued = self._issue("recv", site, buffer, peer)
+        return self._under_way(dist.irecv(buffer, group=self.group, group_src=peer), buffer, None, issued)
 
     def all_to_all(self, parts: Tensor, site: str) -> Handle:
         """[size, ...]: part i goes to member i -> [size, ...]: part i came from member i."""
@@ -136,8 +136,9 @@ class Communicator:
             return ready(parts)
         parts = parts.contiguous()
         arrived = torch.empty_like(parts)
+        issued = self._issue("all_to_all", site, arrived)
         work = dist.all_to_all_single(arrived, parts, group=self.group, async_op=True)
-        return self._record("all_to_all", site, work, arrived, arrived, parts)
+        return self._under_way(work, arrived, parts, issued)
 
     def exchange(self, tensor: Tensor, to: int, source: int, site: str) -> Handle:
         """Send to member `to` while a tensor like it comes from member `source`.
@@ -150,25 +151,24 @@ class Communicator:
             dist.P2POp(dist.isend, tensor, group=self.group, group_peer=to),
             dist.P2POp(dist.irecv, buffer, group=self.group, group_peer=source),
         ]
-        work = _Several(dist.batch_isend_irecv(both))
-        if self.recorder is None:
-            return Handle(work, buffer, tensor)
-        batch = self.recorder.issued + 1
-        issued = (self._issue("send", site, tensor, to, batch), self._issue("recv", site, buffer, source, batch))
-        return Handle(work, buffer, tensor, self.recorder, issued)
+        batch = None if self.recorder is None else self.recorder.issued + 1
+        issued = (*self._issue("send", site, tensor, to, batch), *self._issue("recv", site, buffer, source, batch))
+        return self._under_way(_Several(dist.batch_isend_irecv(both)), buffer, tensor, issued)
 
-    def _record(self, operation, site, work, result, payload, source=None, peer=None) -> Handle:
+    def _issue(self, operation: str, site: str, payload: Tensor, peer: int | None = None,
+               batch: int | None = None) -> tuple[Event, ...]:  # fmt: skip
+        """Write the call down before it is made: a recorder may refuse it while nothing has been sent."""
         if self.recorder is None:
-            return Handle(work, result, source)
-        return Handle(work, result, source, self.recorder, (self._issue(operation, site, payload, peer),))
-
-    def _issue(self, operation: str, site: str, payload: Tensor, peer: int | None, batch: int | None = None) -> Event:
+            return ()
         self.recorder.issued += 1
         event = Event("issue", self.recorder.issued, self.axis, self.ranks, operation, site,
                       payload.numel() * payload.element_size(), None if peer is None else self.ranks[peer],
                       batch, self.recorder.phase)  # fmt: skip
         self.recorder.record(event)
-        return event
+        return (event,)
+
+    def _under_way(self, work, result: Tensor, source: Tensor | None, issued: tuple[Event, ...]) -> Handle:
+        return Handle(work, result, source, self.recorder, issued)
 
 
 @dataclass(frozen=True)

@@ -56,12 +56,12 @@ class Message:
 
     @contextmanager
     def planted(self) -> Iterator[None]:
-        whole = Communicator._record
+        whole = Communicator._under_way
 
-        def record(communicator, operation, site, work, result, payload, source=None, peer=None):
-            handle = whole(communicator, operation, site, work, result, payload, source, peer)
-            spoiled = (site, operation) == (self.site, self.operation)
-            return _Spoiled(handle, communicator, operation) if spoiled else handle
+        def under_way(communicator, work, result, source, issued):
+            handle = whole(communicator, work, result, source, issued)
+            spoiled = [(event.site, event.operation) for event in issued] == [(self.site, self.operation)]
+            return _Spoiled(handle, communicator, self.operation) if spoiled else handle
 
         unsent = Communicator.send
 
@@ -84,9 +84,9 @@ class Message:
             handle.mine = mine
             return handle
 
-        names = ("_record", "send", "exchange", "all_reduce")
+        names = ("_under_way", "send", "exchange", "all_reduce")
         before = [getattr(Communicator, name) for name in names]
-        for name, mutated in zip(names, (record, send, exchange, all_reduce), strict=True):
+        for name, mutated in zip(names, (under_way, send, exchange, all_reduce), strict=True):
             setattr(Communicator, name, mutated)
         try:
             yield
