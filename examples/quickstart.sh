@@ -13,6 +13,8 @@ run=runs/quickstart
 config=examples/quickstart.yaml
 python=.venv/bin/python
 export OMP_NUM_THREADS=1 # eight processes share the cores
+# On the CPU, also where GPUs are: eight processes need not be one for each.
+export CUDA_VISIBLE_DEVICES="" HIP_VISIBLE_DEVICES=""
 
 say() { printf '\n== %s\n' "$1"; }
 setting() { $python -c "from megatron_lite.config import load_config; print(load_config('$config').$1)"; }

@@ -1,26 +1,110 @@
 """The few lines that depend on the kind of device."""
 
 import ctypes
+import os
 import resource
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
 
 import torch
+import torch.distributed as dist
 
-from megatron_lite.place import find_place
+from megatron_lite.errors import UsageError
+from megatron_lite.place import Place
+
+DeviceKind = Literal["auto", "cpu", "cuda"]
+Urgency = Literal["usual", "first", "small"]
 
 
-def local_device() -> torch.device:
-    """This process's accelerator (by its rank on the node), or the CPU."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if accelerator is None:
-        return torch.device("cpu")
-    device = torch.device(accelerator.type, find_place().local_rank)
-    torch.accelerator.set_device_index(device.index)
-    return device
+def local_device(asked: DeviceKind, place: Place) -> tuple[torch.device, str]:
+    """This process's device, by its rank on the node, and why: a line for the log.
+
+    `auto` takes an accelerator only where the node has one for each of its ranks. Raises UsageError where `cuda` is
+    asked for and that is not so.
+    """
+    available = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kind = None if available is None else available.type
+    kind, why = choose_device(asked, kind, torch.accelerator.device_count() if kind else 0, place)
+    if kind == "cpu":
+        return torch.device("cpu"), why
+    torch.accelerator.set_device_index(place.local_rank)
+    return torch.device(kind, place.local_rank), why
+
+
+def choose_device(asked: DeviceKind, kind: str | None, count: int, place: Place) -> tuple[str, str]:
+    """The kind of device, and why, on a node with `count` accelerators of a `kind` (None: it has none)."""
+    ranks, has = place.local_world_size, f"{count} of kind {kind}" if kind else "none"
+    if asked == "cpu":
+        return "cpu", "device: cpu (train.device asks for it)"
+    if kind is not None and count >= ranks and asked in ("auto", kind):
+        return kind, f"device: {kind} ({asked}; accelerators of this node: {has}, ranks: {ranks})"
+    if asked == "auto":
+        return "cpu", f"device: cpu (auto; accelerators of this node: {has}, ranks: {ranks})"
+    raise UsageError(
+        f"train.device = {asked}: needs one for each of this node's {ranks} ranks, it has {has}; start as many ranks "
+        "as it has, or set train.device = cpu"
+    )
+
+
+def prepare(device: torch.device, run_dir: Path) -> None:
+    """What has to be set before the first product and the first process group. What the user's environment has stays.
+
+    Sums of a product split over its inner dimension stay in float32, and cuBLAS keeps one workspace a stream, without
+    which its results differ from run to run. Where a rank waits in vain, NCCL's watchdog writes each rank's last calls
+    to run_dir/flight.
+    """
+    keep_freed_memory(device)
+    if device.type != "cuda":
+        return
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    flight = run_dir / "flight"
+    flight.mkdir(parents=True, exist_ok=True)
+    for name, value in accelerator_environment(flight).items():
+        os.environ.setdefault(name, value)
+
+
+def accelerator_environment(flight: Path) -> dict[str, str]:
+    """What cuBLAS and NCCL read nowhere but in the environment; each name of the recorder in its older form, too."""
+    calls, prefix = "20000", str(flight / "rank_")  # a few steps of a stage of the 65B model
+    return {
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_FR_BUFFER_SIZE": calls,
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": calls,
+        "TORCH_FR_DUMP_TEMP_FILE": prefix,
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": prefix,
+    }
 
 
 def backend(device: torch.device) -> str:
     """The process-group backend for a device."""
     return {"cuda": "nccl", "xpu": "xccl"}.get(device.type, "gloo")
+
+
+def group_options(device: torch.device, urgency: Urgency, timeout: timedelta | None):
+    """Options of a process group on NCCL; None elsewhere.
+
+    first   its kernels go before products that were issued at the same time, or a gather that a product could hide
+            would begin when the product ends
+    small   a channel of the pipeline: its kernel may stand waiting beside products, so it takes two multiprocessors
+    """
+    if device.type != "cuda":
+        return None
+    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=urgency == "first")
+    if urgency == "small":
+        options.config.max_ctas = 2
+    if timeout is not None:
+        options._timeout = timeout  # torch warns where it differs from the argument
+    return options
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until an accelerator has done all that was asked of it."""
+    if device.type not in ("cpu", "meta"):
+        torch.accelerator.synchronize(device)
 
 
 def to_device(array, device: torch.device) -> torch.Tensor:
@@ -44,11 +128,25 @@ def keep_freed_memory(device: torch.device) -> None:
         mallopt(mmap_threshold, 2**25)  # the largest that glibc takes
 
 
-def memory_bytes() -> tuple[int, str]:
-    """Peak memory so far and its kind: the accelerator's allocated peak, or the process's resident set."""
-    if torch.accelerator.is_available():
-        return int(torch.accelerator.max_memory_allocated()), "accelerator_peak"
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "resident_set_peak"
+@dataclass(frozen=True)
+class Memory:
+    """This process's memory in bytes: the peak of what tensors took, the peak of what the allocator held for them, and
+    what is free on the device now. On a CPU the peak is the resident set's, and the rest 0.
+    """
+
+    peak: int
+    reserved: int = 0
+    free: int = 0
+
+
+def memory_of(device: torch.device) -> Memory:
+    """The memory that this process has taken so far on its device."""
+    if device.type in ("cpu", "meta"):
+        return Memory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return Memory(
+        torch.accelerator.max_memory_allocated(device), torch.accelerator.max_memory_reserved(device),
+        torch.accelerator.get_memory_info(device)[0],
+    )  # fmt: skip
 
 
 def device_name(device: torch.device) -> str:

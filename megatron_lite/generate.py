@@ -24,17 +24,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, help="draw from the K most likely tokens")
     parser.add_argument("--top-p", type=float, help="draw from the fewest tokens that have probability P together")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: what the node has")
     parser.add_argument("--tokenizer", metavar="PATH", help="default: the one of the run's configuration")
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse()
-    processes = find_place().world_size
-    if processes > 1:
-        raise UsageError(f"generate was started on {processes} processes: it runs on one, without torchrun")
+    place = find_place()
+    if place.world_size > 1:
+        raise UsageError(f"generate was started on {place.world_size} processes: it runs on one, without torchrun")
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
-    mesh = build_mesh(MeshShape(), local_device())
+    mesh = build_mesh(MeshShape(), local_device(arguments.device, place)[0])
     checkpoint = open_checkpoint(arguments.checkpoint, mesh)
     tokenizer = find_tokenizer(checkpoint, arguments.tokenizer)
     model = load_model(checkpoint, mesh)

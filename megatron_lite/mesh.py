@@ -7,20 +7,22 @@ are neighbours on one node:
                                pipeline 0     0   1         2   3
                                pipeline 1     4   5         6   7      (columns within a cell: tensor 0, 1)
 
-The mesh is built once, in a face, and handed down. Nothing in the package asks a global where it is.
+The mesh is built once, in a command, and handed down. Nothing in the package asks a global where it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
-from megatron_lite.parallel.collectives import Communicator, Recorder, alone
+from megatron_lite.device import Urgency, group_options, synchronize
+from megatron_lite.parallel.collectives import Communicator, Recorder, alone, default_store
 from megatron_lite.parallel.pipeline.messages import Edges
 from megatron_lite.parallel.pipeline.routes import Channel, channels_of
 from megatron_lite.parallel.pipeline.schedules import Placement
+from megatron_lite.parallel.words import Words
 
 AXES = ("pipeline", "data", "context", "tensor")
 
@@ -61,6 +63,7 @@ class Mesh:
     sharding   those of them that share one set of shards, replicas: those that hold the same shard
     edges      to the stages around, one communicator a channel: no message waits behind an opposing one
     embedding  the stages where the model begins and ends, between which a tied embedding is summed
+    words      texts between all ranks, through the store and not through a communicator
     """
 
     shape: MeshShape
@@ -75,6 +78,7 @@ class Mesh:
     replicas: Communicator
     edges: Edges
     embedding: Communicator
+    words: Words
 
     @property
     def stage(self) -> int:
@@ -92,11 +96,12 @@ class Mesh:
 
 
 def build_mesh(shape: MeshShape, device: torch.device, placement: Placement | None = None,
-               recorder: Recorder | None = None) -> Mesh:  # fmt: skip
-    """Build the mesh over the default process group, or for one process without any.
+               recorder: Recorder | None = None, words: Words | None = None, timeout: timedelta | None = None,
+               ) -> Mesh:  # fmt: skip
+    """Build the mesh over the default process group, or for one process without any, and connect all that it has.
 
-    `placement` says where the model's pieces lie on the stages, one on each where it is left out.
-    Raises ValueError when the world has another size than the shape.
+    `placement` says where the model's pieces lie on the stages, one on each where it is left out; `timeout` is that of
+    every group (None: torch's own). Raises ValueError when the world has another size than the shape.
     """
     placement = placement or Placement(shape.pipeline)
     world_size = dist.get_world_size() if dist.is_initialized() else 1
@@ -105,43 +110,96 @@ def build_mesh(shape: MeshShape, device: torch.device, placement: Placement | No
     if world_size == 1:
         me = alone(0)
         edges = Edges(placement, 0, {})
-        return Mesh(shape, 0, shape.coordinate(0), device, me, me, me, me, me, me, edges, me)
+        return Mesh(shape, 0, shape.coordinate(0), device, me, me, me, me, me, me, edges, me, words or Words.alone())
 
     rank = dist.get_rank()
+    make = _Groups(rank, device, timeout, recorder)
     coordinate = shape.coordinate(rank)
-    # On paper the tensors are meta tensors; the groups are the CPU's.
-    axes = init_device_mesh("cpu" if device.type == "meta" else device.type, shape.sizes, mesh_dim_names=AXES)
-
-    def communicator(axis: str, group) -> Communicator:
-        ranks = tuple(dist.get_process_group_ranks(group))
-        return Communicator(axis, ranks, ranks.index(rank), group, recorder)
-
-    flat = axes["data", "context"]._flatten("zero").get_group() if shape.context > 1 else axes.get_group("data")
-    zero = communicator("zero", flat)
-    line = dist.get_process_group_ranks(axes.get_group("pipeline"))
-    edges = _edges(placement, line, rank, recorder)
-    begins, ends = (line[stage] for stage in _ends(placement))
-    return Mesh(
+    grid = torch.arange(shape.world).view(shape.sizes)
+    p, d, c, t = coordinate.values()
+    zero = make("zero", grid[p, :, :, t], urgency="first")
+    line = grid[:, d, c, t].tolist()
+    sharding, replicas = _zero_groups(zero, shape.zero_group, make)
+    mesh = Mesh(
         shape, rank, coordinate, device,
-        communicator("world", dist.group.WORLD), communicator("tensor", axes.get_group("tensor")),
-        communicator("context", axes.get_group("context")),
-        zero, *_zero_groups(zero, shape.zero_group, recorder), edges,
-        _group("embedding", (begins, ends), rank, recorder),
+        world=Communicator("world", tuple(range(world_size)), rank, dist.group.WORLD, recorder),
+        tensor=make("tensor", grid[p, d, c, :], urgency="first"),
+        context=make("context", grid[p, d, :, t], urgency="first"),
+        zero=zero, sharding=sharding, replicas=replicas,
+        edges=_edges(placement, line, rank, make),
+        embedding=make("embedding", [line[stage] for stage in _ends(placement)]),
+        words=words or _words(device, rank, world_size),
     )  # fmt: skip
+    connect(mesh, recorder)
+    return mesh
 
 
-def _zero_groups(zero: Communicator, group: int | None, recorder: Recorder | None) -> tuple[Communicator, Communicator]:
+@dataclass(frozen=True)
+class _Groups:
+    """Makes communicators of some ranks, each of which only its members create.
+
+    torch names such a group after its ranks and the number of groups made before, so every rank must make equally many:
+    one that has no part in a round makes a group of itself.
+    """
+
+    rank: int
+    device: torch.device
+    timeout: timedelta | None
+    recorder: Recorder | None
+
+    def __call__(self, axis: str, ranks: torch.Tensor | Sequence[int], urgency: Urgency = "usual") -> Communicator:
+        """`ranks` of one kind on every rank of the job: one axis, or one round of channels."""
+        ranks = sorted(set(torch.as_tensor(ranks).flatten().tolist()))
+        mine = tuple(ranks) if self.rank in ranks else (self.rank,)
+        group = dist.new_group(list(mine), timeout=self.timeout, use_local_synchronization=True,
+                               pg_options=group_options(self.device, urgency, self.timeout))  # fmt: skip
+        return Communicator(axis, mine, mine.index(self.rank), group, self.recorder)
+
+
+def _words(device: torch.device, rank: int, world_size: int) -> Words:
+    """Over the store of the default process group; on paper nobody answers."""
+    return Words.alone() if device.type == "meta" else Words.over(default_store(), rank, world_size)
+
+
+def connect(mesh: Mesh, recorder: Recorder | None = None) -> None:
+    """The first use of every group and channel, before anything else runs; the transcript's phase `connect`.
+
+    NCCL makes a group's connections, and those between two ranks of it, at their first use, and holds the host until
+    all of its ranks are there. In the middle of a step they never would be: a stage that posts its receives first
+    stands still before it has sent what its neighbour waits for. Here every rank comes to the groups in one order, and
+    to the channels in rounds that share no stage. A job whose connections do not fit into memory ends here, too.
+    """
+    if recorder is not None:
+        recorder.phase = "connect"
+    token = torch.zeros(1, device=mesh.device)
+    for group in _distinct(mesh):
+        group.all_reduce(token, "connect.group").wait()
+    if mesh.context.size > 1:
+        after, before = (mesh.context.rank + 1) % mesh.context.size, (mesh.context.rank - 1) % mesh.context.size
+        mesh.context.exchange(token, after, before, "connect.ring").wait()
+    for channel, communicator in mesh.edges.channels.items():
+        act = communicator.send if channel.sender == mesh.stage else communicator.receive
+        act(token, 1 - communicator.rank, "connect.channel").wait()
+    synchronize(mesh.device)
+
+
+def _distinct(mesh: Mesh) -> Iterator[Communicator]:
+    """The groups of more than one rank, each once: where all share one set of shards, `sharding` is `zero`."""
+    groups = (mesh.world, mesh.tensor, mesh.context, mesh.zero, mesh.sharding, mesh.replicas, mesh.embedding)
+    return iter({id(group): group for group in groups if group.size > 1}.values())
+
+
+def _zero_groups(zero: Communicator, group: int | None, make: _Groups) -> tuple[Communicator, Communicator]:
     """(sharding, replicas): blocks of `group` neighbours on the zero axis, and the ranks at one place in each block."""
     if group is None or group == zero.size:
         return zero, alone(zero.ranks[zero.rank])
-    me = zero.ranks[zero.rank]
     block, place = divmod(zero.rank, group)
-    sharding = _group("zero.sharding", zero.ranks[block * group : (block + 1) * group], me, recorder)
-    return sharding, _group("zero.replicas", zero.ranks[place::group], me, recorder)
+    sharding = make("zero.sharding", zero.ranks[block * group : (block + 1) * group], urgency="first")
+    return sharding, make("zero.replicas", zero.ranks[place::group])
 
 
-def _edges(placement: Placement, line: list[int], rank: int, recorder: Recorder | None) -> Edges:
-    """A communicator for each channel that begins or ends on this rank's stage.
+def _edges(placement: Placement, line: list[int], rank: int, make: _Groups) -> Edges:
+    """A communicator for each channel that begins or ends on this rank's stage, in the order of the rounds.
 
     Created in rounds of channels that share no stage, so that a rank makes one group in each.
     """
@@ -150,7 +208,7 @@ def _edges(placement: Placement, line: list[int], rank: int, recorder: Recorder 
     for together in rounds(channels_of(placement)):
         channel = next((c for c in together if stage in (c.sender, c.receiver)), None)
         ranks = (rank, rank) if channel is None else (line[channel.sender], line[channel.receiver])
-        communicator = _group("pipeline" if channel is None else channel.name, ranks, rank, recorder)
+        communicator = make("pipeline" if channel is None else channel.name, ranks, urgency="small")
         if channel is not None:
             mine[channel] = communicator
     return Edges(placement, stage, mine)
@@ -173,14 +231,3 @@ def rounds(channels: Sequence[Channel]) -> list[list[Channel]]:
 def _ends(placement: Placement) -> tuple[int, int]:
     """The stages where the model begins and ends."""
     return placement.place(0)[0], placement.place(placement.stages * placement.chunks - 1)[0]
-
-
-def _group(axis: str, ranks: Sequence[int], rank: int, recorder: Recorder | None) -> Communicator:
-    """A communicator of some ranks that only its members create.
-
-    torch names such a group after its ranks and the number of groups made before, so every rank must make equally many:
-    one that has no part in a round makes a group of itself.
-    """
-    mine = tuple(sorted(set(ranks))) if rank in ranks else (rank,)
-    group = dist.new_group(list(mine), use_local_synchronization=True)
-    return Communicator(axis, mine, mine.index(rank), group, recorder)

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Place:
-    """torchrun tells by RANK, WORLD_SIZE and LOCAL_RANK; a process started by itself is alone."""
+    """torchrun tells by RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; a process started by itself is alone.
+
+    A launcher that does not say how many ranks the node has is taken to have started all of them there.
+    """
 
     rank: int
     world_size: int
     local_rank: int
+    local_world_size: int
 
     @property
     def first(self) -> bool:
@@ -22,7 +26,10 @@ class Place:
 
 
 def find_place() -> Place:
-    rank, world_size, local_rank = (
-        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
-    return Place(rank, world_size, local_rank)
+    """From the launcher's variables."""
+
+    def told(name: str, default: int) -> int:
+        return int(os.environ.get(name, default))
+
+    world_size = told("WORLD_SIZE", 1)
+    return Place(told("RANK", 0), world_size, told("LOCAL_RANK", 0), told("LOCAL_WORLD_SIZE", world_size))

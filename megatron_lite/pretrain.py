@@ -16,9 +16,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     def job(ending: Ending) -> str:
-        with joined_world(place, config.train.timeout) as device:
-            ending.ranks_have_met()
-            return pretrain(config, resolve(config, place.world_size), device)
+        with joined_world(place, config.train) as world:
+            ending.ranks_have_met(world.words)
+            return pretrain(config, resolve(config, place.world_size), world)
 
     run_job(Path(config.train.run_dir), place, job)
 

@@ -8,20 +8,24 @@ line for the first fault, or returns. The rules:
 - A collective starts when every member has it at the head; operation, bytes and site must be equal on all of them.
 - A send and its receive start when both ranks have them at the head. Operations of one `batch` (a group call) come to
   the head together and leave it together. An operation that has started completes.
-- An issue never blocks the rank's program; a wait blocks it until the operation is complete.
+- The first operation on a communicator, and the first message between two ranks of one, holds the rank's program until
+  all of its members, or both ranks, are at theirs: NCCL makes connections then, with the host. A group call makes all
+  that it needs. Else an issue never blocks the rank's program.
+- A wait blocks it until the operation is complete.
 - Each operation is waited for exactly once.
 
 Not modelled: several communicators that compete for one device's resources.
 """
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from megatron_lite.parallel.collectives import Event
 
 MESSAGES = ("send", "recv")
 Communicator = tuple[str, tuple[int, ...]]
+Connection = tuple[str, tuple[int, ...], frozenset[int]]  # of a communicator: the ranks that make it together
 
 
 class ReplayError(AssertionError):
@@ -129,6 +133,13 @@ def _check_messages(transcripts: Sequence[Sequence[Event]]) -> None:
 # What depends on timing.
 
 
+def _connections(rank: int, event: Event) -> Iterator[Connection]:
+    """What has to be there before a rank's operation can begin: its communicator, and for a message the pair."""
+    yield event.axis, event.group, frozenset(event.group)
+    if event.operation in MESSAGES:
+        yield event.axis, event.group, frozenset((rank, event.peer))
+
+
 @dataclass(eq=False)
 class _Operation:
     rank: int
@@ -153,6 +164,8 @@ class _Replay:
     gathering: dict[Communicator, list[_Operation]] = field(default_factory=lambda: defaultdict(list))
     partners: dict[tuple, deque[_Operation]] = field(default_factory=lambda: defaultdict(deque))
     at_head: deque[_Operation] = field(default_factory=deque)  # came to the head, not looked at yet
+    connected: set[Connection] = field(default_factory=set)
+    arrived: dict[Connection, set[int]] = field(default_factory=lambda: defaultdict(set))  # ranks held at a first use
     awake: deque[int] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
@@ -172,32 +185,49 @@ class _Replay:
             raise ReplayError(f"deadlock: {lines}{more}")
 
     def _advance(self, rank: int) -> None:
-        """Run the rank's program up to a wait that blocks it."""
+        """Run the rank's program up to a wait or a first use that blocks it."""
         events = self.transcripts[rank]
         while self.cursor[rank] < len(events):
             event = events[self.cursor[rank]]
             if event.kind == "issue":
+                if self._unconnected(rank):
+                    return
                 self._issue(rank)
             elif self.operations[rank][event.handle].complete:
                 self.cursor[rank] += 1
             else:
                 return
 
+    def _issued_together(self, rank: int) -> Iterator[Event]:
+        """The issue at the cursor, with the whole of its batch."""
+        events, at = self.transcripts[rank], self.cursor[rank]
+        batch = events[at].batch
+        yield events[at]
+        while batch is not None and (at := at + 1) < len(events):
+            if events[at].kind != "issue" or events[at].batch != batch:
+                return
+            yield events[at]
+
+    def _unconnected(self, rank: int) -> list[Connection]:
+        """Connections that the issue at the cursor still lacks, after this rank has come to it; wakes those held."""
+        together = self._issued_together(rank)
+        needed = [c for event in together for c in _connections(rank, event) if c not in self.connected]
+        for connection in needed:
+            self.arrived[connection].add(rank)
+            if self.arrived[connection] == connection[2]:
+                self.connected.add(connection)
+                self.awake.extend(self.arrived.pop(connection))
+        return [connection for connection in needed if connection not in self.connected]
+
     def _issue(self, rank: int) -> None:
         """Queue the operation at the cursor, with the whole of its batch."""
-        events = self.transcripts[rank]
-        batch = events[self.cursor[rank]].batch
         calls: dict[Communicator, _Call] = {}
-        while True:
-            event = events[self.cursor[rank]]
+        for event in list(self._issued_together(rank)):
             call = calls.setdefault((event.axis, event.group), _Call())
             operation = _Operation(rank, event, call)
             call.operations.append(operation)
             self.operations[rank][event.handle] = operation
             self.cursor[rank] += 1
-            ended = self.cursor[rank] == len(events) or events[self.cursor[rank]].kind != "issue"
-            if batch is None or ended or events[self.cursor[rank]].batch != batch:
-                break
         for communicator, call in calls.items():
             queue = self.queues[communicator, rank]
             queue.append(call)
@@ -235,6 +265,11 @@ class _Replay:
     def _describe(self, rank: int) -> str:
         """Where the rank is stuck and what the operation it waits for lacks."""
         event = self.transcripts[rank][self.cursor[rank]]
+        if event.kind == "issue":
+            lacking = self._unconnected(rank)[0]
+            absent = sorted(lacking[2] - self.arrived[lacking])
+            at = f"rank {rank} at event {self.cursor[rank]}"
+            return f"{at} is held by the first {_text(event)}, until ranks {absent} come to theirs"
         operation = self.operations[rank][event.handle]
         communicator = (event.axis, event.group)
         head = self.queues[communicator, rank][0]

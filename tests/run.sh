@@ -4,4 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bash tools/install.sh dev,data
 export OMP_NUM_THREADS=1 # many ranks share the cores
+export CUDA_VISIBLE_DEVICES="" HIP_VISIBLE_DEVICES="" # the proofs are of the CPU, also where GPUs are
 exec .venv/bin/python -m pytest "$@"

@@ -32,6 +32,23 @@ class Writer:
         self.wait(self.issue(*arguments, **named))
 
 
+def connect(writers, *groups) -> None:
+    """Use each (axis, group) once, as a run does before its first step."""
+    for group in groups:
+        for writer in writers:
+            writer.call("all_reduce", *group, "connect")
+
+
+def connect_ring(writers, group) -> None:
+    """Connect each two neighbours of a group."""
+    world = len(writers)
+    for writer in writers:
+        peers = {"send": (writer.rank + 1) % world, "recv": (writer.rank - 1) % world}
+        handles = [writer.issue(what, *group, "connect", peer=peer, batch=-1) for what, peer in peers.items()]
+        for handle in handles:
+            writer.wait(handle)
+
+
 def pipeline_program(schedule, shared=False):
     """The transcripts of a schedule with sends in flight until the end and receives where they are needed.
 
@@ -89,6 +106,7 @@ def test_an_early_receive_on_a_shared_communicator_is_caught():
 
 def test_the_same_early_receive_on_a_communicator_of_its_own_completes():
     first, second = Writer(0), Writer(1)
+    connect((first, second), ("pipeline.forward", (0, 1)), ("pipeline.backward", (0, 1)))
     handles = [
         first.issue("send", "pipeline.forward", (0, 1), "activation", peer=1),
         first.issue("recv", "pipeline.backward", (0, 1), "gradient", peer=1),
@@ -103,11 +121,14 @@ def test_the_same_early_receive_on_a_communicator_of_its_own_completes():
 
 
 def ring(world, batched, steps=3):
-    """Each rank passes a block to the next one and takes one from the one before, `steps` times."""
+    """Each rank passes a block to the next one and takes one from the one before, `steps` times, after four events that
+    connect them.
+    """
     group = tuple(range(world))
     transcripts = []
-    for rank in range(world):
-        writer = Writer(rank)
+    writers = [Writer(rank) for rank in range(world)]
+    connect_ring(writers, ("context", group))
+    for rank, writer in enumerate(writers):
         for step in range(steps):
             batch = step if batched else None
             handles = [
@@ -128,15 +149,15 @@ def test_a_ring_of_batched_sends_completes(world):
 @pytest.mark.parametrize("world", [2, 3, 8])
 def test_opposing_unbatched_sends_are_caught(world):
     with pytest.raises(
-        ReplayError, match=r"deadlock: rank 0 at event 2 waits for send ring .* not at the head on rank 1"
+        ReplayError, match=r"deadlock: rank 0 at event 6 waits for send ring .* not at the head on rank 1"
     ):
         replay(ring(world, batched=False))
 
 
 def test_an_unbatched_ring_completes_when_one_rank_receives_first():
     transcripts = ring(3, batched=False, steps=1)
-    send, receive, *waits = transcripts[0]
-    replay([[receive, send, *waits], *transcripts[1:]])
+    connected, (send, receive, *waits) = transcripts[0][:4], transcripts[0][4:]
+    replay([[*connected, receive, send, *waits], *transcripts[1:]])
 
 
 def collective_program():
@@ -194,12 +215,13 @@ def test_a_collective_that_one_rank_leaves_out_is_caught():
 
 def test_collectives_in_opposite_order_on_two_communicators_deadlock_when_waited_at_once():
     first, second = Writer(0), Writer(1)
+    connect((first, second), ("tensor", (0, 1)), ("data", (0, 1)))
     for axis in ("tensor", "data"):
         first.call("all_reduce", axis, (0, 1), "sum")
     for axis in ("data", "tensor"):
         second.call("all_reduce", axis, (0, 1), "sum")
     with pytest.raises(
-        ReplayError, match=r"rank 0 at event 1 waits for all_reduce sum .* not at the head on ranks \[1\]"
+        ReplayError, match=r"rank 0 at event 5 waits for all_reduce sum .* not at the head on ranks \[1\]"
     ):
         replay([first.events, second.events])
 
@@ -238,11 +260,11 @@ def test_a_send_that_nobody_receives_is_caught():
 
 def test_a_batch_interrupted_by_another_call_is_caught():
     transcripts = ring(2, batched=True, steps=1)
-    first, second, *waits = transcripts[0]
+    connected, (first, second, *waits) = transcripts[0][:4], transcripts[0][4:]
     other = Writer(0, issued=10)
     other.call("all_reduce", "data", (0,), "sum")
     with pytest.raises(ReplayError, match="batch 0 is not issued in one go"):
-        replay([[first, *other.events, second, *waits], transcripts[1]])
+        replay([[*connected, first, *other.events, second, *waits], transcripts[1]])
 
 
 def test_a_group_that_its_rank_is_not_in_is_caught():
@@ -250,6 +272,60 @@ def test_a_group_that_its_rank_is_not_in_is_caught():
     writer.call("all_reduce", "data", (1, 2), "sum")
     with pytest.raises(ReplayError, match="rank 0 of 1 has no place in the group"):
         replay([writer.events])
+
+
+def received_first(writers, connected: bool):
+    """Two stages that post their receives before anything else, each on a channel of its own, as a pipeline's do."""
+    first, second = writers
+    forward, backward = ("pipeline.forward", (0, 1)), ("pipeline.backward", (0, 1))
+    if connected:
+        for channel, (sender, receiver) in ((forward, (first, second)), (backward, (second, first))):
+            sender.call("send", *channel, "connect", peer=receiver.rank)
+            receiver.call("recv", *channel, "connect", peer=sender.rank)
+    gradient = first.issue("recv", *backward, "gradient", peer=1)
+    activation = second.issue("recv", *forward, "activation", peer=0)
+    first.call("send", *forward, "activation", peer=1)
+    second.wait(activation)
+    second.call("send", *backward, "gradient", peer=0)
+    first.wait(gradient)
+    return [first.events, second.events]
+
+
+def test_stages_that_receive_first_on_channels_never_used_before_hold_each_other():
+    held = (
+        r"deadlock: rank 0 at event 0 is held by the first recv gradient .*, until ranks \[1\] come to theirs; "
+        r"rank 1 at event 0 is held by the first recv activation .*, until ranks \[0\] come to theirs"
+    )
+    with pytest.raises(ReplayError, match=held):
+        replay(received_first((Writer(0), Writer(1)), connected=False))
+
+
+def test_the_same_stages_go_on_when_the_channels_were_connected_before():
+    replay(received_first((Writer(0), Writer(1)), connected=True))
+
+
+def test_groups_first_used_in_opposite_orders_hold_each_other():
+    first, second = Writer(0), Writer(1)
+    for writer, axes in ((first, ("tensor", "zero")), (second, ("zero", "tensor"))):
+        handles = [writer.issue("all_reduce", axis, (0, 1), "sum") for axis in axes]
+        for handle in handles:
+            writer.wait(handle)
+    with pytest.raises(ReplayError, match=r"rank 0 at event 0 is held by the first all_reduce sum \(tensor"):
+        replay([first.events, second.events])
+
+
+def test_the_first_message_between_two_ranks_of_a_group_in_use_holds_both():
+    group = ("world", (0, 1, 2))
+    writers = [Writer(rank) for rank in range(3)]
+    for writer in writers:
+        writer.call("all_reduce", *group, "connect")
+    # 0 receives from 1, 1 from 2, 2 from 0, each before it sends: on pairs that have met it would do.
+    handles = [writer.issue("recv", *group, "ring", peer=(writer.rank + 1) % 3) for writer in writers]
+    for writer, handle in zip(writers, handles, strict=True):
+        writer.call("send", *group, "ring", peer=(writer.rank - 1) % 3)
+        writer.wait(handle)
+    with pytest.raises(ReplayError, match=r"held by the first recv ring .* peer 1, 64 bytes\), until ranks \[1\]"):
+        replay([writer.events for writer in writers])
 
 
 def test_a_hundred_thousand_events_a_rank_are_replayed_in_seconds():

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor
 
-from megatron_lite.checkpoint.agreement import exchange, together
+from megatron_lite.checkpoint.agreement import together
 from megatron_lite.checkpoint.blocks import Read, plan_reads
 from megatron_lite.checkpoint.directory import candidates, log, named
 from megatron_lite.checkpoint.index import Index, Progress, check_files, key
@@ -77,7 +77,7 @@ def load_weights(checkpoint: Checkpoint, model: ModelConfig, stage: Stage, mesh:
 
 def _newest(paths: list[Path], mesh: Mesh) -> Checkpoint | None:
     """The first whole one of `paths`. All ranks follow rank 0's list, so that they cannot disagree."""
-    paths = [Path(line) for line in exchange(mesh, "\n".join(map(str, paths)), "checkpoint.find")[0].splitlines()]
+    paths = [Path(line) for line in mesh.words.exchange("\n".join(map(str, paths)), "checkpoint.find")[0].splitlines()]
     problems = []
     for path in paths:
         try:

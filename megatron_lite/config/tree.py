@@ -220,13 +220,15 @@ class BatchRamp(Section):
 
 
 class TrainConfig(Section):
-    """The run. `timeout` is in seconds, `peak_flops` per device and second (null: from the table of devices).
+    """The run. `device: auto` takes an accelerator where the node has one for each of its ranks. `timeout` is in
+    seconds, for every message between ranks; `peak_flops` per device and second (null: from the table of devices).
 
     `valid_batches` bounds a validation to that many global batches (null: the whole set); the last step's validation
     always reads the whole set. `check_transcripts` compares every rank's communication, call by call, for finding a
     hang.
     """
 
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     steps: Positive
     global_batch_size: Positive
     batch_ramp: BatchRamp | None = None

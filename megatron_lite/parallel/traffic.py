@@ -15,7 +15,7 @@ from itertools import pairwise
 from math import ceil
 
 from megatron_lite.config import Config, Resolved
-from megatron_lite.parallel.pipeline.routes import received_on, sent_on
+from megatron_lite.parallel.pipeline.routes import channels_of, received_on, sent_on
 from megatron_lite.parallel.pipeline.schedules import Schedule
 from megatron_lite.parallel.sizes import StageSizes, Unit
 
@@ -29,10 +29,15 @@ class StepTraffic(StageSizes):
         super().__init__(config, resolved, schedule, stage)
         self.found: Counter[tuple[str, str]] = Counter()
         self.bytes: Counter[tuple[str, str]] = Counter()
+        self.passes = resolved.microbatches  # of every unit
+        self.units = [unit for chunk in self.chunks for unit in chunk]
 
     def total(self) -> Traffic:
         for count in (self._tensor, self._context, self._pipeline, self._zero, self._ends):
             count()
+        return self._found()
+
+    def _found(self) -> Traffic:
         return {key: (self.found[key], self.bytes[key]) for key in self.found if self.found[key]}
 
     def _add(self, site: str, operation: str, calls: int, size: int) -> None:
@@ -42,8 +47,8 @@ class StepTraffic(StageSizes):
     def _tensor(self) -> None:
         if self.resolved.tensor == 1:
             return
-        m, sequence = self.resolved.microbatches, self.config.parallel.sequence
-        for unit in (unit for chunk in self.chunks for unit in chunk):
+        m, sequence = self.passes, self.config.parallel.sequence
+        for unit in self.units:
             forwards = m * (2 if unit.recompute == "full" else 1)
             if unit.kind == "head" and self.chunk is not None:
                 self._chunked_head(m)
@@ -82,8 +87,8 @@ class StepTraffic(StageSizes):
         per_head = self.region // model.hidden_size * self.resolved.head_dim  # bytes, of all its positions
         queries = model.num_attention_heads // self.resolved.tensor
         key_values = model.num_key_value_heads // self.resolved.tensor
-        m = self.resolved.microbatches
-        for unit in (unit for chunk in self.chunks for unit in chunk if unit.kind == "block"):
+        m = self.passes
+        for unit in (unit for unit in self.units if unit.kind == "block"):
             forwards = m * (1 if unit.recompute == "none" else 2)
             if self.config.parallel.context_kind == "ring":
                 block = 2 * key_values * per_head
@@ -110,7 +115,6 @@ class StepTraffic(StageSizes):
     def _zero(self) -> None:
         regathers = self.config.parallel.zero_stage == 3 and self.config.parallel.zero_regather == "microbatch"
         reduces_each = self.config.parallel.zero_stage >= 2 and self.config.parallel.zero_regather == "microbatch"
-        replicas = self.resolved.zero_size // self.sharding
         uses, finished = Counter(), Counter()
         for action in self.actions:
             for unit in self.chunks[action.chunk]:
@@ -125,8 +129,6 @@ class StepTraffic(StageSizes):
                 self._add("zero.gather", "all_gather", gathers, self.sharding * shard * self.element)
                 reductions = finished[name] if reduces_each else 1
                 self._add("zero.reduce", "reduce_scatter", reductions, self.sharding * shard * self.reduced)
-            if replicas > 1:
-                self._add("zero.replicate", "all_reduce", 1, shard * self.exact)
 
     def _meetings(self) -> Iterator[tuple[Unit, Unit]]:
         """The units that follow each other in the walk: what both need stays gathered."""
@@ -135,6 +137,9 @@ class StepTraffic(StageSizes):
     def _ends(self) -> None:
         """What happens once a step, whatever the microbatches."""
         resolved, model = self.resolved, self.config.model
+        if resolved.zero_size > self.sharding:
+            for name in {name for chunk in self.chunks for unit in chunk for name in unit.shards}:
+                self._add("zero.replicate", "all_reduce", 1, self.shard_size(name) * self.exact)
         if resolved.zero_size > 1:
             self._add("loss.count", "all_reduce", 1, 8)
         if resolved.world_size > 1:
@@ -149,6 +154,55 @@ class StepTraffic(StageSizes):
         ends = placement.place(0)[0], placement.place(len(resolved.stage_layers) - 1)[0]
         if model.tie_word_embeddings and ends[0] != ends[1] and self.stage in ends:
             self._add("tied_gradient.sum", "all_reduce", 1, self.shard_size("embedding") * self.exact)
+
+
+class ConnectTraffic(StepTraffic):
+    """The traffic of the phase `connect`: every group and channel once, then each kind of unit forward and backward by
+    itself, and a step's end.
+    """
+
+    def __init__(self, config: Config, resolved: Resolved, schedule: Schedule, stage: int):
+        super().__init__(config, resolved, schedule, stage)
+        self.passes = 1
+        self.units = list({(unit.kind, unit.recompute): unit for unit in reversed(self.units)}.values())
+
+    def total(self) -> Traffic:
+        for count in (self._connections, self._tensor, self._context, self._units_alone, self._ends):
+            count()
+        return self._found()
+
+    def _connections(self) -> None:
+        """One float32 element each."""
+        resolved, placement = self.resolved, self.schedule.placement
+        replicas = resolved.zero_size // self.sharding
+        sizes = [resolved.world_size, resolved.tensor, resolved.context, resolved.zero_size, replicas]
+        sizes += [self.sharding] if self.sharding != resolved.zero_size else []  # else it is the group `zero`
+        if self.config.parallel.zero_stage == 0:  # nothing is sharded: the whole of `zero` holds replicas
+            sizes = sizes[:4]
+        ends = {placement.place(0)[0], placement.place(len(resolved.stage_layers) - 1)[0]}
+        sizes += [len(ends)] if self.stage in ends else []
+        self._add("connect.group", "all_reduce", sum(size > 1 for size in sizes), 4)
+        if resolved.context > 1:
+            for operation in ("send", "recv"):
+                self._add("connect.ring", operation, 1, 4)
+        for channel in channels_of(placement):
+            if self.stage in (channel.sender, channel.receiver):
+                self._add("connect.channel", "send" if self.stage == channel.sender else "recv", 1, 4)
+
+    def _units_alone(self) -> None:
+        """Each kind gathers what it needs and reduces what it leaves, once."""
+        if self.sharding == 1:
+            return
+        for unit in self.units:
+            for name in unit.shards:
+                size = self.sharding * self.shard_size(name)
+                self._add("zero.gather", "all_gather", 1, size * self.element)
+                self._add("zero.reduce", "reduce_scatter", 1, size * self.reduced)
+
+
+def connect_traffic(config: Config, resolved: Resolved, schedule: Schedule, stage: int) -> Traffic:
+    """(calls, bytes) of every call site and operation, before the first step, of a rank on `stage`."""
+    return ConnectTraffic(config, resolved, schedule, stage).total()
 
 
 def step_traffic(config: Config, resolved: Resolved, schedule: Schedule, stage: int) -> Traffic:

@@ -7,29 +7,69 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from megatron_lite.device import backend, keep_freed_memory, local_device
-from megatron_lite.errors import MegatronLiteError
+from megatron_lite.config import TrainConfig
+from megatron_lite.device import backend, local_device, prepare
+from megatron_lite.errors import MegatronLiteError, UsageError
+from megatron_lite.parallel.words import LostRank, Words
 from megatron_lite.place import Place
 
 
+@dataclass(frozen=True)
+class World:
+    """What a rank has before there is a mesh: its device, why it is that one, and words with all others."""
+
+    device: torch.device
+    why: str
+    words: Words
+    timeout: timedelta  # of every process group
+
+
 @contextmanager
-def joined_world(place: Place, timeout_seconds: float) -> Iterator[torch.device]:
-    """The default process group while the body runs, and this process's device. A world of one needs no group."""
-    device = local_device()
-    keep_freed_memory(device)
+def joined_world(place: Place, train: TrainConfig) -> Iterator[World]:
+    """The default process group while the body runs. A world of one needs no group.
+
+    The ranks meet in a store first, and agree there on the kind of device. Raises UsageError where they do not.
+    """
+    device, why = local_device(train.device, place)
+    prepare(device, Path(train.run_dir))
+    timeout = timedelta(seconds=train.timeout)
     if place.world_size == 1:
-        yield device
+        yield World(device, why, Words.alone(), timeout)
         return
-    dist.init_process_group(backend(device), timeout=timedelta(seconds=timeout_seconds))
-    yield device
+    store, rank, size = next(dist.rendezvous("env://", place.rank, place.world_size, timeout=timeout))
+    words = Words.over(store, rank, size)
+    _refuse_other_devices(words.exchange(device.type, "device"), words)
+    dist.init_process_group(
+        backend(device), store=store, rank=rank, world_size=size, timeout=timeout,
+        device_id=None if device.type == "cpu" else device,
+    )  # fmt: skip
+    words.part("meeting")
+    yield World(device, why, words, timeout)
     # Only on success: after a failure the other ranks may never answer, and the process ends anyway.
+    words.part("end")
     dist.destroy_process_group()
+
+
+def _refuse_other_devices(kinds: list[str], words: Words) -> None:
+    """All ranks have one kind of device, or no group of theirs could work."""
+    if len(set(kinds)) > 1:
+        words.part("device")  # all have heard, and end with the same error
+        ranks = {kind: [rank for rank, other in enumerate(kinds) if other == kind] for kind in sorted(set(kinds))}
+        some = ", ".join(f"{kind} on ranks {show_ranks(those)}" for kind, those in ranks.items())
+        raise UsageError(f"train.device = auto: gives {some}; all must have one kind, set train.device = cuda or cpu")
+
+
+def show_ranks(ranks: list[int]) -> str:
+    """The first few, and how many more."""
+    shown = ", ".join(map(str, ranks[:8]))
+    return shown if len(ranks) <= 8 else f"{shown} and {len(ranks) - 8} more"
 
 
 class Ending:
@@ -42,9 +82,14 @@ class Ending:
         run_dir.mkdir(parents=True, exist_ok=True)
         self.path, self.place = run_dir / "exit.json", place
         self.earlier = _identity(self.path)
+        self.words = Words.alone()
 
-    def ranks_have_met(self) -> None:
-        """Remove an earlier job's file. It was not this job's: a rank that had failed would have met nobody."""
+    def ranks_have_met(self, words: Words) -> None:
+        """Remove an earlier job's file. It was not this job's: a rank that had failed would have met nobody.
+
+        From here on a failure is told to the ranks that wait for a word.
+        """
+        self.words = words
         if self.place.first:
             self._remove_earlier()
 
@@ -60,6 +105,8 @@ class Ending:
             return False
         finally:
             temporary.unlink()
+        if code != 0:
+            self.words.fail(reason.splitlines()[0] if reason else "no reason")
         return True
 
     def _remove_earlier(self) -> None:
@@ -82,6 +129,8 @@ def run_job(run_dir: Path, place: Place, job: Callable[[Ending], str]) -> None:
     except MegatronLiteError as error:
         if ending.write(error.exit_code, str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
+        elif isinstance(error, LostRank):
+            print(f"rank {place.rank} ends after another failed: {error}", file=sys.stderr, flush=True)
         _leave(error.exit_code)
     except Exception as error:
         what = f"{type(error).__name__}: {error}"

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from megatron_lite import checkpoint
@@ -26,6 +25,7 @@ from megatron_lite.parallel.collectives import default_store
 from megatron_lite.parallel.traffic import regather_costs
 from megatron_lite.parallel.transcript import TranscriptChecker
 from megatron_lite.training.flops import flops_per_token, model_flops_utilization, peak_flops
+from megatron_lite.training.launch import World
 from megatron_lite.training.metrics import MetricsWriter, StepMetrics
 from megatron_lite.training.report import write_report
 from megatron_lite.training.run_files import write_run_files
@@ -54,11 +54,14 @@ class StopRequest:
                 signal.signal(number, handler)
 
 
-def pretrain(config: Config, resolved: Resolved, device: torch.device) -> str:
+def pretrain(config: Config, resolved: Resolved, world: World) -> str:
     """Train to `train.steps` or until a signal; returns why it ended."""
     shape = MeshShape(resolved.pipeline, resolved.data, resolved.context, resolved.tensor, config.parallel.zero_group)
     recorder = checker_of(config, resolved) if config.train.check_transcripts else None
-    mesh = build_mesh(shape, device, schedule_of(config, resolved, resolved.microbatches).placement, recorder)
+    placement = schedule_of(config, resolved, resolved.microbatches).placement
+    mesh = build_mesh(shape, world.device, placement, recorder, world.words, world.timeout)
+    if mesh.rank == 0:
+        log.info(world.why)
     run_dir = Path(config.train.run_dir)
     datasets = build_datasets(
         config.data,
@@ -75,6 +78,7 @@ def pretrain(config: Config, resolved: Resolved, device: torch.device) -> str:
         )
     with StopRequest().listening() as stop:
         trainer = Trainer(config, resolved, mesh, recorder=recorder, end_of_document=datasets.eod_id)
+        trainer.rehearse()
         return Run(config, resolved, trainer, datasets, stop).train()
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_lite.config import Config, Resolved
-from megatron_lite.device import memory_bytes
+from megatron_lite.device import memory_of, synchronize
 from megatron_lite.kernels.choice import Choice, kernels_of, optimizer_kernels_of
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.build import build_stage, choice_of, initialize, region_of, split_of
@@ -18,9 +18,9 @@ from megatron_lite.optim.adamw import AdamW, AdamWSettings
 from megatron_lite.optim.norm import GradientNorm, clip_coefficient
 from megatron_lite.parallel.collectives import Recorder
 from megatron_lite.parallel.context import Documents
-from megatron_lite.parallel.pipeline.executor import Executor
+from megatron_lite.parallel.pipeline.executor import Executor, rehearse
 from megatron_lite.parallel.pipeline.schedules import SCHEDULES, Schedule
-from megatron_lite.parallel.pipeline.stage import Stage
+from megatron_lite.parallel.pipeline.stage import Stage, kinds_of
 from megatron_lite.parallel.zero import Shards, policy
 from megatron_lite.training.boundaries import Boundaries, document_numbers, positions_in
 
@@ -73,6 +73,26 @@ class Trainer:
         self.region, self.split = region_of(config, mesh), split_of(config, mesh)
         self.boundaries = Boundaries.of(config.data, end_of_document)
 
+    def rehearse(self) -> None:
+        """Run each kind of unit and the step's end once, on zeros; the transcript's phase `connect`.
+
+        Kernels are compiled and loaded, workspaces and the allocator's first blocks are made, and collectives of the
+        step's sizes have run, before any receive waits on the device. In a step, a first launch that has to wait for
+        the device would wait for that receive, whose message another stage cannot send while it waits the same way.
+        Weights and moments stay as they are; gradients begin at zero with the next step.
+        """
+        self._phase("connect")
+        train = self.config.train
+        size = (train.micro_batch_size, train.sequence_length + 1)
+        batches = self._microbatches(torch.zeros(size, dtype=torch.int64, device=self.mesh.device))
+        for shards in self.stage.shards:
+            shards.open_gradients()
+        for unit in kinds_of(self.stage):
+            rehearse(unit, self.rule, batches[0], self._message())
+        self._finish_gradients()
+        self._totals(self.norm.local_square_sum(), batches, stop=False)
+        synchronize(self.mesh.device)
+
     def train_step(self, samples: Tensor, learning_rate: float, stop: bool = False) -> StepResult:
         """One update from this data rank's samples, int64 [local batch, sequence + 1].
 
@@ -84,6 +104,7 @@ class Trainer:
 
     def gradients(self, samples: Tensor, stop: bool = False) -> StepResult:
         """Forward and backward: every gradient, summed and divided by the counted tokens, in its shard."""
+        self._phase("count")
         batches = self._microbatches(samples)
         for shards in self.stage.shards:
             shards.open_gradients()
@@ -97,6 +118,7 @@ class Trainer:
 
     def evaluate(self, samples: Tensor) -> StepResult:
         """Mean loss of as many samples as a training step takes; weights and gradients stay as they are."""
+        self._phase("count")
         batches = self._microbatches(samples)
         self._executor(len(batches), evaluates=True).run(batches, self._message())
         return self._totals(torch.zeros((), dtype=torch.float64, device=self.mesh.device), batches, stop=False)
@@ -113,7 +135,6 @@ class Trainer:
 
     def _microbatches(self, samples: Tensor) -> list[Microbatch]:
         """Cut [local batch, S + 1] into this rank's positions of each microbatch, with the step's token count."""
-        self._phase("count")
         inputs, labels = samples[:, :-1], samples[:, 1:]
         if self.boundaries is not None:
             labels = self.boundaries.counted(inputs, labels)
@@ -174,7 +195,7 @@ class Trainer:
         if self.mesh.has_head and self.mesh.tensor.rank == 0:
             loss = torch.stack([batch.loss for batch in batches]).sum(dtype=torch.float64) / count
             z_loss = torch.stack([batch.z_loss for batch in batches]).sum(dtype=torch.float64) / count
-        memory, asked = torch.tensor([memory_bytes()[0], stop], dtype=torch.float64).to(self.mesh.device)
+        memory, asked = torch.tensor([memory_of(self.mesh.device).peak, stop], dtype=torch.float64).to(self.mesh.device)
         mine = torch.stack([square_sum, loss, z_loss, memory, asked]).unsqueeze(0)
         ranks = self.mesh.world.all_gather(mine, "step.totals").wait()
         sums = ranks.sum(0)

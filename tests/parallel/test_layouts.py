@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from nccl_replay import replay
+from nccl_replay import ReplayError, replay
 from support.layouts import (
     Layout,
     Outcome,
@@ -20,8 +20,8 @@ from torch import from_numpy
 
 from megatron_lite.config import resolve
 from megatron_lite.optim.schedule import learning_rate
-from megatron_lite.parallel.ledger import ledger
-from megatron_lite.parallel.traffic import step_traffic
+from megatron_lite.parallel.ledger import Entry, connect_ledger, ledger
+from megatron_lite.parallel.traffic import connect_traffic, step_traffic
 
 TOLERANCE = 1e-10
 CUBE = Layout(tensor=2, pipeline=2, data=2)
@@ -142,6 +142,13 @@ def test_transcript_completes_under_nccl_rules(outcomes, layout):
     replay(outcomes(layout).transcripts)
 
 
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout.pipeline > 1], ids=str)
+def test_without_the_connect_phase_every_pipeline_stands_still_in_its_first_step(outcomes, layout):
+    steps = [[event for event in events if event.phase != "connect"] for events in outcomes(layout).transcripts]
+    with pytest.raises(ReplayError, match=r"deadlock: .* is held by the first recv pipeline\."):
+        replay(steps)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 @pytest.mark.parametrize("layout", EVERY, ids=str)
 def test_ledger_equals_its_closed_forms_to_the_byte(outcomes, layout, dtype):
@@ -153,7 +160,12 @@ def test_ledger_equals_its_closed_forms_to_the_byte(outcomes, layout, dtype):
         stage = rank // (layout.world // layout.pipeline)
         step = step_traffic(config, resolved, schedule, stage)
         expected = {key: (layout.steps * calls, layout.steps * size) for key, (calls, size) in step.items()}
-        assert {key: (entry.calls, entry.bytes) for key, entry in ledger(events).items()} == expected, f"rank {rank}"
+        assert shown(ledger(events)) == expected, f"rank {rank}"
+        assert shown(connect_ledger(events)) == connect_traffic(config, resolved, schedule, stage), f"rank {rank}"
+
+
+def shown(entries: dict[tuple[str, str], Entry]) -> dict[tuple[str, str], tuple[int, int]]:
+    return {key: (entry.calls, entry.bytes) for key, entry in entries.items()}
 
 
 def _error(ours: np.ndarray, exact: np.ndarray) -> float:

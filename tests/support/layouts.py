@@ -141,7 +141,9 @@ def build_trainer(layout: Layout, recorder: Recorder | None = None, config: Conf
     shape = MeshShape(layout.pipeline, layout.data, layout.context, layout.tensor, layout.zero_group)
     schedule = partial(layout.schedule_of, config, resolved)
     mesh = build_mesh(shape, torch.device("cpu"), schedule(resolved.microbatches).placement, recorder)
-    return Trainer(config, resolved, mesh, schedule, recorder, end_of_document=3)
+    trainer = Trainer(config, resolved, mesh, schedule, recorder, end_of_document=3)
+    trainer.rehearse()
+    return trainer
 
 
 def my_samples(trainer: Trainer, step: int) -> torch.Tensor:

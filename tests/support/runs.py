@@ -4,16 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import yaml
 from safetensors import safe_open
 
 from megatron_lite.config import config_from_tree, resolve
 from megatron_lite.data.indexed_writer import IndexedDatasetWriter
+from megatron_lite.parallel.collectives import default_store
+from megatron_lite.parallel.words import Words
+from megatron_lite.training.launch import World
 from megatron_lite.training.loop import pretrain
 
 
@@ -50,7 +55,9 @@ def tree_of(run_dir: Path, data_dir: Path, **changes: Any) -> dict[str, Any]:
 def run_pretrain(tree: dict[str, Any], world: int) -> str:
     """One rank's part of a run; called in a pool's process."""
     config = config_from_tree(tree)
-    return pretrain(config, resolve(config, world), torch.device("cpu"))
+    words = Words.over(default_store(), dist.get_rank(), world) if world > 1 else Words.alone()
+    here = World(torch.device("cpu"), "device: cpu", words, timedelta(seconds=config.train.timeout))
+    return pretrain(config, resolve(config, world), here)
 
 
 def start_pretrain(tree: dict[str, Any], world: int) -> subprocess.Popen:

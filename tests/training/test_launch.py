@@ -15,19 +15,20 @@ from support.runs import tree_of, write_tokens
 PROGRAM = """
 import sys, time
 from pathlib import Path
-import torch, torch.distributed as dist
+from megatron_lite.config import TrainConfig
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.place import find_place
 from megatron_lite.training.launch import joined_world, run_job
 
 place = find_place()
+train = TrainConfig(steps=1, global_batch_size=1, sequence_length=1, run_dir=sys.argv[1], timeout=60.0, device="cpu")
 
 def job(ending):
     {early}
-    with joined_world(place, 60):
-        ending.ranks_have_met()
+    with joined_world(place, train) as world:
+        ending.ranks_have_met(world.words)
         {fail}
-        dist.all_reduce(torch.ones(1))
+        world.words.exchange("", "a file")
         return "done"
 
 run_job(Path(sys.argv[1]), place, job)
@@ -123,3 +124,23 @@ def test_torchrun_shows_a_bad_configuration_once(tmp_path: Path, override: str, 
     assert line in shown
     if in_run_dir:
         assert ending_of(run_dir)["code"] == 2
+
+
+def test_a_rank_that_waits_for_a_word_ends_when_another_fails(tmp_path: Path) -> None:
+    """Nothing else would end it: nobody started these ranks that could end them."""
+    ended = run_ranks(tmp_path, "if place.rank == 1: time.sleep(0.5); raise DataError('disk full')")
+    assert [code for code, _ in ended] == [1, 3, 1]
+    assert ending_of(tmp_path) == {"code": 3, "rank": 1, "reason": "disk full"}
+    for rank in (0, 2):
+        assert ended[rank][1] == f"rank {rank} ends after another failed: a file: rank 1: disk full\n"
+
+
+def test_ranks_with_different_devices_are_refused_before_any_group_is_made(tmp_path: Path) -> None:
+    other = "from megatron_lite.training import launch; device = launch.local_device; "
+    other += "launch.local_device = lambda *a: device(*a) if place.rank else (launch.torch.device('xpu', 0), 'xpu')"
+    ended = run_ranks(tmp_path, early=other)
+    assert [code for code, _ in ended] == [2, 2, 2]
+    assert ending_of(tmp_path)["reason"] == (
+        "train.device = auto: gives cpu on ranks 1, 2, xpu on ranks 0; all must have one kind, "
+        "set train.device = cuda or cpu"
+    )

@@ -68,10 +68,12 @@ class Executor:
         self.saved: dict[Key, list[tuple[Tensor, Output]]] = {}  # a forward -> each unit's (input, output)
         self.queued: dict[Key, list[Queue]] = {}  # an input backward -> each unit's weight gradients, last unit first
         run = {"F": self._forward, "B": self._backward, "I": self._input_backward, "W": self._weight_backward}
+        self.mail.post_receives()
         for action in self.actions:
             if self.recorder is not None:
                 self.recorder.phase = str(action)
             run[action.kind](action)
+            self.mail.post_receives()
         self.walk.finish()
         self.mail.finish()
 
@@ -137,6 +139,22 @@ class Executor:
             self.mail.put(channel, result)
         elif stays(*place):
             self.at_hand[result_of(action, self.edges.stage)] = result
+
+
+def rehearse(unit: Unit, rule: Policy, batch: Any, like: Tensor) -> None:
+    """One unit forward and backward by itself, on a zero input like a message; no other stage takes part."""
+    walk = Walk(plan_turns([Use(unit.shards, ()), Use(unit.shards, unit.shards)], rule))
+    walk.enter()
+    x = torch.zeros_like(like).requires_grad_()
+    with torch.set_grad_enabled(unit.recompute != "full"):
+        y = unit.forward(x, batch)
+    saved, gradient = (x, _output(y)), torch.zeros_like(y) if y.dim() else None
+    del y
+    walk.leave()
+    walk.enter()
+    _unit_backward(unit, saved, gradient, batch, queue=None)
+    walk.leave()
+    walk.finish()
 
 
 def _run(queue: Queue) -> None:

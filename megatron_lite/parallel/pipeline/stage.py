@@ -34,3 +34,11 @@ class Stage:
     def units(self) -> tuple[Unit, ...]:
         """Of all chunks."""
         return tuple(unit for chunk in self.chunks for unit in chunk)
+
+
+def kinds_of(stage: Stage) -> list[Unit]:
+    """The first unit of each kind: units of one class and one choice of recomputation run the same operations."""
+    first: dict[tuple[type, Recompute], Unit] = {}
+    for unit in stage.units:
+        first.setdefault((type(unit), unit.recompute), unit)
+    return list(first.values())
