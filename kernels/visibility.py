@@ -29,6 +29,11 @@ class Visible:
         key = torch.arange(self.first_query.shape[1], device=self.first.device)
         return ((key >= self.first.unsqueeze(-1)) & (key < self.last.unsqueeze(-1))).unsqueeze(1)
 
+    def split(self, sequences: int) -> list["Visible"]:
+        """Of so many sequences each, as views."""
+        parts = (x.split(sequences) for x in (self.first, self.last, self.first_query, self.last_query))
+        return [Visible(*part) for part in zip(*parts, strict=True)]
+
 
 def visible_from(first: Tensor, last: Tensor, keys: int) -> Visible:
     """Of int32 [B, T] each, for `keys` keys; where last < first a query sees nothing. No host synchronization."""

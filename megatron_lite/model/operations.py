@@ -108,7 +108,7 @@ def _turn(qkv: Tensor, arguments, back: bool) -> None:
 
 @dataclass(frozen=True)
 class Sight:
-    """What attention needs to know of a microbatch's positions: angles, their split over ranks, document numbers."""
+    """What attention needs to know of a microbatch's positions: angles, their split over ranks, their documents."""
 
     angles: Angles
     split: ContextSplit
@@ -123,12 +123,13 @@ def join_heads(output: Tensor) -> Tensor:
 def causal_attention(qkv: Tensor, head_dim: int, queries: int, sight: Sight, kernels: Kernels) -> Tensor:
     """Packed and rotated [T, B, G (R + 2) D] -> [T, B, G R D]: softmax(q k^T / sqrt(D)) v over what a position sees."""
     split = sight.split
+    how = Attention(split.attending, sight.documents, kernels)
     if not split.swaps_heads:
-        return join_heads(attend(unpack(qkv, head_dim, queries), Attention(split, sight.documents, kernels)))
+        return join_heads(attend(unpack(qkv, head_dim, queries), how))
     groups = qkv.shape[-1] // (head_dim * (queries + 2))
     swapped = exchange_heads(qkv, head_dim, queries, split)
     packed = unpack(swapped, head_dim, split.heads(queries, groups))
-    return return_heads(join_heads(attend(packed, Attention(split.whole, sight.documents, kernels))), split)
+    return return_heads(join_heads(attend(packed, how)), split)
 
 
 def unpack(qkv: Tensor, head_dim: int, queries: int) -> Tensor:

@@ -33,40 +33,55 @@ class ContextSplit:
     kind: Kind
 
     @property
-    def whole(self) -> "ContextSplit":
-        """The split of a rank that has every position."""
-        return ContextSplit(alone(self.communicator.ranks[self.communicator.rank]), self.kind)
-
-    @property
     def swaps_heads(self) -> bool:
         """Whether attention exchanges positions for heads."""
         return self.kind == "ulysses" and self.communicator.size > 1
+
+    @property
+    def attending(self) -> "ContextSplit":
+        """As attention is called: with whole sequences, where it exchanged heads for them."""
+        me = self.communicator.ranks[self.communicator.rank]
+        return ContextSplit(alone(me), self.kind) if self.swaps_heads else self
 
     def heads(self, queries: int, key_values: int) -> int:
         """Query heads a key-value head has after the exchange: fewer, where one of these goes to several ranks."""
         return queries // max(1, self.communicator.size // key_values) if self.swaps_heads else queries
 
-    def positions(self, length: int, rank: int | None = None) -> Tensor:
+    def positions(self, length: int, device: torch.device, rank: int | None = None) -> Tensor:
         """The positions int64 [length / c] that a rank holds (None: this one), in the order in which it holds them."""
         rank, size = self.communicator.rank if rank is None else rank, self.communicator.size
+        whole = torch.arange(length, device=device)
         if self.kind == "ulysses" or size == 1:
-            return torch.arange(length).view(size, -1)[rank]
-        chunks = torch.arange(length).view(2 * size, -1)
+            return whole.view(size, -1)[rank]
+        chunks = whole.view(2 * size, -1)
         return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]])
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Which document each position belongs to, int64 [B, S] over the whole sequence, non-decreasing; attention stays
-    within one.
+    """Attention within documents: what queries see of the keys at hand, at each step of the ring.
+
+    The same in every block and in both passes, so it is made once a step: on the device, which the host need not wait
+    for (`documents_of`).
     """
 
-    numbers: Tensor
+    steps: tuple[Visible, ...]
 
-    def visible(self, queries: Tensor, keys: Tensor) -> Visible:
-        """Which of the positions `keys` each of the positions `queries` sees."""
-        device = self.numbers.device
-        return visible_in_documents(self.numbers, queries.to(device), keys.to(device))
+    def split(self, sequences: int) -> list["Documents"]:
+        """Of so many sequences each."""
+        return [Documents(steps) for steps in zip(*(visible.split(sequences) for visible in self.steps), strict=True)]
+
+
+def documents_of(numbers: Tensor, split: ContextSplit) -> Documents:
+    """From the document of each position, int64 [B, S] over whole sequences, non-decreasing along them."""
+    rank, size, length = split.communicator.rank, split.communicator.size, numbers.shape[1]
+    mine = split.positions(length, numbers.device)
+    steps = []
+    for step in range(size):
+        queries, keys = _part(step, rank, size, length // size)
+        theirs = split.positions(length, numbers.device, (rank - step) % size)
+        steps.append(visible_in_documents(numbers, mine[queries], theirs[keys]))
+    return Documents(tuple(steps))
 
 
 @dataclass(frozen=True)
@@ -181,7 +196,7 @@ class _Ring:
     """What a rank works on at each step: at step i it holds the block of rank (r - i) mod c."""
 
     def __init__(self, split: ContextSplit, length: int, documents: Documents | None):
-        self.split, self.communicator, self.documents = split, split.communicator, documents
+        self.communicator, self.documents = split.communicator, documents
         self.size, self.rank, self.length = self.communicator.size, self.communicator.rank, length
 
     def sum_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -195,22 +210,24 @@ class _Ring:
         return _Arriving(handle, block[0].shape)
 
     def part(self, step: int) -> tuple[slice, slice, bool, Visible | None]:
-        """(queries, keys, causal, visible) of a step: of the rank's own block the lower triangle, of an earlier rank's
-        its first chunk for all queries, of a later rank's all of it for the second chunk of queries.
-        """
-        owner = (self.rank - step) % self.size
-        everything, half = slice(0, self.length), self.length // 2
-        if owner == self.rank:
-            queries, keys = everything, everything
-        elif owner < self.rank:
-            queries, keys = everything, slice(0, half)
-        else:
-            queries, keys = slice(half, self.length), everything
+        """(queries, keys, causal, visible) of a step."""
+        queries, keys = _part(step, self.rank, self.size, self.length)
         if self.documents is None:
-            return queries, keys, owner == self.rank, None
-        whole = self.length * self.size
-        mine, theirs = self.split.positions(whole), self.split.positions(whole, owner)
-        return queries, keys, False, self.documents.visible(mine[queries], theirs[keys])
+            return queries, keys, step == 0, None
+        return queries, keys, False, self.documents.steps[step]
+
+
+def _part(step: int, rank: int, size: int, length: int) -> tuple[slice, slice]:
+    """(queries, keys) of a step, of `length` each: with the rank's own block all, of which causal leaves the lower
+    triangle; of an earlier rank's its first chunk for all queries; of a later rank's all of it for the second chunk of
+    queries.
+    """
+    owner, everything, half = (rank - step) % size, slice(0, length), length // 2
+    if owner == rank:
+        return everything, everything
+    if owner < rank:
+        return everything, slice(0, half)
+    return slice(half, length), everything
 
 
 def exchange_heads(qkv: Tensor, head_dim: int, queries: int, split: ContextSplit) -> Tensor:

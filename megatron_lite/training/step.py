@@ -17,7 +17,7 @@ from megatron_lite.model.transformer import Microbatch
 from megatron_lite.optim.adamw import AdamW, AdamWSettings
 from megatron_lite.optim.norm import GradientNorm, clip_coefficient
 from megatron_lite.parallel.collectives import Recorder
-from megatron_lite.parallel.context import Documents
+from megatron_lite.parallel.context import documents_of
 from megatron_lite.parallel.pipeline.executor import Executor, rehearse
 from megatron_lite.parallel.pipeline.schedules import SCHEDULES, Schedule
 from megatron_lite.parallel.pipeline.stage import Stage, kinds_of
@@ -138,7 +138,7 @@ class Trainer:
         inputs, labels = samples[:, :-1], samples[:, 1:]
         if self.boundaries is not None:
             labels = self.boundaries.counted(inputs, labels)
-        positions = self.split.positions(inputs.shape[1]).to(samples.device)
+        positions = self.split.positions(inputs.shape[1], samples.device)
         tokens, labels = inputs[:, positions], labels[:, positions]
         count = ((labels >= 0) & (labels < self.config.model.vocab_size)).sum(dtype=torch.float64)
         count = self.mesh.zero.all_reduce(count, "loss.count").wait()
@@ -152,22 +152,21 @@ class Trainer:
 
     def _sights(self, inputs: Tensor, positions: Tensor, size: int) -> list[Sight]:
         """What attention needs to know of each microbatch; inputs [local batch, S] are of the whole sequence."""
-        angles = self._angles(positions, inputs.shape[1])
+        angles, microbatches = self._angles(positions, inputs.shape[1]), len(inputs) // size
         if self.boundaries is None:
-            return [Sight(angles, self.split)] * (len(inputs) // size)
-        sights = []
-        for part in inputs.split(size):
-            numbers = document_numbers(part, self.boundaries.end)
-            if self.boundaries.reset:
-                turned = positions_in(numbers)[:, positions].t()
-                angles = replace(angles, positions=turned.to(angles.positions.dtype).contiguous())
-            sights.append(Sight(angles, self.split, Documents(numbers) if self.boundaries.mask else None))
-        return sights
+            return [Sight(angles, self.split)] * microbatches
+        numbers = document_numbers(inputs, self.boundaries.end)
+        turned, documents = [angles] * microbatches, [None] * microbatches
+        if self.boundaries.reset:
+            places = positions_in(numbers)[:, positions].to(angles.positions.dtype)
+            turned = [replace(angles, positions=part.t().contiguous()) for part in places.split(size)]
+        if self.boundaries.mask:
+            documents = documents_of(numbers, self.split.attending).split(size)
+        return [Sight(angle, self.split, seen) for angle, seen in zip(turned, documents, strict=True)]
 
     def _angles(self, positions: Tensor, length: int) -> Angles:
         model, dtype = self.config.model, getattr(torch, self.resolved.compute_dtype)
-        positions = positions.to(self.mesh.device).unsqueeze(1)
-        return angles_of(positions, length, model.head_dim, model.rope_theta, dtype)
+        return angles_of(positions.unsqueeze(1), length, model.head_dim, model.rope_theta, dtype)
 
     def _message(self) -> Tensor:
         """An empty tensor like what passes between stages: [T or T/tp, B, H]."""
@@ -195,7 +194,8 @@ class Trainer:
         if self.mesh.has_head and self.mesh.tensor.rank == 0:
             loss = torch.stack([batch.loss for batch in batches]).sum(dtype=torch.float64) / count
             z_loss = torch.stack([batch.z_loss for batch in batches]).sum(dtype=torch.float64) / count
-        memory, asked = torch.tensor([memory_of(self.mesh.device).peak, stop], dtype=torch.float64).to(self.mesh.device)
+        # Filled by the device: a tensor made here and copied there would have the host wait for the whole backward.
+        memory, asked = (square_sum.new_full((), float(value)) for value in (memory_of(self.mesh.device).peak, stop))
         mine = torch.stack([square_sum, loss, z_loss, memory, asked]).unsqueeze(0)
         ranks = self.mesh.world.all_gather(mine, "step.totals").wait()
         sums = ranks.sum(0)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from nccl_replay import ReplayError, replay
+from support.host_traffic import traffic_of
 from support.layouts import (
     Layout,
     Outcome,
@@ -193,3 +194,13 @@ def test_two_runs_of_one_layout_agree_to_the_bit(ranks, dtype):
     for kind in ("gradients", "weights"):
         for name, values in getattr(first, kind).items():
             assert np.array_equal(values, getattr(second, kind)[name]), name
+
+
+@pytest.mark.parametrize("layout", EVERY, ids=str)
+def test_a_step_copies_nothing_between_host_and_device_and_reads_nothing_back(layout):
+    """Inside `Trainer.train_step`, from samples on the device to updated weights, where the pipeline begins and ends.
+
+    The step's totals come back as tensors on the device. The loop reads them once, when the update is issued.
+    """
+    for rank in sorted({0, layout.world - 1} if layout.pipeline > 1 else {layout.world - 1}):
+        assert traffic_of(layout, rank) == []

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from megatron_lite.kernels.choice import Choice
 
 from megatron_lite.config import Config, Resolved, config_from_tree, resolve
 from megatron_lite.mesh import MeshShape, build_mesh
@@ -135,13 +136,14 @@ def global_batch(step: int, config: Config) -> torch.Tensor:
     return torch.randint(0, config.model.vocab_size, size, generator=generator)
 
 
-def build_trainer(layout: Layout, recorder: Recorder | None = None, config: Config | None = None) -> Trainer:
+def build_trainer(layout: Layout, recorder: Recorder | None = None, config: Config | None = None,
+                  device: str = "cpu", choice: Choice | None = None) -> Trainer:  # fmt: skip
     config = config or layout.config()
     resolved = resolve(config, layout.world)
     shape = MeshShape(layout.pipeline, layout.data, layout.context, layout.tensor, layout.zero_group)
     schedule = partial(layout.schedule_of, config, resolved)
-    mesh = build_mesh(shape, torch.device("cpu"), schedule(resolved.microbatches).placement, recorder)
-    trainer = Trainer(config, resolved, mesh, schedule, recorder, end_of_document=3)
+    mesh = build_mesh(shape, torch.device(device), schedule(resolved.microbatches).placement, recorder)
+    trainer = Trainer(config, resolved, mesh, schedule, recorder, end_of_document=3, choice=choice)
     trainer.rehearse()
     return trainer
 
