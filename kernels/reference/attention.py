@@ -27,8 +27,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Visible | 
     sees keys up to t. `visible`: it sees these alone; a query that sees none has output 0 and log-sum-exp -inf. Scores
     are q k^T / sqrt(D) (Vaswani et al. 2017, arXiv 1706.03762, equation 1).
     """
-    q = _in_one(q)
-    if visible is None and q.device.type in _FUSED:
+    q, k, v = (_along_rows(x) for x in (_in_one(q), k, v))
+    if visible is None and _fused(q, k):
         return _CPU(q, k, v, 0.0, causal)
     if visible is None and _gpu_has_it(q):
         return _GPU(q, k, v, 0.0, causal)[:2]
@@ -46,8 +46,9 @@ def attention_backward(
     `output` and `log_sum` are those over all keys, of which k and v may be a part: the results are then this part's
     share (Dao et al. 2022, arXiv 2205.14135, algorithm 4; nothing in it but the log-sum-exp knows the other keys).
     """
-    shape, q = q.shape, _in_one(q)
-    if visible is None and q.device.type in _FUSED:
+    shape = q.shape
+    q, k, v, gradient, output = (_along_rows(x) for x in (_in_one(q), k, v, gradient, output))
+    if visible is None and _fused(q, k):
         dq, dk, dv = _CPU_BACKWARD(gradient, q, k, v, output, log_sum, 0.0, causal)
         return dq.reshape(shape), dk, dv
     if visible is None and _gpu_has_it(q):
@@ -56,7 +57,7 @@ def attention_backward(
     probabilities = _probabilities(_scores(q, k, _seen(q, k, causal, visible)), log_sum)
     exact = gradient.to(probabilities.dtype)
     groups = (*k.shape[:2], q.shape[1] // k.shape[1], *q.shape[2:])
-    grouped = probabilities.view(*groups[:4], -1)
+    grouped = probabilities.unflatten(1, groups[1:3])
     v_gradient = (grouped.transpose(-1, -2) @ exact.reshape(groups)).sum(2)
     to_probabilities = exact.reshape(groups) @ v.unsqueeze(2).to(exact.dtype).transpose(-1, -2)
     inner = (exact * output).sum(-1).view(groups[:4]).unsqueeze(-1)
@@ -74,6 +75,16 @@ def attention_backward_(
     results = attention_backward(gradient, q, k, v, output, log_sum, causal, visible)
     for into, result in zip((dq, dk, dv), results, strict=True):
         into.copy_(result)
+
+
+def _fused(q: Tensor, k: Tensor) -> bool:
+    """Whether PyTorch's operation of the CPU does it. Of no query, or no key, it dies of a division by zero."""
+    return q.device.type in _FUSED and q.numel() > 0 and k.numel() > 0
+
+
+def _along_rows(x: Tensor) -> Tensor:
+    """Fused operations take the last stride for 1 without looking: of any other they read foreign memory."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _gpu_has_it(q: Tensor) -> bool:
@@ -121,7 +132,7 @@ def _scores(q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
     exact = torch.promote_types(q.dtype, torch.float32)
     groups = (*k.shape[:2], q.shape[1] // k.shape[1], *q.shape[2:])
     scores = q.reshape(groups).to(exact) @ k.unsqueeze(2).to(exact).transpose(-1, -2) / q.shape[-1] ** 0.5
-    return scores.view(*q.shape[:3], -1).masked_fill(seen.logical_not(), float("-inf"))
+    return scores.flatten(1, 2).masked_fill(seen.logical_not(), float("-inf"))
 
 
 def _probabilities(scores: Tensor, log_sum: Tensor) -> Tensor:
@@ -131,6 +142,5 @@ def _probabilities(scores: Tensor, log_sum: Tensor) -> Tensor:
 
 def _heads_times(probabilities: Tensor, v: Tensor) -> Tensor:
     """[B, H, T, S] times [B, G, S, D] -> [B, H, T, D]."""
-    batch, heads, length, _ = probabilities.shape
-    grouped = probabilities.view(batch, v.shape[1], heads // v.shape[1], length, -1)
-    return (grouped @ v.unsqueeze(2).to(probabilities.dtype)).view(batch, heads, length, -1)
+    groups = v.shape[1], probabilities.shape[1] // v.shape[1]
+    return (probabilities.unflatten(1, groups) @ v.unsqueeze(2).to(probabilities.dtype)).flatten(1, 2)

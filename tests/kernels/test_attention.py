@@ -83,6 +83,32 @@ def test_a_query_that_sees_nothing_has_output_zero_and_no_gradient(backend):
 
 
 @BOTH
+@pytest.mark.parametrize("which", range(6), ids=["gradient", "q", "k", "v", "output", "log_sum"])
+def test_a_last_stride_that_is_not_one_changes_no_result(backend, which):
+    q, k, v = inputs(7, 9)
+    output, log_sum = backend.attention(q, k, v, False, None)
+    arguments = [torch.ones_like(q), q, k, v, output, log_sum]
+    expected = backend.attention_backward(*arguments, False, None)
+    arguments[which] = arguments[which].transpose(-1, -2).contiguous().transpose(-1, -2)
+    found = backend.attention(*arguments[1:4], False, None), backend.attention_backward(*arguments, False, None)
+    for ours, right in zip([*found[0], *found[1]], [output, log_sum, *expected], strict=True):
+        torch.testing.assert_close(ours, right, rtol=0, atol=1e-12)
+
+
+@BOTH
+@pytest.mark.parametrize(("queries", "keys", "causal"), [(0, 3, False), (3, 0, False), (0, 0, True)])
+def test_without_queries_or_keys_there_is_no_output_and_no_gradient(backend, queries, keys, causal):
+    q, k, v = inputs(queries, keys)
+    output, log_sum = backend.attention(q, k, v, causal, None)
+    assert (output.shape, log_sum.shape) == (q.shape, q.shape[:-1])
+    assert (output == 0).all()
+    assert (log_sum == float("-inf")).all()
+    gradients = backend.attention_backward(torch.ones_like(q), q, k, v, output, log_sum, causal, None)
+    assert [gradient.shape for gradient in gradients] == [q.shape, k.shape, v.shape]
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
+@BOTH
 def test_two_halves_of_the_keys_merged_by_their_log_sums_are_the_whole(backend):
     q, k, v = inputs(7, 20)
     whole, log_sum = backend.attention(q, k, v, False, None)
