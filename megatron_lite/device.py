@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -147,6 +148,32 @@ def memory_of(device: torch.device) -> Memory:
         torch.accelerator.max_memory_allocated(device), torch.accelerator.max_memory_reserved(device),
         torch.accelerator.get_memory_info(device)[0],
     )  # fmt: skip
+
+
+def total_memory(device: torch.device, local_world_size: int) -> int:
+    """Bytes of an accelerator's memory; on a CPU, this process's even share of the host's among the node's ranks."""
+    if device.type == "cpu":
+        return host_memory() // local_world_size
+    return torch.get_device_module(device).get_device_properties(device).total_memory
+
+
+def host_memory() -> int:
+    """Bytes of the machine's memory, or of what a container or batch job may have of it where that is less."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_control_group_limits()])
+
+
+def _control_group_limits(
+    groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> Iterator[int]:
+    """`memory.max` of this process's control group (version 2) and of those around it; "max" is none."""
+    lines = own.read_text(encoding="utf-8").splitlines() if own.exists() else []
+    for line in lines:
+        if line.startswith("0::/"):
+            group = groups / line.removeprefix("0::/")
+            for path in (group, *group.parents):
+                limit = path / "memory.max"
+                if limit.is_file() and (text := limit.read_text(encoding="utf-8").strip()) != "max":
+                    yield int(text)
 
 
 def device_name(device: torch.device) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from megatron_lite.config import parse_arguments, resolve
 from megatron_lite.errors import run_face
 from megatron_lite.place import find_place
+from megatron_lite.planning.regather import decided
 from megatron_lite.training.launch import Ending, joined_world, run_job
 from megatron_lite.training.loop import pretrain
 
@@ -18,7 +19,8 @@ def main() -> None:
     def job(ending: Ending) -> str:
         with joined_world(place, config.train) as world:
             ending.ranks_have_met(world.words)
-            return pretrain(config, resolve(config, place.world_size), world)
+            chosen = decided(config, place, world)
+            return pretrain(chosen, resolve(chosen, place.world_size), world)
 
     run_job(Path(config.train.run_dir), place, job)
 

@@ -1,9 +1,10 @@
 """Load a checkpoint on any layout: every box a rank holds is put together from the stored blocks that overlap it."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -53,6 +54,22 @@ def open_checkpoint(path: str | Path, mesh: Mesh) -> Checkpoint:
     if checkpoint is None:
         raise DataError(f"{path} holds no checkpoint: it must be a step_N directory or a run directory with one")
     return checkpoint
+
+
+def config_to_resume(directory: Path, choice: str) -> tuple[Path, Mapping[str, Any]] | None:
+    """The checkpoint that `find` will choose, by what one process sees of it alone, and its run's configuration.
+
+    It looks at indices, not at the files that they list. None where there is none.
+    """
+    if choice == "none":
+        return None
+    paths = [candidate.path for candidate in candidates(directory)] if choice == "auto" else named(Path(choice))
+    for path in paths:
+        try:
+            return path, Index.load(path).config
+        except DataError:
+            continue  # `find` says so
+    return None
 
 
 def load(checkpoint: Checkpoint, trainer: Trainable) -> Progress:

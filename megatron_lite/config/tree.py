@@ -52,7 +52,11 @@ class ModelConfig(Section):
 
 
 class ParallelConfig(Section):
-    """Sizes and switches of the layout. `data: null` takes what the world leaves."""
+    """Sizes and switches of the layout. `data: null` takes what the world leaves.
+
+    `zero_regather: auto` becomes `step` where that fits the devices, else `microbatch`, before a run begins; what it
+    became stands in run_dir/config.yaml and in checkpoints, and a resumed run keeps it.
+    """
 
     tensor: Positive = 1
     pipeline: Positive = 1
@@ -64,10 +68,20 @@ class ParallelConfig(Section):
     stage_layers: Annotated[tuple[Positive, ...], Field(strict=False)] | None = None
     context_kind: str = "ring"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 3
-    zero_regather: Literal["microbatch", "step"] = "microbatch"
+    zero_regather: Literal["auto", "microbatch", "step"] = "auto"
     zero_group: Positive | None = None
     grad_reduce_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     recompute: str = "none"
+
+    @property
+    def regather(self) -> Literal["microbatch", "step"]:
+        """`zero_regather` once it is decided. Raises UsageError while it is auto."""
+        if self.zero_regather == "auto":
+            raise UsageError(
+                "parallel.zero_regather = auto: must have become microbatch or step by now, which depends on the "
+                "devices' memory; the commands decide it, elsewhere set one of the two"
+            )
+        return self.zero_regather
 
     @model_validator(mode="after")
     def _check_recompute(self) -> Self:

@@ -17,6 +17,10 @@ from megatron_lite.model.build import build_stage, choice_of
 from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.parallel.vocabulary import vocabulary_embedding
 
+# Weights are gathered once for good. Selective recomputation makes a block run its attention outside autograd, where it
+# may write into a cache.
+ALONE = {"zero_regather": "step", "recompute": "selective"}
+
 
 @dataclass(frozen=True)
 class LanguageModel:
@@ -65,12 +69,9 @@ def load_model(checkpoint: Checkpoint, mesh: Mesh) -> LanguageModel:
 
 
 def single_process_config(tree: Mapping[str, Any]) -> Config:
-    """A run's configuration with one process for its layout, and auto for kernels that another machine may lack.
-
-    Selective recomputation makes a block run its attention outside autograd, where it may write into a cache.
-    """
+    """A run's configuration with one process for its layout, and auto for kernels that another machine may lack."""
     try:
-        config = config_from_tree({**tree, "parallel": {"recompute": "selective"}})
+        config = config_from_tree({**tree, "parallel": ALONE})
     except UsageError as error:
         raise DataError(f"the checkpoint's configuration cannot be used here: {error}") from None
     backend = "torch" if config.kernels.backend == "torch" else "auto"

@@ -48,7 +48,7 @@ def choice_of(config: Config, device: str) -> Choice:
 def build_stage(config: Config, resolved: Resolved, mesh: Mesh, kernels: Kernels) -> Stage:
     """The units of this rank's stage, with weights still zero."""
     model, region = config.model, region_of(config, mesh)
-    rule = policy(config.parallel.zero_stage, config.parallel.zero_regather)
+    rule = policy(config.parallel.zero_stage, config.parallel.regather)
     specification = Specification(model, config.train.initializer_range, mesh.tensor.size, mesh.tensor.rank)
 
     numerics = numerics_of(resolved, mesh.device, kernels)

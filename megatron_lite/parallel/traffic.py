@@ -113,8 +113,9 @@ class StepTraffic(StageSizes):
                 self._add(site, "send", 1, self.region // split)
 
     def _zero(self) -> None:
-        regathers = self.config.parallel.zero_stage == 3 and self.config.parallel.zero_regather == "microbatch"
-        reduces_each = self.config.parallel.zero_stage >= 2 and self.config.parallel.zero_regather == "microbatch"
+        each = self.config.parallel.regather == "microbatch"
+        regathers = each and self.config.parallel.zero_stage == 3
+        reduces_each = each and self.config.parallel.zero_stage >= 2
         uses, finished = Counter(), Counter()
         for action in self.actions:
             for unit in self.chunks[action.chunk]:

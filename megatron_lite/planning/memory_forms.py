@@ -61,7 +61,7 @@ class StepMemory(StageSizes):
         self.following = self._following()
         self.last_need = self._last("FBI")
         self.last_left = self._last("BW")
-        each = config.parallel.zero_regather == "microbatch"
+        each = config.parallel.regather == "microbatch"
         self.regathers = each and config.parallel.zero_stage == 3
         self.reduces_each = each and config.parallel.zero_stage >= 2
         self.message = self.forms.outside(config.model.hidden_size)

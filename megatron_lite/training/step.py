@@ -67,7 +67,7 @@ class Trainer:
         optim, kernels = config.optim, optimizer_kernels_of(self.choice)
         self.optimizer = AdamW(self.stage.shards, AdamWSettings(optim.betas, optim.eps, optim.weight_decay), kernels)
         self.norm = GradientNorm.of(self.stage.shards, mesh, kernels)
-        self.rule = policy(config.parallel.zero_stage, config.parallel.zero_regather)
+        self.rule = policy(config.parallel.zero_stage, config.parallel.regather)
         self.schedule = schedule or partial(schedule_of, config, resolved)
         self.executors: dict[tuple[int, bool], Executor] = {}
         self.region, self.split = region_of(config, mesh), split_of(config, mesh)

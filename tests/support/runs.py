@@ -37,7 +37,7 @@ def tree_of(run_dir: Path, data_dir: Path, **changes: Any) -> dict[str, Any]:
             "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4, "num_attention_heads": 4,
             "num_key_value_heads": 2, "vocab_size": 61, "tie_word_embeddings": True,
         },
-        "parallel": {},
+        "parallel": {"zero_regather": "microbatch"},
         "data": {"train": [{"prefix": str(data_dir / "train")}], "valid": [{"prefix": str(data_dir / "valid")}]},
         "optim": {"lr": 0.01, "warmup_steps": 2, "decay_steps": 12},
         "train": {
@@ -55,9 +55,13 @@ def tree_of(run_dir: Path, data_dir: Path, **changes: Any) -> dict[str, Any]:
 def run_pretrain(tree: dict[str, Any], world: int) -> str:
     """One rank's part of a run; called in a pool's process."""
     config = config_from_tree(tree)
-    words = Words.over(default_store(), dist.get_rank(), world) if world > 1 else Words.alone()
-    here = World(torch.device("cpu"), "device: cpu", words, timedelta(seconds=config.train.timeout))
-    return pretrain(config, resolve(config, world), here)
+    return pretrain(config, resolve(config, world), world_here(world))
+
+
+def world_here(size: int = 1) -> World:
+    """What a command has before there is a mesh, in a pool's process or in one by itself."""
+    words = Words.over(default_store(), dist.get_rank(), size) if size > 1 else Words.alone()
+    return World(torch.device("cpu"), "device: cpu", words, timedelta(seconds=60))
 
 
 def start_pretrain(tree: dict[str, Any], world: int) -> subprocess.Popen:
