@@ -70,9 +70,9 @@ def traffic_of(layout: Layout, rank: int, backend: str = "auto") -> list[str]:
     microbatches = max(2, layout.pipeline)
     config = layout.config(global_batch_size=microbatches * layout.data)
     config = config.model_copy(update={"kernels": config.kernels.model_copy(update={"backend": backend})})
-    with fake_world(rank, layout.world):
+    with fake_world(rank, layout.world), HostTraffic() as traffic:
         trainer = build_trainer(layout, config=config, device="meta", choice=choice_on_paper(config))
         samples = global_batch(1, config)[:microbatches].to("meta")
-        with HostTraffic() as traffic:
-            trainer.train_step(samples, learning_rate=1e-3)
+        traffic.found.clear()
+        trainer.train_step(samples, learning_rate=1e-3)
     return traffic.found
