@@ -64,8 +64,11 @@ def _update(lists, clip: Tensor | None, updates: int, learning_rate: float, beta
     )
 
 
-def add_product_(gradient: Tensor, dy: Tensor, x: Tensor) -> None:
-    """As kernels/weight_gradient.py, into a contiguous float32 gradient; on meta tensors nothing."""
+def add_product_(gradient: Tensor, dy: Tensor, x: Tensor, beta: float = 1.0) -> None:
+    """As kernels/weight_gradient.py, into a contiguous float32 gradient; on meta tensors nothing.
+
+    apex only ever adds, so another beta than 1 is a pass of its own.
+    """
     name = "add_product_"
     check(name, "gradient", gradient, gradient, (dy.shape[1], x.shape[1]), torch.float32)
     check(name, "dy", dy, x, (x.shape[0], dy.shape[1]), x.dtype)
@@ -73,4 +76,6 @@ def add_product_(gradient: Tensor, dy: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name}: gradient has strides {gradient.stride()}, must be contiguous")
     if gradient.is_meta:
         return
+    if beta != 1.0:
+        gradient.zero_() if beta == 0.0 else gradient.mul_(beta)
     import_module(PRODUCT).wgrad_gemm_accum_fp32(x.contiguous(), dy.contiguous(), gradient)

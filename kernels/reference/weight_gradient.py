@@ -3,5 +3,5 @@
 from torch import Tensor
 
 
-def add_product_(gradient: Tensor, dy: Tensor, x: Tensor) -> None:
-    gradient.addmm_(dy.t().to(gradient.dtype), x.to(gradient.dtype))
+def add_product_(gradient: Tensor, dy: Tensor, x: Tensor, beta: float = 1.0) -> None:
+    gradient.addmm_(dy.t().to(gradient.dtype), x.to(gradient.dtype), beta=beta)

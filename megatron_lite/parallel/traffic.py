@@ -144,7 +144,7 @@ class StepTraffic(StageSizes):
         if resolved.zero_size > 1:
             self._add("loss.count", "all_reduce", 1, 8)
         if resolved.world_size > 1:
-            self._add("step.totals", "all_gather", 1, resolved.world_size * 5 * 8)
+            self._add("step.totals", "all_gather", 1, resolved.world_size * 7 * 8)
         if resolved.tensor > 1 and self.config.parallel.sequence:
             units = [unit for chunk in self.chunks for unit in chunk]
             norms = sum({"block": 2, "head": 1}.get(unit.kind, 0) for unit in units)

@@ -70,6 +70,7 @@ class Weight:
         self.kernels = numerics.kernels
         self.full: Tensor | None = None
         self.gradient: Tensor | None = None  # full, in the master dtype
+        self.begun = False  # whether it holds a sum; before, what stands there means nothing
         self.later: list[Callable[[], None]] | None = None  # where a split backward puts its weight gradients
 
     @property
@@ -87,8 +88,9 @@ class Weight:
             self.later.append(compute)
 
     def add_product(self, output_gradient: Tensor, x: Tensor) -> None:
-        """gradient += output_gradient^T x, [N, rows]^T [N, columns], in the master dtype."""
-        self.kernels.add_product_(self._sum(), output_gradient, x)
+        """gradient += output_gradient^T x, [N, rows]^T [N, columns], in the master dtype; the first is written."""
+        begun, self.begun = self.begun, True
+        self.kernels.add_product_(self._place(), output_gradient, x, float(begun))
 
     def add_partials(self, partials: Tensor) -> None:
         """gradient [H] += the sum of partials [P, H]."""
@@ -100,10 +102,33 @@ class Weight:
 
     def _sum(self) -> Tensor:
         """The full gradient so far, in the master dtype."""
+        place = self._place()
+        if not self.begun:
+            self.begun = True
+            place.zero_()
+        return place
+
+    def _place(self) -> Tensor:
+        """Where the full gradient is, or is to be."""
         if self.gradient is None:
             numerics = self.numerics
-            self.gradient = torch.zeros(self.local.shape, dtype=numerics.master, device=numerics.device)
+            self.gradient = torch.empty(self.local.shape, dtype=numerics.master, device=numerics.device)
         return self.gradient
+
+    def open_gradient(self, place: Tensor | None) -> None:
+        """Nothing was added yet; sums go to `place`, or (None) to a buffer of their own."""
+        self.gradient, self.begun = place, False
+
+    def take_gradient(self) -> Tensor | None:
+        """The sum, which leaves this weight; None where nothing was added."""
+        gradient = self.gradient if self.begun else None
+        self.open_gradient(None)
+        return gradient
+
+    def close_gradient(self) -> None:
+        """After a step's last sum: where nothing was added, its place holds zeros."""
+        if self.gradient is not None:
+            self._sum()
 
 
 class Shards:
@@ -167,11 +192,11 @@ class Shards:
     # Full gradients
 
     def open_gradients(self) -> None:
-        """Zero the shard's sum at a step's start. Without other ranks, operations add straight into it."""
-        self.gradient.zero_()
-        if self.sharding.size == 1:
-            for weight, (local, begin, end) in zip(self.weights, self.layout.ranges(), strict=True):
-                weight.gradient = self.gradient[begin:end].view(local.shape)
+        """Begin a step's sums. Without other ranks, operations add straight into the shard's."""
+        if self.sharding.size > 1:
+            self.gradient.zero_()
+        for weight, (local, begin, end) in zip(self.weights, self.layout.ranges(), strict=True):
+            weight.open_gradient(self.gradient[begin:end].view(local.shape) if self.sharding.size == 1 else None)
 
     def start_reduce(self) -> None:
         """Send off the full gradients gathered so far; their sum reaches the shard in `finish_reduce`."""
@@ -187,6 +212,8 @@ class Shards:
 
     def start_replicate(self) -> Handle:
         """Sum the finished shard over the ranks that hold a replica of it."""
+        for weight in self.weights:
+            weight.close_gradient()
         return self.replicas.all_reduce(self.gradient, "zero.replicate")
 
     def _packed_gradients(self) -> Tensor:
@@ -195,9 +222,9 @@ class Shards:
             (self.sharding.size, self.layout.size), dtype=self.numerics.reduce, device=self.master.device
         )
         for weight, (local, begin, end) in zip(self.weights, self.layout.ranges(), strict=True):
-            if weight.gradient is None:
+            gradient = weight.take_gradient()
+            if gradient is None:
                 continue
-            gradient, weight.gradient = weight.gradient, None
             rows = self.layout.rows(local)
             full = local.shape[0] // rows  # ranks whose rows all exist; the next has what is left, the others none
             packed[:full, begin:end].copy_(gradient[: full * rows].reshape(full, end - begin))

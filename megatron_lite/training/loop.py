@@ -153,6 +153,7 @@ class Run:
         train, (seconds, data_seconds) = self.config.train, times
         tokens = batch * train.sequence_length
         flops = flops_per_token(self.config.model, train.sequence_length) * tokens / seconds
+        accelerator = self.mesh.device.type != "cpu"
         return StepMetrics(
             step=self.done,
             tokens=self.samples * train.sequence_length,
@@ -164,7 +165,9 @@ class Run:
             tokens_per_second=tokens / seconds,
             mfu=model_flops_utilization(flops, self.resolved.world_size, self.peak),
             memory_bytes=int(result.memory.item()),
-            memory_kind="accelerator_peak" if self.mesh.device.type != "cpu" else "resident_set_peak",
+            memory_kind="accelerator_peak" if accelerator else "resident_set_peak",
+            memory_reserved_bytes=int(result.reserved.item()) if accelerator else None,
+            memory_free_bytes=int(result.free.item()) if accelerator else None,
             z_loss=result.z_loss.item() if train.z_loss else None,
             valid_loss=self.validation.mean(valid_losses) if valid_losses else None,
             valid_losses=valid_losses,

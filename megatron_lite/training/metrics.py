@@ -30,6 +30,8 @@ class StepMetrics:
     mfu: float | None
     memory_bytes: int  # on the fullest rank
     memory_kind: str
+    memory_reserved_bytes: int | None = None  # by an accelerator's allocator at its peak, on the fullest rank
+    memory_free_bytes: int | None = None  # on the accelerator with the least left, all processes counted
     z_loss: float | None = None
     valid_loss: float | None = None
     valid_losses: dict[str, float] | None = None  # of each validation set; written as valid_loss/NAME

@@ -34,6 +34,8 @@ class StepResult:
     grad_norm: Tensor  # before clipping
     count: Tensor  # counted tokens
     memory: Tensor  # peak bytes on the fullest rank
+    reserved: Tensor  # by the allocator, likewise; 0 on a CPU
+    free: Tensor  # bytes of the device with the least left; 0 on a CPU
     stop: Tensor  # how many ranks were asked to stop
 
 
@@ -188,18 +190,19 @@ class Trainer:
             )
 
     def _totals(self, square_sum: Tensor, batches: Sequence[Microbatch], stop: bool) -> StepResult:
-        """What every rank adds to the step's result: one all-gather of five numbers, combined in rank order."""
+        """What every rank adds to the step's result: one all-gather of seven numbers, combined in rank order."""
         count = batches[0].count
         loss = z_loss = torch.zeros_like(square_sum)
         if self.mesh.has_head and self.mesh.tensor.rank == 0:
             loss = torch.stack([batch.loss for batch in batches]).sum(dtype=torch.float64) / count
             z_loss = torch.stack([batch.z_loss for batch in batches]).sum(dtype=torch.float64) / count
         # Filled by the device: a tensor made here and copied there would have the host wait for the whole backward.
-        memory, asked = (square_sum.new_full((), float(value)) for value in (memory_of(self.mesh.device).peak, stop))
-        mine = torch.stack([square_sum, loss, z_loss, memory, asked]).unsqueeze(0)
-        ranks = self.mesh.world.all_gather(mine, "step.totals").wait()
-        sums = ranks.sum(0)
-        return StepResult(sums[1], sums[2], sums[0].sqrt(), count, ranks[:, 3].max(), sums[4])
+        memory = memory_of(self.mesh.device)
+        known = (stop, memory.peak, memory.reserved, memory.free)
+        mine = torch.stack([square_sum, loss, z_loss, *(square_sum.new_full((), float(value)) for value in known)])
+        ranks = self.mesh.world.all_gather(mine.unsqueeze(0), "step.totals").wait()
+        sums, most = ranks.sum(0), ranks.amax(0)
+        return StepResult(sums[1], sums[2], sums[0].sqrt(), count, most[4], most[5], ranks[:, 6].min(), sums[3])
 
     def _phase(self, name: str) -> None:
         if self.recorder is not None:

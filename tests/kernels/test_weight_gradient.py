@@ -34,6 +34,17 @@ def test_it_adds_the_product_and_rounds_in_the_gradients_dtype(add, size, dtype,
 
 
 @BOTH
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_the_first_product_is_written_over_what_was_there_as_if_added_to_zeros(add, size, dtype):
+    gradient, dy, x = operands(size, dtype)
+    zeros, rubbish = torch.zeros_like(gradient), torch.full_like(gradient, torch.nan)
+    add(zeros, dy, x)
+    add(rubbish, dy, x, 0.0)
+    assert torch.equal(zeros, rubbish)
+
+
+@BOTH
 def test_a_gradient_may_have_its_operands_dtype(add):
     gradient, dy, x = operands((6, 4, 5), torch.bfloat16, torch.bfloat16)
     expected = gradient.double() + dy.double().t() @ x.double()
@@ -138,7 +149,8 @@ def test_a_gpu_is_asked_for_that_product_with_the_gradient_as_its_sum_and_its_ou
     with Calls() as calls:
         add_on_gpu_(gradient, dy, x)
     [(args, kwargs)] = calls.seen
-    assert args[0] is gradient and kwargs == {"out": gradient}
+    assert args[0] is gradient and kwargs["out"] is gradient and kwargs["beta"] == 1
+    assert kwargs.keys() == {"out", "beta"}
     assert torch.equal(args[1], dy.t()) and torch.equal(args[2], x)
     assert args[3] == torch.float32
 

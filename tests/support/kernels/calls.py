@@ -34,8 +34,9 @@ class Call:
     @property
     def tensors(self) -> dict[str, int]:
         """Places of those arguments that are tensors, by name."""
-        names = (argument.name for argument in self.operation._schema.arguments)
-        return {name: at for at, name in enumerate(names) if isinstance(self.arguments[at], Tensor)}
+        names = [argument.name for argument in self.operation._schema.arguments]
+        given = enumerate(zip(names, self.arguments, strict=False))  # arguments with defaults may be left out
+        return {name: at for at, (name, argument) in given if isinstance(argument, Tensor)}
 
     @property
     def written(self) -> list[int]:
