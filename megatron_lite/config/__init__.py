@@ -17,6 +17,7 @@ from megatron_lite.config.tree import (
     ModelConfig,
     OptimConfig,
     ParallelConfig,
+    ProfileConfig,
     TrainConfig,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "ParallelConfig",
+    "ProfileConfig",
     "Resolved",
     "TrainConfig",
     "batch_size_after",

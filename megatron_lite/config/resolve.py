@@ -45,6 +45,7 @@ def resolve(config: Config, world_size: int) -> Resolved:
     microbatches = train.global_batch_size // samples
     _check_schedule(parallel, microbatches)
     _check_ramp(config, samples)
+    _check_profiled_ranks(config, world_size)
     float64 = train.dtype == "float64"
     return Resolved(
         world_size=world_size,
@@ -187,6 +188,12 @@ def _check_ramp(config: Config, samples: int) -> None:
             raise UsageError(
                 f"train.batch_ramp.{name} = {value}: must be a multiple of {samples * groups}, as the global batch"
             )
+
+
+def _check_profiled_ranks(config: Config, world_size: int) -> None:
+    profile = config.train.profile
+    if profile is not None and profile.ranks is not None and max(profile.ranks) >= world_size:
+        raise UsageError(f"train.profile.ranks = {list(profile.ranks)}: each must be one of 0 to {world_size - 1}")
 
 
 def _check_zero_group(parallel: ParallelConfig, zero_size: int) -> None:

@@ -233,6 +233,20 @@ class BatchRamp(Section):
     samples: Positive
 
 
+class ProfileConfig(Section):
+    """A trace of `steps` steps from step `start` on, counted from 1 as in metrics.jsonl, of these `ranks` (null: rank
+    0), in run_dir/profile.
+    """
+
+    start: Positive
+    steps: Positive = 1
+    ranks: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)] | None = None
+
+    @property
+    def last(self) -> int:
+        return self.start + self.steps - 1
+
+
 class TrainConfig(Section):
     """The run. `device: auto` takes an accelerator where the node has one for each of its ranks. `timeout` is in
     seconds, for every message between ranks; `peak_flops` per device and second (null: from the table of devices).
@@ -256,8 +270,20 @@ class TrainConfig(Section):
     valid_batches: Positive | None = None
     timeout: PositiveFloat = 600.0
     check_transcripts: bool = False
+    profile: ProfileConfig | None = None
     run_dir: str
     peak_flops: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _check_profile(self) -> Self:
+        profile = self.profile
+        if profile is not None and profile.last > self.steps:
+            late = profile.start > self.steps
+            key, why = ("start", "") if late else ("steps", f" from step {profile.start} on")
+            raise UsageError(
+                f"train.profile.{key} = {getattr(profile, key)}: must not go past train.steps = {self.steps}{why}"
+            )
+        return self
 
 
 class CheckpointConfig(Section):

@@ -8,11 +8,15 @@ With a `Recorder` attached, each issue and each wait becomes an `Event`. Bytes f
 larger side of the operation: an all-gather's output, a reduce-scatter's input, else the tensor itself.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import wraps
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from megatron_lite.parallel.labels import label
 
 # The names changed after torch 2.11; this is the only place that knows.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -66,6 +70,7 @@ class Handle:
     ):
         self.work, self.result, self.source = work, result, source
         self.recorder, self.issued = recorder, issued
+        self.site = ""  # of the call that returned it
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -75,10 +80,11 @@ class Handle:
     def wait(self) -> Tensor:
         """Return the result; the caller's stream (on a GPU) or thread (on a CPU) waits for it."""
         if self.work is not None:
-            if self.recorder is None:
-                self.work.wait()
-            else:
-                self.recorder.complete(self.work, self.issued)
+            with label("wait", self.site):
+                if self.recorder is None:
+                    self.work.wait()
+                else:
+                    self.recorder.complete(self.work, self.issued)
             self.work = self.source = None
         return self.result
 
@@ -88,6 +94,21 @@ def ready(result: Tensor) -> Handle:
     return Handle(None, result)
 
 
+def named(issue: Callable[..., Handle]) -> Callable[..., Handle]:
+    """Give a trace the call's site, its last argument, as the name of what it takes and of the wait for it."""
+
+    @wraps(issue)
+    def call(communicator: "Communicator", *arguments) -> Handle:
+        if communicator.size == 1:
+            return issue(communicator, *arguments)
+        with label(arguments[-1]):
+            handle = issue(communicator, *arguments)
+        handle.site = arguments[-1]
+        return handle
+
+    return call
+
+
 class Communicator:
     """One process group. `rank` is this process's index in it, `ranks` its members' global ranks."""
 
@@ -95,6 +116,7 @@ class Communicator:
         self.axis, self.ranks, self.rank, self.group, self.recorder = axis, ranks, rank, group, recorder
         self.size = len(ranks)
 
+    @named
     def all_gather(self, shard: Tensor, site: str) -> Handle:
         """[n, ...] on each rank -> [size * n, ...], ranks in order along the first dimension."""
         if self.size == 1:
@@ -104,6 +126,7 @@ class Communicator:
         issued = self._issue("all_gather", site, full)
         return self._under_way(_all_gather(full, shard, group=self.group, async_op=True), full, shard, issued)
 
+    @named
     def reduce_scatter(self, full: Tensor, site: str) -> Handle:
         """[size * n, ...] on each rank -> the sum's [n, ...] at this rank's place."""
         if self.size == 1:
@@ -113,6 +136,7 @@ class Communicator:
         issued = self._issue("reduce_scatter", site, full)
         return self._under_way(_reduce_scatter(shard, full, group=self.group, async_op=True), shard, full, issued)
 
+    @named
     def all_reduce(self, tensor: Tensor, site: str) -> Handle:
         """Sum over the ranks, in place; `tensor` must be contiguous."""
         if self.size == 1:
@@ -120,16 +144,19 @@ class Communicator:
         issued = self._issue("all_reduce", site, tensor)
         return self._under_way(dist.all_reduce(tensor, group=self.group, async_op=True), tensor, None, issued)
 
+    @named
     def send(self, tensor: Tensor, peer: int, site: str) -> Handle:
         """To the member with index `peer`; the tensor must not change until the handle was waited for."""
         issued = self._issue("send", site, tensor, peer)
         return self._under_way(dist.isend(tensor, group=self.group, group_dst=peer), tensor, tensor, issued)
 
+    @named
     def receive(self, buffer: Tensor, peer: int, site: str) -> Handle:
         """From the member with index `peer`, into `buffer`."""
         issued = self._issue("recv", site, buffer, peer)
         return self._under_way(dist.irecv(buffer, group=self.group, group_src=peer), buffer, None, issued)
 
+    @named
     def all_to_all(self, parts: Tensor, site: str) -> Handle:
         """[size, ...]: part i goes to member i -> [size, ...]: part i came from member i."""
         if self.size == 1:
@@ -140,6 +167,7 @@ class Communicator:
         work = dist.all_to_all_single(arrived, parts, group=self.group, async_op=True)
         return self._under_way(work, arrived, parts, issued)
 
+    @named
     def exchange(self, tensor: Tensor, to: int, source: int, site: str) -> Handle:
         """Send to member `to` while a tensor like it comes from member `source`.
 

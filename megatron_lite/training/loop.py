@@ -27,6 +27,7 @@ from megatron_lite.parallel.transcript import TranscriptChecker
 from megatron_lite.training.flops import flops_per_token, model_flops_utilization, peak_flops
 from megatron_lite.training.launch import World
 from megatron_lite.training.metrics import MetricsWriter, StepMetrics
+from megatron_lite.training.profile import Trace
 from megatron_lite.training.report import write_report
 from megatron_lite.training.run_files import write_run_files
 from megatron_lite.training.step import StepResult, Trainer, schedule_of
@@ -118,9 +119,10 @@ class Run:
         total = self.config.train.steps
         writer = MetricsWriter(self.run_dir, start_step=self.done, total_steps=total) if self.writes else nullcontext()
         stopped = False
-        with writer:
+        with writer, Trace(self.config.train.profile, self.run_dir, self.mesh.rank, self.done) as trace:
             while self.done < total and not stopped:
-                stopped = self._step(writer)
+                with trace.step(self.done + 1):
+                    stopped = self._step(writer)
         self.loader.close()
         if self.writes:
             write_report(self.run_dir)

@@ -18,6 +18,7 @@ from megatron_lite.optim.adamw import AdamW, AdamWSettings
 from megatron_lite.optim.norm import GradientNorm, clip_coefficient
 from megatron_lite.parallel.collectives import Recorder
 from megatron_lite.parallel.context import documents_of
+from megatron_lite.parallel.labels import label
 from megatron_lite.parallel.pipeline.executor import Executor, rehearse
 from megatron_lite.parallel.pipeline.schedules import SCHEDULES, Schedule
 from megatron_lite.parallel.pipeline.stage import Stage, kinds_of
@@ -112,11 +113,13 @@ class Trainer:
             shards.open_gradients()
         self._executor(len(batches)).run(batches, self._message())
         self._phase("finish")
-        self._finish_gradients()
-        return self._totals(self.norm.local_square_sum(), batches, stop)
+        with label("finish"):
+            self._finish_gradients()
+            return self._totals(self.norm.local_square_sum(), batches, stop)
 
     def update(self, grad_norm: Tensor, learning_rate: float) -> None:
-        self.optimizer.step(learning_rate, clip_coefficient(grad_norm, self.config.optim.grad_clip))
+        with label("update"):
+            self.optimizer.step(learning_rate, clip_coefficient(grad_norm, self.config.optim.grad_clip))
 
     def evaluate(self, samples: Tensor) -> StepResult:
         """Mean loss of as many samples as a training step takes; weights and gradients stay as they are."""

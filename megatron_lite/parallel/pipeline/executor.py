@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from megatron_lite.parallel.collectives import Recorder
+from megatron_lite.parallel.labels import label
 from megatron_lite.parallel.pipeline.messages import Edges, Mail
 from megatron_lite.parallel.pipeline.routes import (
     Direction,
@@ -83,13 +84,14 @@ class Executor:
         x = self.like.new_zeros(()) if x is None else x
         saved = []
         for unit in units_of(self.stage, action):
-            self.walk.enter()
-            x = x.detach().requires_grad_(self.keeps)
-            with torch.set_grad_enabled(self.keeps and unit.recompute != "full"):
-                y = unit.forward(x, batch)
-            saved.append((x, _output(y)))
-            x = y
-            self.walk.leave()
+            with label(action, unit.shards[0].name):
+                self.walk.enter()
+                x = x.detach().requires_grad_(self.keeps)
+                with torch.set_grad_enabled(self.keeps and unit.recompute != "full"):
+                    y = unit.forward(x, batch)
+                saved.append((x, _output(y)))
+                x = y
+                self.walk.leave()
         if self.keeps:
             self.saved[self._key("forward", action)] = saved
         self._hand_on(action, x.detach())
@@ -104,21 +106,23 @@ class Executor:
     @torch.no_grad()
     def _weight_backward(self, action: Action) -> None:
         queues = self.queued.pop(self._key("backward", action))
-        for _ in units_of(self.stage, action):
-            self.walk.enter()
-            _run(queues.pop(0))  # what it kept is freed
-            self.walk.leave()
+        for unit in units_of(self.stage, action):
+            with label(action, unit.shards[0].name):
+                self.walk.enter()
+                _run(queues.pop(0))  # what it kept is freed
+                self.walk.leave()
 
     def _walk_back(self, action: Action, queues: list[Queue] | None) -> None:
         saved = self.saved.pop(self._key("forward", action))
         gradient = self._take(action)
         for unit in units_of(self.stage, action):
-            self.walk.enter()
-            queue = None if queues is None else []
-            gradient = _unit_backward(unit, saved.pop(), gradient, self.batches[action.microbatch], queue)
-            if queues is not None:
-                queues.append(queue)
-            self.walk.leave()
+            with label(action, unit.shards[0].name):
+                self.walk.enter()
+                queue = None if queues is None else []
+                gradient = _unit_backward(unit, saved.pop(), gradient, self.batches[action.microbatch], queue)
+                if queues is not None:
+                    queues.append(queue)
+                self.walk.leave()
         self._hand_on(action, gradient)
 
     def _key(self, direction: Direction, action: Action) -> Key:
