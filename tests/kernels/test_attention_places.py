@@ -2,13 +2,14 @@
 differ from tensor to tensor, places past 2^31. Faults in each are planted (nightly), and found.
 """
 
-import mmap
+from math import prod
 
 import pytest
 import torch
 from megatron_lite.kernels import attention as forward
 from megatron_lite.kernels import attention_backward as backward
 from megatron_lite.kernels.visibility import visible_in_documents
+from support.kernels.far import FAR, far
 from support.kernels.harness import random
 from support.kernels.planted import planted
 from torch import Tensor
@@ -70,10 +71,14 @@ def check_heads_of_a_part() -> None:
 
 
 def laid_out(x: Tensor, order: tuple[int, ...], beside: int) -> Tensor:
-    """x with its first three dimensions in memory in another order, and `beside` elements more in a row."""
-    room = x.new_full((*(x.shape[i] for i in order), D + beside), float("nan"))
-    view = room.permute(*(order.index(i) for i in range(3)), 3)[..., :D]
-    return view.copy_(x)
+    """x with its first three dimensions in memory in another order, and `beside` elements more in a row.
+
+    Around it is memory enough for all that any other tensor's strides reach.
+    """
+    sizes = [*(x.shape[i] for i in order), D + beside]
+    room, margin = x.new_full((2**16,), float("nan")), 2**14
+    laid = room[margin : margin + prod(sizes)].view(sizes)
+    return laid.permute(*(order.index(i) for i in range(3)), 3)[..., :D].copy_(x)
 
 
 ORDERS = [(0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0), (1, 0, 2), (0, 2, 1)]
@@ -91,22 +96,6 @@ def check_strides() -> None:
         results = [laid_out(torch.zeros_like(x), ORDERS[(i + 3) % 6], 72 - 8 * i) for i, x in enumerate((q, k, v))]
         forward.attention_backward_(gradient, q, k, v, of_output, log_sum, True, None, *results)
     assert_same(results, expected)
-
-
-FAR = 2**31
-MAP_NORESERVE = 0x4000  # of Linux's mman.h; Python has a name for it since 3.13
-
-
-def far(x: Tensor, stride: int, dimension: int) -> Tensor:
-    """x with a stride by which its last elements along a dimension lie more than 2^31 elements behind the first ones.
-
-    There is memory on both sides, so that a place that wrapped around is one, of zeros. Untouched it takes no room.
-    """
-    memory = mmap.mmap(-1, 3 * FAR * x.element_size(), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
-    memory.madvise(mmap.MADV_NOHUGEPAGE)
-    strides = list(x.stride())
-    strides[dimension] = stride
-    return torch.frombuffer(memory, dtype=x.dtype)[FAR + 2**27 :].as_strided(x.shape, strides).copy_(x)
 
 
 def check_far(dimension: int) -> None:
