@@ -99,7 +99,9 @@ class Trainer:
     def train_step(self, samples: Tensor, learning_rate: float, stop: bool = False) -> StepResult:
         """One update from this data rank's samples, int64 [local batch, sequence + 1].
 
-        Token ids below 0 are labels that do not count. `stop` says that this rank was asked to end the run.
+        Token ids below 0 are labels that do not count. `stop` says that this rank was asked to end the run. With
+        samples on the device the host only gives orders: it copies nothing there or back, and waits when the result is
+        read.
         """
         totals = self.gradients(samples, stop)
         self.update(totals.grad_norm, learning_rate)
