@@ -4,9 +4,10 @@
     python tools/step_on_paper.py examples/pretrain_65b/gpus_512.yaml --world-size 512 --recompute
 
 With --recompute, the first stage's memory under each choice of recomputation instead; with --phases, its traffic by
-phase of the step and axis of the mesh. The first line says which kernels the step would run on a GPU. Runs the real
-training step on meta tensors, so it takes seconds for any model and any world. Memory does not depend on the number of
-microbatches once the pipeline is full; traffic does, and is that of a whole step.
+phase of the step and axis of the mesh. The first line says which kernels the step would run on a GPU, the second what
+`parallel.zero_regather: auto` becomes on devices of --device-memory, which is what the step runs where auto is set.
+Runs the real training step on meta tensors, so it takes seconds for any model and any world. Memory does not depend on
+the number of microbatches once the pipeline is full; traffic does, and is that of a whole step.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from megatron_lite.errors import run_face
 from megatron_lite.parallel.traffic import step_traffic
 from megatron_lite.planning.memory_forms import StepMemory
 from megatron_lite.planning.paper import PaperStep, choice_on_paper, step_on_paper
+from megatron_lite.planning.regather import ACCELERATOR, Decision, decide, needed, with_regather
 from megatron_lite.training.step import schedule_of
 
 PHASES = {
@@ -33,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("config", metavar="CONFIG.yaml")
     parser.add_argument("overrides", metavar="key=value", nargs="*")
     parser.add_argument("--world-size", type=int, required=True, metavar="N")
+    parser.add_argument("--device-memory", type=float, default=80.0, metavar="GIB", help="of a GPU (default: 80)")
     parser.add_argument("--recompute", action="store_true", help="compare the choices of recomputation")
     parser.add_argument("--phases", action="store_true", help="the first stage's traffic by phase and axis")
     return parser.parse_intermixed_args()  # key=value may stand after an option
@@ -50,6 +53,13 @@ def enough(config: Config, world_size: int) -> int:
     resolved = resolve(config, world_size)
     most = 3 * resolved.pipeline if resolved.virtual_stages > 1 else resolved.pipeline + 1
     return min(most, resolved.microbatches)
+
+
+def decision(config: Config, world_size: int, gibibytes: float) -> Decision:
+    """What auto becomes on devices of so much memory."""
+    resolved = resolve(config, world_size)
+    need = needed(config, resolved, range(resolved.pipeline), int(gibibytes * 2**30))
+    return decide(need, ACCELERATOR)
 
 
 def row(name: str, step: PaperStep, config: Config, world_size: int) -> str:
@@ -132,7 +142,10 @@ def main() -> None:
     options = parse_arguments()
     show = recompute_table if options.recompute else phase_table if options.phases else table
     config = load_config(options.config, options.overrides)
-    print(choice_on_paper(config), "", *show(config, options.world_size), sep="\n")
+    would = decision(config, options.world_size, options.device_memory)
+    if config.parallel.zero_regather == "auto":
+        config = with_regather(config, would.chosen)
+    print(choice_on_paper(config), would, "", *show(config, options.world_size), sep="\n")
 
 
 if __name__ == "__main__":

@@ -45,10 +45,25 @@ def test_the_first_line_is_the_choice_of_kernels_that_the_step_ran_with(
     path.write_text(CONFIG)
     monkeypatch.setattr("sys.argv", ["step_on_paper.py", str(path), "--world-size", "4", *overrides])
     main()
-    first, second, third, *_ = capsys.readouterr().out.splitlines()
+    first, second, blank, table, *_ = capsys.readouterr().out.splitlines()
     assert {first} == set(map(str, ran))
     assert (ran[0].backend, ran[0].attention, ran[0].why) == expected
-    assert (second, third[0]) == ("", "|")
+    assert second.startswith("zero_regather: auto takes step: ")
+    assert (blank, table[0]) == ("", "|")
+
+
+@pytest.mark.parametrize(("gibibytes", "chosen"), [("1", "step"), ("0.001", "microbatch")])
+def test_auto_runs_as_what_it_becomes_on_devices_of_the_given_memory(tmp_path, monkeypatch, capsys, gibibytes, chosen):
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG)
+    tables = []
+    for override in ("auto", chosen):
+        override = f"parallel.zero_regather={override}"
+        monkeypatch.setattr("sys.argv", ["s", str(path), override, "--world-size", "4", "--device-memory", gibibytes])
+        main()
+        tables.append(capsys.readouterr().out)
+    assert f"zero_regather: auto takes {chosen}: step needs 0.0" in tables[0]
+    assert tables[0] == tables[1]
 
 
 def test_kernels_that_cannot_be_had_are_a_usage_error(tmp_path, monkeypatch):
