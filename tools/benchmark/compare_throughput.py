@@ -1,10 +1,12 @@
 """Our training step against PyTorch's own parallelism: the same model, layout, threads, float32, no clipping.
 
-Both run in turn, as many rounds as asked, so that a machine that slows down slows both. For each layout a row gives
-both medians in tokens/s and the median of the rounds' ratios (ours / peer; above 1 we are faster). With a pipeline both
-of our zero_regather policies are measured; the peer's is `step`.
+Both run in turn, as many rounds as asked, so that a machine that slows down slows both. For each shape of the model
+(workload.py) and layout a row gives both medians in tokens/s, the median of the rounds' ratios (ours / peer; above 1 we
+are faster), and the same of processor seconds of all ranks (peer / ours), which say more where others use the machine.
+`auto` is our default of zero_regather, with what it became. The peer regathers each microbatch without a pipeline, but
+can hold on for the step, and always holds on with one.
 
-    python tools/benchmark/compare_throughput.py --layouts 1 d2 p2 t2 t2p2d2 --rounds 3
+    python tools/benchmark/compare_throughput.py --shapes h256 h320 --layouts 1 d2 p2 t2 t2p2d2 --rounds 3
 """
 
 import argparse
@@ -16,6 +18,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from workload import SHAPES, options_of
 
 HERE = Path(__file__).parent
 AXES = {"t": "tensor", "p": "pipeline", "d": "data"}
@@ -35,9 +39,12 @@ class Layout:
         return self.tensor * self.pipeline * self.data
 
     @property
-    def regather_policies(self) -> tuple[str, ...]:
-        """Without a pipeline the peer gathers for each microbatch, and so do we."""
-        return ("step", "microbatch") if self.pipeline > 1 else ("microbatch",)
+    def policies(self) -> tuple[tuple[str, str], ...]:
+        """(ours, the peer's) of each row, the defaults first. Without data ranks nothing is gathered: both are one."""
+        usual = "step" if self.pipeline > 1 else "microbatch"
+        if self.data == 1:
+            return (("auto", usual),)
+        return tuple(dict.fromkeys((("auto", usual), ("auto", "step"), ("microbatch", usual))))
 
 
 def parse_layout(text: str) -> Layout:
@@ -48,8 +55,18 @@ def parse_layout(text: str) -> Layout:
     return Layout(text, **{AXES[axis]: int(size) for axis, size in sizes.items()})
 
 
-def tokens_per_second(script: str, layout: Layout, arguments: list[str]) -> float:
-    return run_script(script, layout, arguments)["tokens_per_second"]
+@dataclass(frozen=True)
+class Speed:
+    """What one run printed; `regather` is the policy that it ran with."""
+
+    tokens: float  # a second
+    processor: float  # seconds a step, of all ranks
+    regather: str
+
+
+def speed_of(script: str, layout: Layout, arguments: list[str]) -> Speed:
+    result = run_script(script, layout, arguments)
+    return Speed(result["tokens_per_second"], result["processor_seconds"], result["regather"])
 
 
 def run_script(script: str, layout: Layout, arguments: list[str]) -> Any:
@@ -66,24 +83,40 @@ def run_script(script: str, layout: Layout, arguments: list[str]) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(layout: Layout, rounds: int, arguments: list[str]) -> list[str]:
-    """The table's rows of one layout."""
-    peer: list[float] = []
-    ours: dict[str, list[float]] = {policy: [] for policy in layout.regather_policies}
+def compare(shape: str, layout: Layout, rounds: int, arguments: list[str]) -> list[str]:
+    """The table's rows of one shape on one layout."""
+    arguments = [*options_of(SHAPES[shape]), *arguments]
+    pairs: dict[tuple[str, str], list[tuple[Speed, Speed]]] = {policies: [] for policies in layout.policies}
+    sides = [("ours.py", ours) for ours, _ in pairs] + [("torch_native_peer.py", theirs) for _, theirs in pairs]
     for number in range(rounds):
-        peer.append(tokens_per_second("torch_native_peer.py", layout, arguments))
-        for policy, speeds in ours.items():
-            speeds.append(tokens_per_second("ours.py", layout, [*arguments, f"--regather={policy}"]))
-            print(
-                f"{layout.name} round {number + 1}: peer {peer[-1]:,.0f}, ours ({policy}) {speeds[-1]:,.0f} tokens/s",
-                file=sys.stderr,
-            )
-    rows = []
-    for policy, speeds in ours.items():
-        ratio = statistics.median(our / their for our, their in zip(speeds, peer, strict=True))
-        medians = f"{statistics.median(peer):,.0f} | {statistics.median(speeds):,.0f}"
-        rows.append(f"| {layout.name} | {policy} | {medians} | {ratio:.2f} |")
-    return rows
+        speeds: dict[tuple[str, str], Speed] = {}
+        for script, policy in dict.fromkeys(sides):
+            speed = speed_of(script, layout, [*arguments, f"--regather={policy}"])
+            speeds[script, policy] = speed
+            where = f"{shape} {layout.name} round {number + 1}: {script} ({policy}: {speed.regather})"
+            print(f"{where} {speed.tokens:,.0f} tokens/s, {speed.processor:.2f} processor s", file=sys.stderr)
+        for (ours, theirs), found in pairs.items():
+            found.append((speeds["ours.py", ours], speeds["torch_native_peer.py", theirs]))
+    return [row(shape, layout, ours, theirs, found) for (ours, theirs), found in pairs.items()]
+
+
+def row(shape: str, layout: Layout, ours: str, theirs: str, pairs: list[tuple[Speed, Speed]]) -> str:
+    took = pairs[0][0].regather
+    named = ours if ours == took else f"{ours}: {took}"
+    our_speed, peer_speed = (statistics.median(pair[side].tokens for pair in pairs) for side in (0, 1))
+    ratio = statistics.median(our.tokens / their.tokens for our, their in pairs)
+    processor = statistics.median(their.processor / our.processor for our, their in pairs)
+    cells = [
+        shape,
+        layout.name,
+        named,
+        theirs,
+        f"{our_speed:,.0f}",
+        f"{peer_speed:,.0f}",
+        f"{ratio:.2f}",
+        f"{processor:.2f}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -91,17 +124,17 @@ def main() -> None:
         description="Compare our training step with PyTorch's own parallelism.",
         epilog="Further options (--steps, --hidden-size, ...) go to both sides; see workload.py.",
     )
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument(
         "--layouts", nargs="+", type=parse_layout, default=[parse_layout(n) for n in ("1", "d2", "p2", "t2", "t2p2d2")]
     )
     parser.add_argument("--rounds", type=int, default=3)
     options, arguments = parser.parse_known_args()
-    print(
-        "| layout | regather | peer, tokens/s | ours, tokens/s | ratio |\n| --- | --- | ---: | ---: | ---: |",
-        flush=True,
-    )
-    for layout in options.layouts:
-        print("\n".join(compare(layout, options.rounds, arguments)), flush=True)
+    print("| shape | layout | regather | peer's | ours, tokens/s | peer, tokens/s | ratio | processor |")
+    print("| --- | --- | --- | --- | ---: | ---: | ---: | ---: |", flush=True)
+    for shape in options.shapes:
+        for layout in options.layouts:
+            print("\n".join(compare(shape, layout, options.rounds, arguments)), flush=True)
 
 
 if __name__ == "__main__":

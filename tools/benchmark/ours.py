@@ -3,7 +3,8 @@
     python tools/benchmark/ours.py
     torchrun --standalone --nproc-per-node 8 tools/benchmark/ours.py --tensor 2 --pipeline 2 --data 2 --regather step
 
-ZeRO-3, float32, no clipping. Sequence parallelism is off by default, since the peer has none.
+ZeRO-3, float32, no clipping; `zero_regather: auto` becomes what the pretraining command would make of it. Sequence
+parallelism is off by default, since the peer has none.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from megatron_lite.config import Config, config_from_tree, resolve
 from megatron_lite.device import keep_freed_memory
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.parallel.collectives import Recorder
+from megatron_lite.place import find_place
+from megatron_lite.planning.regather import decided
 from megatron_lite.training.step import Trainer
 
 MODEL_FIELDS = (
@@ -50,7 +53,7 @@ def config_of(w: Workload, regather: str, sequence: bool) -> Config:
 def parse_options(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     add_arguments(parser)
-    parser.add_argument("--regather", choices=("microbatch", "step"), default="microbatch")
+    parser.add_argument("--regather", choices=("auto", "microbatch", "step"), default="auto")
     parser.add_argument("--sequence", action="store_true", help="sequence parallelism")
     return parser.parse_args()
 
@@ -61,8 +64,9 @@ def build_trainer(options: argparse.Namespace, recorder: Recorder | None = None)
     keep_freed_memory(torch.device("cpu"))  # as the pretraining command does
     if w.world > 1:
         dist.init_process_group("gloo")
-    config = config_of(w, options.regather, options.sequence)
-    mesh = build_mesh(MeshShape(w.pipeline, w.data, 1, w.tensor), torch.device("cpu"), recorder=recorder)
+    device = torch.device("cpu")
+    config = decided(config_of(w, options.regather, options.sequence), find_place(), device)
+    mesh = build_mesh(MeshShape(w.pipeline, w.data, 1, w.tensor), device, recorder=recorder)
     return Trainer(config, resolve(config, w.world), mesh, recorder=recorder)
 
 
@@ -71,11 +75,11 @@ def main() -> None:
     w = workload_of(options)
     set_threads(w)
     trainer = build_trainer(options)
-    seconds, losses = measure(
+    timing = measure(
         w, trainer.mesh.coordinate["data"], lambda tokens: trainer.train_step(tokens, learning_rate=3e-4).loss.item()
     )
     if trainer.mesh.rank == w.world - 1:
-        print_result(w, seconds, losses)
+        print_result(w, timing, trainer.config.parallel.regather)
     if w.world > 1:
         dist.destroy_process_group()
 

@@ -45,7 +45,7 @@ def time_row(layout: Layout, name: str, rank: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Overhead by number of ranks.")
     parser.add_argument("--layouts", nargs="+", type=dividing_layout, required=True, metavar="t2p2d2")
-    parser.add_argument("--regather", choices=("microbatch", "step"), default="step")
+    parser.add_argument("--regather", choices=("auto", "microbatch", "step"), default="step")
     parser.add_argument("--steps", type=int, default=6, help="of each run, two of them not timed")
     options = parser.parse_args()
     growth, times, one = [], [], None

@@ -2,7 +2,8 @@
 
 FSDP2 (fully_shard) x DTensor tensor parallelism (parallelize_module) x torch.distributed.pipelining (1F1B), float32 on
 gloo, AdamW without clipping. With a pipeline PyTorch keeps gathered weights and unreduced gradients until the last
-microbatch, which is our `zero_regather: step`; without one it gathers and reduces for each microbatch.
+microbatch, which is our `zero_regather: step`; without one it gathers and reduces for each microbatch, or with
+`--regather step` does the same as with one.
 
     python tools/benchmark/torch_native_peer.py
     torchrun --standalone --nproc-per-node 8 tools/benchmark/torch_native_peer.py --tensor 2 --pipeline 2 --data 2
@@ -12,6 +13,7 @@ import argparse
 import os
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -110,7 +112,7 @@ def initialized(module: nn.Module, seed: int) -> nn.Module:
     return module
 
 
-def parallelize(model: Stage, w: Workload, mesh: DeviceMesh) -> None:
+def parallelize(model: Stage, w: Workload, mesh: DeviceMesh, holds: bool) -> None:
     """Split the matrices over the tensor axis, then shard each block and the rest over the data axis."""
     if w.tensor > 1:
         columns, rows = ColwiseParallel(), RowwiseParallel()
@@ -126,27 +128,30 @@ def parallelize(model: Stage, w: Workload, mesh: DeviceMesh) -> None:
         parallelize_module(model, mesh["tensor"], present)
     if w.data > 1:
         for block in model.blocks:
-            fully_shard(block, mesh=mesh["data"], reshard_after_forward=True)
-        fully_shard(model, mesh=mesh["data"], reshard_after_forward=True)
+            fully_shard(block, mesh=mesh["data"], reshard_after_forward=not holds)
+        fully_shard(model, mesh=mesh["data"], reshard_after_forward=not holds)
 
 
 def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def number(loss: Tensor) -> float:
+def value_of(loss: Tensor) -> float:
     return (loss.full_tensor() if isinstance(loss, DTensor) else loss).item()
 
 
 class Trainer:
-    """The model of this rank with its optimizer; `step` trains on one batch."""
+    """The model of this rank with its optimizer; `step` trains on one batch.
 
-    def __init__(self, w: Workload, mesh: DeviceMesh | None):
-        self.w = w
+    `holds`: without a pipeline, keep gathered weights and unreduced gradients for the step.
+    """
+
+    def __init__(self, w: Workload, mesh: DeviceMesh | None, holds: bool):
+        self.w, self.holds = w, holds and w.data > 1
         self.stage = 0 if mesh is None else mesh["pipeline"].get_local_rank()
         self.model = Stage(w, self.stage)
         if mesh is not None:
-            parallelize(self.model, w, mesh)
+            parallelize(self.model, w, mesh, self.holds)
         # The fused update of many tensors at once does not take plain tensors and DTensors in one list.
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, foreach=w.tensor == 1
@@ -167,11 +172,15 @@ class Trainer:
         return loss
 
     def run(self, inputs: Tensor, targets: Tensor) -> float:
-        total = 0.0
-        for x, y in zip(inputs.split(self.w.micro_batch_size), targets.split(self.w.micro_batch_size), strict=True):
+        total, size = 0.0, self.w.micro_batch_size
+        for number, (x, y) in enumerate(zip(inputs.split(size), targets.split(size), strict=True), start=1):
+            if self.holds:
+                last = number == self.w.accumulation
+                self.model.set_reshard_after_backward(last)
+                self.model.set_requires_gradient_sync(last)
             loss = loss_of(self.model(x), y) / self.w.accumulation
             loss.backward()
-            total += number(loss)
+            total += value_of(loss)
         return total
 
     def run_pipeline(self, inputs: Tensor, targets: Tensor) -> float:
@@ -182,26 +191,28 @@ class Trainer:
             self.schedule.step(target=targets, losses=losses)
         else:
             self.schedule.step()
-        return sum(map(number, losses)) / self.w.accumulation
+        return sum(map(value_of, losses)) / self.w.accumulation
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Throughput of the same model in PyTorch's own parallelism.")
     add_arguments(parser)
-    w = workload_of(parser.parse_args())
+    parser.add_argument("--regather", choices=("microbatch", "step"), default="microbatch")
+    options = parser.parse_args()
+    w, regather = workload_of(options), "step" if options.pipeline > 1 else options.regather
     set_threads(w)
     mesh = None
     if w.world > 1:
         dist.init_process_group("gloo")
         mesh = init_device_mesh("cpu", (w.pipeline, w.data, w.tensor), mesh_dim_names=AXES)
     data_rank = 0 if mesh is None else mesh["data"].get_local_rank()
-    seconds, losses = measure(w, data_rank, Trainer(w, mesh).step)
+    timing = measure(w, data_rank, Trainer(w, mesh, holds=regather == "step").step)
     if mesh is not None:
-        mean = torch.tensor(losses)
+        mean = torch.tensor(timing.losses)
         dist.all_reduce(mean, group=mesh["data"].get_group())
-        losses = (mean / w.data).tolist()
+        timing = replace(timing, losses=(mean / w.data).tolist())
     if mesh is None or dist.get_rank() == w.world - 1:
-        print_result(w, seconds, losses)
+        print_result(w, timing, regather)
     if mesh is not None:
         dist.destroy_process_group()
         # About one exit in eight aborts when the interpreter takes DTensor's threads down itself.

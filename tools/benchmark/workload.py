@@ -8,7 +8,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -50,6 +50,29 @@ class Workload:
         return self.batch_size * self.sequence_length * self.data
 
 
+SHAPES = {
+    "h256": {},
+    "h320": {
+        "num_hidden_layers": 6, "hidden_size": 320, "num_attention_heads": 10, "num_key_value_heads": 2,
+        "intermediate_size": 864, "vocab_size": 8000, "sequence_length": 384,
+    },
+}  # fmt: skip
+
+
+def options_of(sizes: Mapping[str, int]) -> list[str]:
+    """Fields of Workload as options of a command line."""
+    return [f"--{name.replace('_', '-')}={size}" for name, size in sizes.items()]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of each step after the warmup: seconds, processor seconds of all ranks together, and the mean loss."""
+
+    seconds: list[float]
+    processor: list[float]
+    losses: list[float]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """An option for each field of Workload."""
     for field in fields(Workload):
@@ -71,28 +94,40 @@ def tokens_of_step(workload: Workload, data_rank: int, step: int) -> Tensor:
     return torch.randint(0, workload.vocab_size, shape, generator=torch.Generator().manual_seed(step))[data_rank]
 
 
-def measure(workload: Workload, data_rank: int, run_step: Callable[[Tensor], float]) -> tuple[list[float], list[float]]:
-    """(seconds, loss) of each step after the warmup. `run_step` takes the step's tokens and returns its mean loss.
+def measure(workload: Workload, data_rank: int, run_step: Callable[[Tensor], float]) -> Timing:
+    """Time steps of `run_step`, which takes the step's tokens and returns its mean loss.
 
     All ranks start a step together and its time ends when the last one is done.
     """
-    seconds, losses = [], []
+    seconds, processor, losses = [], [], []
     for step in range(workload.steps):
         tokens = tokens_of_step(workload, data_rank, step)
         _barrier()
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         loss = run_step(tokens)
         _barrier()
         if step >= workload.warmup:
             seconds.append(time.perf_counter() - start)
+            processor.append(time.process_time() - busy)
             losses.append(loss)
-    return seconds, losses
+    return Timing(seconds, _sum_over_ranks(processor), losses)
 
 
-def print_result(workload: Workload, seconds: list[float], losses: list[float]) -> None:
-    """One line of JSON: tokens_per_second is the median over the timed steps."""
-    speed = workload.tokens / statistics.median(seconds)
-    print(json.dumps({"tokens_per_second": speed, "seconds": seconds, "losses": losses, "workload": asdict(workload)}))
+def print_result(workload: Workload, timing: Timing, regather: str) -> None:
+    """One line of JSON: tokens_per_second and processor_seconds are medians over the timed steps."""
+    result = {
+        "tokens_per_second": workload.tokens / statistics.median(timing.seconds),
+        "processor_seconds": statistics.median(timing.processor),
+        "regather": regather,
+    }
+    print(json.dumps(result | asdict(timing) | {"workload": asdict(workload)}))
+
+
+def _sum_over_ranks(numbers: list[float]) -> list[float]:
+    together = torch.tensor(numbers)
+    if dist.is_initialized():
+        dist.all_reduce(together)
+    return together.tolist()
 
 
 def _barrier() -> None:

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from workload import SHAPES
 
-from tools.benchmark.compare_throughput import compare, parse_layout
+from tools.benchmark.compare_throughput import Speed, compare, parse_layout
 
 BENCHMARK = Path(__file__).parents[3] / "tools" / "benchmark"
 TINY = {
@@ -27,15 +28,16 @@ TINY = {
 @pytest.mark.parametrize(
     ("text", "sizes", "policies"),
     [
-        ("1", (1, 1, 1), ("microbatch",)),
-        ("d2", (1, 1, 2), ("microbatch",)),
-        ("t2p4d3", (2, 4, 3), ("step", "microbatch")),
+        ("1", (1, 1, 1), (("auto", "microbatch"),)),
+        ("t2p2", (2, 2, 1), (("auto", "step"),)),
+        ("d2", (1, 1, 2), (("auto", "microbatch"), ("auto", "step"), ("microbatch", "microbatch"))),
+        ("t2p4d3", (2, 4, 3), (("auto", "step"), ("microbatch", "step"))),
     ],
 )
-def test_layouts_are_read_as_written(text, sizes, policies):
+def test_layouts_are_read_as_written_and_meet_the_peers_usual_policy_and_their_own(text, sizes, policies):
     layout = parse_layout(text)
     assert (layout.tensor, layout.pipeline, layout.data) == sizes
-    assert layout.regather_policies == policies
+    assert layout.policies == policies
 
 
 @pytest.mark.parametrize("text", ["", "2", "x2", "t", "t2q3", "t2 p2", "t0", "t2t4"])
@@ -44,23 +46,31 @@ def test_what_is_no_layout_is_refused(text):
         parse_layout(text)
 
 
-def test_the_ratio_is_the_median_of_the_rounds_and_both_sides_run_in_turn(monkeypatch):
+def test_a_ratio_is_the_median_of_rounds_and_all_sides_run_in_turn(monkeypatch):
     speeds = {
-        "torch_native_peer.py": [100.0, 10.0, 200.0],
-        "step": [150.0, 20.0, 220.0],
-        "microbatch": [50.0, 5.0, 90.0],
+        ("ours.py", "auto"): [150.0, 20.0, 220.0],
+        ("ours.py", "microbatch"): [50.0, 5.0, 90.0],
+        ("torch_native_peer.py", "microbatch"): [50.0, 5.0, 50.0],
+        ("torch_native_peer.py", "step"): [100.0, 10.0, 200.0],
     }
     ran = []
 
     def run(script, layout, arguments):
-        side = script if script == "torch_native_peer.py" else arguments[-1].removeprefix("--regather=")
-        ran.append(side)
-        return speeds[side].pop(0)
+        assert arguments[:-1] == ["--hidden-size=8", "--steps=4"]
+        policy = arguments[-1].removeprefix("--regather=")
+        ran.append((script, policy))
+        processor = 0.5 if script == "ours.py" else 2.0
+        return Speed(speeds[script, policy].pop(0), processor, "step" if policy == "auto" else policy)
 
-    monkeypatch.setattr("tools.benchmark.compare_throughput.tokens_per_second", run)
-    rows = compare(parse_layout("p2"), 3, [])
-    assert rows == ["| p2 | step | 100 | 150 | 1.50 |", "| p2 | microbatch | 100 | 50 | 0.50 |"]
-    assert ran == ["torch_native_peer.py", "step", "microbatch"] * 3
+    monkeypatch.setattr("tools.benchmark.compare_throughput.speed_of", run)
+    monkeypatch.setitem(SHAPES, "small", {"hidden_size": 8})
+    order = list(speeds)
+    assert compare("small", parse_layout("d2"), 3, ["--steps=4"]) == [
+        "| small | d2 | auto: step | microbatch | 150 | 50 | 4.00 | 4.00 |",
+        "| small | d2 | auto: step | step | 150 | 100 | 1.50 | 4.00 |",
+        "| small | d2 | microbatch | microbatch | 50 | 50 | 1.00 | 4.00 |",
+    ]
+    assert ran == order * 3
 
 
 def peer(world=1, **sizes):
@@ -86,6 +96,7 @@ def test_the_peer_counts_the_tokens_of_its_median_step():
         (2, {"tensor": 2, "accumulation": 4}),
         (2, {"pipeline": 2, "accumulation": 4}),
         (2, {"data": 2, "accumulation": 2}),
+        (2, {"data": 2, "accumulation": 2, "regather": "step"}),
         (8, {"tensor": 2, "pipeline": 2, "data": 2, "accumulation": 2}),
     ],
 )
