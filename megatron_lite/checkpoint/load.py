@@ -67,7 +67,7 @@ def config_to_resume(directory: Path, choice: str) -> tuple[Path, Mapping[str, A
     for path in paths:
         try:
             return path, Index.load(path).config
-        except DataError:
+        except (OSError, DataError):
             continue  # `find` says so
     return None
 

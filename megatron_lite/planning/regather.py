@@ -50,22 +50,29 @@ class Need:
 
 @dataclass(frozen=True)
 class Decision:
-    """What auto becomes. `kept_from` is the checkpoint that said so before."""
+    """What auto becomes. `before`: the checkpoint that is resumed, and what its run took."""
 
     chosen: str
     need: Need
     margin: Margin
-    kept_from: str | None = None
+    before: tuple[str, str] | None = None
+
+    @property
+    def kept(self) -> bool:
+        return self.before is not None and self.before[1] == self.chosen
 
     def __str__(self) -> str:
-        step, microbatch, device = (
-            f"{size / GIB:,.2f}" for size in (self.need.step, self.need.microbatch, self.need.device)
+        verb, more = ("keeps" if self.kept else "takes"), ""
+        if self.before is not None:
+            more = f", {'as' if self.kept else f'not {self.before[1]}, which'} {self.before[0]} has"
+        step, microbatch, device, room = (
+            f"{size / GIB:,.2f}"
+            for size in (self.need.step, self.need.microbatch, self.need.device, room_of(self.need.device, self.margin))
         )
-        room = f"{room_of(self.need.device, self.margin) / GIB:,.2f}"
-        kept = f"keeps {self.chosen}, as {self.kept_from} has it" if self.kept_from else f"takes {self.chosen}"
         return (
-            f"zero_regather: auto {kept}: step needs {step} GiB on the fullest rank, microbatch {microbatch}; there "
-            f"are {room} of the smallest device's {device} for it (the rest is for {self.margin.reason})"
+            f"zero_regather: auto {verb} {self.chosen}{more}: step needs {step} GiB on the fullest rank, microbatch "
+            f"{microbatch}; there are {room} of the smallest device's {device} for it (the rest is for "
+            f"{self.margin.reason})"
         )
 
 
@@ -79,11 +86,10 @@ def margin_of(device_type: str) -> Margin:
 
 
 def decide(need: Need, margin: Margin, before: tuple[str, str] | None = None) -> Decision:
-    """`before`: the checkpoint that is resumed, and what its run took."""
+    """Keeps what was taken before, but for a `step` that does not fit."""
     fits = need.step <= room_of(need.device, margin)
-    if before is not None and (fits or before[1] == "microbatch"):
-        return Decision(before[1], need, margin, kept_from=before[0])
-    return Decision("step" if fits else "microbatch", need, margin)
+    wanted = before[1] if before else "step"
+    return Decision(wanted if fits else "microbatch", need, margin, before)
 
 
 def needed(config: Config, resolved: Resolved, stages: Iterable[int], device: int) -> Need:
@@ -123,7 +129,8 @@ def decided(config: Config, place: Place, world: World) -> Config:
     word = {"need": asdict(mine), "before": _before(config) if place.first else None}
     words = [json.loads(text) for text in world.words.exchange(json.dumps(word), "zero_regather")]
     widest = _widest([Need(**word["need"]) for word in words])
-    decision = decide(widest, margin_of(world.device.type), words[0]["before"])
+    before = words[0]["before"]
+    decision = decide(widest, margin_of(world.device.type), before and tuple(before))
     if place.first:
         log.info(str(decision))
     return with_regather(config, decision.chosen)

@@ -33,19 +33,19 @@ def data_dir(tmp_path):
 @pytest.mark.parametrize(
     ("device", "margin", "before", "expected"),
     [
-        (100, ACCELERATOR, None, ("step", None)),  # 90 are there, 90 are needed
-        (99, ACCELERATOR, None, ("microbatch", None)),
-        (180, HOST, None, ("step", None)),
-        (179, HOST, None, ("microbatch", None)),
-        (100, ACCELERATOR, ("step_4", "microbatch"), ("microbatch", "step_4")),
-        (99, ACCELERATOR, ("step_4", "microbatch"), ("microbatch", "step_4")),
-        (100, ACCELERATOR, ("step_4", "step"), ("step", "step_4")),
-        (99, ACCELERATOR, ("step_4", "step"), ("microbatch", None)),
+        (100, ACCELERATOR, None, ("step", False)),  # 90 are there, 90 are needed
+        (99, ACCELERATOR, None, ("microbatch", False)),
+        (180, HOST, None, ("step", False)),
+        (179, HOST, None, ("microbatch", False)),
+        (100, ACCELERATOR, ("step_4", "microbatch"), ("microbatch", True)),
+        (99, ACCELERATOR, ("step_4", "microbatch"), ("microbatch", True)),
+        (100, ACCELERATOR, ("step_4", "step"), ("step", True)),
+        (99, ACCELERATOR, ("step_4", "step"), ("microbatch", False)),
     ],
 )
 def test_step_is_taken_where_it_fits_and_what_was_taken_is_kept_while_it_fits(device, margin, before, expected):
     decision = decide(Need(step=90, microbatch=50, device=device), margin, before)
-    assert (decision.chosen, decision.kept_from) == expected
+    assert (decision.chosen, decision.kept) == expected
 
 
 def test_the_log_says_what_either_needs_and_what_is_there():
@@ -56,7 +56,9 @@ def test_the_log_says_what_either_needs_and_what_is_there():
         "allocator's fragmentation)"
     )
     kept = decide(need, ACCELERATOR, ("step_4", "microbatch"))
-    assert "auto keeps microbatch, as step_4 has it: step needs 30.00" in str(kept)
+    assert "auto keeps microbatch, as step_4 has: step needs 30.00" in str(kept)
+    lost = decide(replace(need, device=33 * 2**30), ACCELERATOR, ("step_4", "step"))
+    assert "auto takes microbatch, not step, which step_4 has: step needs 30.00" in str(lost)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_a_run_writes_down_what_auto_became_and_keeps_it_when_it_goes_on(ranks, 
     process = start_pretrain(tree_of(run_dir, data_dir, **auto), 2)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert output.count("zero_regather: auto keeps microbatch, as step_4 has it: ") == 1, output
+    assert output.count("zero_regather: auto keeps microbatch, as step_4 has: ") == 1, output
     assert written(run_dir) == "microbatch"
 
     fresh = config_from_tree(tree_of(data_dir / "fresh", data_dir, **auto))
