@@ -218,16 +218,18 @@ class Shards:
 
     def _packed_gradients(self) -> Tensor:
         """[ranks, S]: row r is what goes to rank r; takes the full gradients and frees them."""
-        packed = torch.zeros(
+        packed = torch.empty(
             (self.sharding.size, self.layout.size), dtype=self.numerics.reduce, device=self.master.device
         )
         for weight, (local, begin, end) in zip(self.weights, self.layout.ranges(), strict=True):
             gradient = weight.take_gradient()
             if gradient is None:
+                packed[:, begin:end].zero_()
                 continue
             rows = self.layout.rows(local)
             full = local.shape[0] // rows  # ranks whose rows all exist; the next has what is left, the others none
             packed[:full, begin:end].copy_(gradient[: full * rows].reshape(full, end - begin))
+            packed[full:, begin:end].zero_()
             rest = gradient[full * rows :].flatten()
             if rest.numel():
                 packed[full, begin : begin + rest.numel()].copy_(rest)

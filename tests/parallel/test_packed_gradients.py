@@ -1,0 +1,32 @@
+"""What a rank sends off in a reduction: each rank's rows of each gradient, and zeros where there are none."""
+
+import torch
+
+from megatron_lite.parallel.collectives import Communicator
+from megatron_lite.parallel.layout import Local, Logical, Piece, ShardLayout
+from megatron_lite.parallel.zero import Numerics, Shards
+
+
+def local(name: str, *shape: int) -> Local:
+    logical = Logical(name, shape, deviation=1.0, weight_decay=True)
+    return Local(name, shape, (Piece(logical, 0, shape[0], (0,) * len(shape)),))
+
+
+def test_rows_go_to_their_ranks_and_what_no_rank_has_is_zero_whatever_memory_held(monkeypatch):
+    """Over four ranks 5 rows are 2 + 2 + 1 + 0, 8 are 2 each, 1 is 1 + 0 + 0 + 0; 4 have no gradient."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **named: empty(*size, **named).fill_(float("nan")))
+    locals_ = (local("five", 5, 2), local("eight", 8), local("one", 1, 3), local("unused", 4))
+    numerics = Numerics(torch.float32, torch.float32, torch.float32, torch.device("cpu"), kernels=None)
+    ranks = Communicator("zero", (0, 1, 2, 3), 0)
+    shards = Shards("unit", ShardLayout(locals_, 4), ranks, ranks, numerics)
+    five, eight, one = torch.arange(1.0, 11).view(5, 2), torch.arange(11.0, 19), torch.tensor([[19.0, 20, 21]])
+    for weight, gradient in zip(shards.weights, (five, eight, one), strict=False):
+        weight.gradient, weight.begun = gradient, True
+    assert shards._packed_gradients().tolist() == [
+        [1, 2, 3, 4, 11, 12, 19, 20, 21, 0],
+        [5, 6, 7, 8, 13, 14, 0, 0, 0, 0],
+        [9, 10, 0, 0, 15, 16, 0, 0, 0, 0],
+        [0, 0, 0, 0, 17, 18, 0, 0, 0, 0],
+    ]
+    assert [weight.gradient for weight in shards.weights] == [None] * 4
