@@ -8,6 +8,7 @@ parallelism is off by default, since the peer has none.
 """
 
 import argparse
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -16,9 +17,11 @@ from workload import Workload, add_arguments, measure, print_result, set_threads
 from megatron_lite.config import Config, config_from_tree, resolve
 from megatron_lite.device import keep_freed_memory
 from megatron_lite.mesh import MeshShape, build_mesh
-from megatron_lite.parallel.collectives import Recorder
+from megatron_lite.parallel.collectives import Recorder, default_store
+from megatron_lite.parallel.words import Words
 from megatron_lite.place import find_place
 from megatron_lite.planning.regather import decided
+from megatron_lite.training.launch import World
 from megatron_lite.training.step import Trainer
 
 MODEL_FIELDS = (
@@ -62,11 +65,13 @@ def build_trainer(options: argparse.Namespace, recorder: Recorder | None = None)
     """Joins the job's ranks, if there are several, and builds this one's trainer."""
     w = workload_of(options)
     keep_freed_memory(torch.device("cpu"))  # as the pretraining command does
+    words, device = Words.alone(), torch.device("cpu")
     if w.world > 1:
         dist.init_process_group("gloo")
-    device = torch.device("cpu")
-    config = decided(config_of(w, options.regather, options.sequence), find_place(), device)
-    mesh = build_mesh(MeshShape(w.pipeline, w.data, 1, w.tensor), device, recorder=recorder)
+        words = Words.over(default_store(), dist.get_rank(), w.world)
+    world = World(device, "device: cpu", words, timedelta(minutes=10))
+    config = decided(config_of(w, options.regather, options.sequence), find_place(), world)
+    mesh = build_mesh(MeshShape(w.pipeline, w.data, 1, w.tensor), device, recorder=recorder, words=words)
     return Trainer(config, resolve(config, w.world), mesh, recorder=recorder)
 
 
