@@ -1,6 +1,7 @@
 """auto becomes step where it fits the smallest device, every rank decides the same, and a resumed run keeps it."""
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -90,21 +91,24 @@ def test_a_full_pipeline_needs_what_the_whole_step_needs(schedule):
     assert peaks[0] > peaks[1]
 
 
-def decide_with(sizes: dict[int, int]) -> str:
+TWO_STAGES = Layout(pipeline=2, zero_regather="auto")
+
+
+def decide_with(sizes: list[int]) -> str:
     """One rank's decision where the devices' memory is as given by rank."""
     rank = torch.distributed.get_rank()
-    regather.total_memory = lambda device, local_world_size: sizes[rank]
-    return decided(AUTO.config(), Place(rank, 4, rank, 4), world_here(4)).parallel.zero_regather
+    with mock.patch.object(regather, "total_memory", lambda device, local_world_size: sizes[rank]):
+        return decided(TWO_STAGES.config(), Place(rank, 2, rank, 2), world_here(2)).parallel.zero_regather
 
 
 def test_all_ranks_decide_by_the_fullest_rank_and_the_smallest_device(ranks):
-    config = AUTO.config()
-    needs = [needed(config, resolve(config, 4), [stage], 0).step for stage in (0, 1)]
+    config = TWO_STAGES.config()
+    needs = [needed(config, resolve(config, 2), [stage], 0).step for stage in (0, 1)]
     assert needs[0] != needs[1]
-    enough = 2 * max(needs)
-    assert ranks.run(decide_with, 4, dict.fromkeys(range(4), enough)) == ["step"] * 4
-    small = 2 * needs.index(min(needs))  # a rank of the other stage, which needs less itself
-    assert ranks.run(decide_with, 4, dict.fromkeys(range(4), enough) | {small: enough - 2}) == ["microbatch"] * 4
+    sizes = [2 * max(needs)] * 2  # half of which is just enough
+    assert ranks.run(decide_with, 2, sizes) == ["step"] * 2
+    sizes[needs.index(min(needs))] -= 2  # where less is needed
+    assert ranks.run(decide_with, 2, sizes) == ["microbatch"] * 2
 
 
 @pytest.mark.parametrize("choice", ["microbatch", "step"])
@@ -128,12 +132,12 @@ def test_auto_is_never_taken_for_something():
             attempt()
 
 
-def test_a_run_writes_down_what_auto_became_and_keeps_it_when_it_goes_on(ranks, data_dir, caplog):
-    """Two ranks that took microbatch go on under auto, which alone would take step."""
+def test_a_run_writes_down_what_auto_became_and_keeps_it_when_it_goes_on(data_dir):
+    """A run that took microbatch goes on under auto, which alone would take step."""
     run_dir = data_dir / "run"
-    ranks.run(run_pretrain, 2, tree_of(run_dir, data_dir, train__steps=4), 2)
+    run_pretrain(tree_of(run_dir, data_dir, train__steps=4), 1)
     auto = {"parallel__zero_regather": "auto", "train__steps": 8}
-    process = start_pretrain(tree_of(run_dir, data_dir, **auto), 2)
+    process = start_pretrain(tree_of(run_dir, data_dir, **auto), 1)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert output.count("zero_regather: auto keeps microbatch, as step_4 has: ") == 1, output
