@@ -22,8 +22,6 @@ from megatron_lite.training.step import schedule_of
 
 log = logging.getLogger("megatron_lite")
 
-GIB = 2**30
-
 
 @dataclass(frozen=True)
 class Margin:
@@ -65,15 +63,16 @@ class Decision:
         verb, more = ("keeps" if self.kept else "takes"), ""
         if self.before is not None:
             more = f", {'as' if self.kept else f'not {self.before[1]}, which'} {self.before[0]} has"
-        step, microbatch, device, room = (
-            f"{size / GIB:,.2f}"
-            for size in (self.need.step, self.need.microbatch, self.need.device, room_of(self.need.device, self.margin))
-        )
+        need, room = self.need, room_of(self.need.device, self.margin)
         return (
-            f"zero_regather: auto {verb} {self.chosen}{more}: step needs {step} GiB on the fullest rank, microbatch "
-            f"{microbatch}; there are {room} of the smallest device's {device} for it (the rest is for "
-            f"{self.margin.reason})"
+            f"zero_regather: auto {verb} {self.chosen}{more}: step needs {_shown(need.step)} on the fullest rank, "
+            f"microbatch {_shown(need.microbatch)}; there are {_shown(room)} of the smallest device's "
+            f"{_shown(need.device)} for it (the rest is for {self.margin.reason})"
         )
+
+
+def _shown(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
 def room_of(device: int, margin: Margin) -> int:

@@ -52,10 +52,12 @@ def test_step_is_taken_where_it_fits_and_what_was_taken_is_kept_while_it_fits(de
 def test_the_log_says_what_either_needs_and_what_is_there():
     need = Need(step=30 * 2**30, microbatch=25 * 2**30, device=80 * 2**30)
     assert str(decide(need, ACCELERATOR)) == (
-        "zero_regather: auto takes step: step needs 30.00 GiB on the fullest rank, microbatch 25.00; there are 72.00 "
-        "of the smallest device's 80.00 for it (the rest is for the context, communicators, workspaces and the "
-        "allocator's fragmentation)"
+        "zero_regather: auto takes step: step needs 30.00 GiB on the fullest rank, microbatch 25.00 GiB; there are "
+        "72.00 GiB of the smallest device's 80.00 GiB for it (the rest is for the context, communicators, workspaces "
+        "and the allocator's fragmentation)"
     )
+    small = decide(Need(step=3 * 2**20, microbatch=2**20, device=2**30), HOST)
+    assert "step needs 3.0 MiB on the fullest rank, microbatch 1.0 MiB; there are 512.0 MiB of" in str(small)
     kept = decide(need, ACCELERATOR, ("step_4", "microbatch"))
     assert "auto keeps microbatch, as step_4 has: step needs 30.00" in str(kept)
     lost = decide(replace(need, device=33 * 2**30), ACCELERATOR, ("step_4", "step"))

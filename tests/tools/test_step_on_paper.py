@@ -62,7 +62,7 @@ def test_auto_runs_as_what_it_becomes_on_devices_of_the_given_memory(tmp_path, m
         monkeypatch.setattr("sys.argv", ["s", str(path), override, "--world-size", "4", "--device-memory", gibibytes])
         main()
         tables.append(capsys.readouterr().out)
-    assert f"zero_regather: auto takes {chosen}: step needs 0.0" in tables[0]
+    assert f"zero_regather: auto takes {chosen}: step needs " in tables[0]
     assert tables[0] == tables[1]
 
 
