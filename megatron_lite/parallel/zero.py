@@ -15,7 +15,7 @@ Stage 0 is a sharding group of one rank, replicated over the others. Optimizer s
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -37,7 +37,9 @@ class Policy:
 
 
 def policy(zero_stage: int, zero_regather: Lifetime) -> Policy:
-    """The table above."""
+    """The table above. Raises ValueError for what it has not, such as an undecided auto."""
+    if zero_regather not in get_args(Lifetime):
+        raise ValueError(f"zero_regather = {zero_regather}: must be one of {', '.join(get_args(Lifetime))} by now")
     return Policy(
         sharded=zero_stage >= 1,
         weights=zero_regather if zero_stage == 3 else "step",
