@@ -16,6 +16,7 @@ class Row:
               measured on that GPU, memory beyond the arguments
     roofline  no measurement: the time in which the device's published figures would allow it, as `median_ms`
     compiled  no time at all: facts of the machine code
+    failed    no time either: what it raised, as `error`
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Row:
     occupancy: int | None = None
     instructions: int | None = None
     per_element: float | None = None
+    error: str = ""
 
 
 def compiled_row(name: str, target: str, facts: Facts) -> Row:

@@ -1,6 +1,6 @@
 """Times on a GPU: ours beside plain PyTorch, torch.compile and Liger, as shares of what the GPU was seen to reach."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -11,6 +11,7 @@ from megatron_lite.kernels.benchmarks.table import Row
 
 Quantiles = tuple[float, float, float]  # milliseconds: median, 20%, 80%
 Bench = Callable[[Callable[[], object]], Quantiles]
+MAKERS = ("ours", "torch", "torch.compile", "liger")
 
 
 def bench_on_gpu(call: Callable[[], object]) -> Quantiles:
@@ -29,21 +30,36 @@ def ceilings(bench: Bench, memory: Memory, size: int = 2**29, edge: int = 8192) 
     return Device(2 * source.nbytes / copied * 1e3, 2 * edge**3 / multiplied * 1e3)
 
 
-def measured_rows(operations: Iterable[Operation], memory: Memory, bench: Bench, reached: Device, name: str):
-    """A row for every operation and implementation, one after the other."""
+def measured_rows(operations: Iterable[Operation], memory: Memory, bench: Bench, reached: Device, name: str,
+                  makers: Collection[str] = MAKERS) -> Iterator[Row]:  # fmt: skip
+    """A row for every operation and each of the makers' implementations, one after the other, as it is measured.
+
+    What raises gives a row that says so: after an illegal access on the GPU all that follow do.
+    """
     for operation in operations:
-        work, unit = work_of(operation)
-        ceiling = reached.flops if operation.by_products else reached.bytes
         for by, call in implementations(operation).items():
-            arguments = operation.inputs(memory)
-            peak = peak_memory(lambda: call(*arguments))  # noqa: B023
-            median, low, high = bench(lambda: call(*arguments))  # noqa: B023
-            rate = work / median * 1e3
-            yield Row("measured", operation.name, by, name, median, low, high, rate, unit, rate / ceiling, peak)
+            if by not in makers:
+                continue
+            try:
+                row = _measured(operation, by, call, memory, bench, reached, name)
+            except Exception as error:  # shown in the row; others may still be measured
+                row = Row("failed", operation.name, by, name, error=f"{type(error).__name__}: {str(error)[:300]}")
+            yield row
+
+
+def _measured(operation: Operation, by: str, call: Callable, memory: Memory, bench: Bench, reached: Device,
+              name: str) -> Row:  # fmt: skip
+    work, unit = work_of(operation)
+    arguments = operation.inputs(memory)
+    peak = peak_memory(lambda: call(*arguments))
+    median, low, high = bench(lambda: call(*arguments))
+    rate = work / median * 1e3
+    ceiling = reached.flops if operation.by_products else reached.bytes
+    return Row("measured", operation.name, by, name, median, low, high, rate, unit, rate / ceiling, peak)
 
 
 def implementations(operation: Operation) -> dict[str, Callable]:
-    """By name, with the same arguments."""
+    """By maker, with the same arguments. torch.compile compiles at the first call, which may take minutes."""
     found = {"ours": operation.call, "torch": operation.reference, "torch.compile": torch.compile(operation.reference)}
     rival = liger().get(operation.name)
     return found | ({"liger": rival} if rival else {})
