@@ -37,9 +37,7 @@ def measured_rows(operations: Iterable[Operation], memory: Memory, bench: Bench,
     What raises gives a row that says so: after an illegal access on the GPU all that follow do.
     """
     for operation in operations:
-        for by, call in implementations(operation).items():
-            if by not in makers:
-                continue
+        for by, call in implementations(operation, makers).items():
             try:
                 row = _measured(operation, by, call, memory, bench, reached, name)
             except Exception as error:  # shown in the row; others may still be measured
@@ -58,11 +56,14 @@ def _measured(operation: Operation, by: str, call: Callable, memory: Memory, ben
     return Row("measured", operation.name, by, name, median, low, high, rate, unit, rate / ceiling, peak)
 
 
-def implementations(operation: Operation) -> dict[str, Callable]:
+def implementations(operation: Operation, makers: Collection[str] = MAKERS) -> dict[str, Callable]:
     """By maker, with the same arguments. torch.compile compiles at the first call, which may take minutes."""
-    found = {"ours": operation.call, "torch": operation.reference, "torch.compile": torch.compile(operation.reference)}
-    rival = liger().get(operation.name)
-    return found | ({"liger": rival} if rival else {})
+    found = {"ours": operation.call, "torch": operation.reference}
+    if "torch.compile" in makers:
+        found["torch.compile"] = torch.compile(operation.reference)
+    if rival := liger().get(operation.name):
+        found["liger"] = rival
+    return {by: call for by, call in found.items() if by in makers}
 
 
 def peak_memory(call: Callable[[], object]) -> int | None:

@@ -79,6 +79,61 @@ def test_measured_rows_have_quantiles_rate_and_share_of_what_the_device_reached(
         assert y.shape == (4, 64) and scale.shape == (4,)
 
 
+def test_what_raises_gives_a_row_that_says_so_and_the_others_are_measured():
+    def raises(*_):
+        raise RuntimeError("planted")
+
+    broken = replace(OPERATION, name="broken", call=raises)
+    rows = timing.measured_rows([broken, OPERATION], Memory(filled=True), lambda call: (call(), 1.0)[1:] * 3,
+                                Device(1e6, 1e9), "a clock", ("ours", "torch"))  # fmt: skip
+    assert [(row.kind, row.operation, row.by, row.error) for row in rows] == [
+        ("failed", "broken", "ours", "RuntimeError: planted"),
+        ("measured", "broken", "torch", ""),
+        ("measured", "rms_norm", "ours", ""),
+        ("measured", "rms_norm", "torch", ""),
+    ]
+
+
+def test_without_compile_nothing_is_compiled(monkeypatch):
+    def refuses(function):
+        raise AssertionError("torch.compile was called")
+
+    monkeypatch.setattr(torch, "compile", refuses)
+    assert list(timing.implementations(OPERATION, ("ours", "torch", "liger")))[:2] == ["ours", "torch"]
+
+
+def test_a_row_is_in_the_file_before_the_next_is_made(tmp_path):
+    path = tmp_path / "rows.csv"
+
+    def coming():
+        yield Row("measured", "first", "ours", "GPU", 2.0)
+        assert [row["operation"] for row in csv.DictReader(path.open())] == ["first"]
+        raise KeyboardInterrupt  # as when the time limit ends it
+
+    with pytest.raises(KeyboardInterrupt):
+        list(command.written(coming(), path))
+    assert [row["median_ms"] for row in csv.DictReader(path.open())] == ["2.0"]
+
+
+def test_a_failed_row_is_shown_and_is_the_commands_exit_code(tmp_path, capsys):
+    rows = [Row("failed", "op", "ours", "GPU", error="RuntimeError: planted")]
+    assert command.report(rows, "Measured.", tmp_path) == 1
+    assert "RuntimeError: planted" in capsys.readouterr().out
+    assert [row["error"] for row in csv.DictReader((tmp_path / "kernels.csv").open())] == ["RuntimeError: planted"]
+
+
+def test_only_takes_the_named_operations_and_no_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    facts = {"sm_90": {"swiglu": FACTS, "attention_backward_: dq_kernel": FACTS, "rms_norm": FACTS}}
+    monkeypatch.setattr(gate, "all_facts", lambda modules: facts)
+    assert command.main(["--output", str(tmp_path), "--only", "swiglu", "--only", "attention_backward_"]) == 0
+    found = [row["operation"] for row in csv.DictReader((tmp_path / "kernels.csv").open())]
+    assert found == ["swiglu", "attention_backward_", "swiglu", "attention_backward_: dq_kernel"]
+    with pytest.raises(SystemExit):
+        command.main(["--only", "swigloo"])
+    assert "--only swigloo: known are rms_norm, " in capsys.readouterr().err
+
+
 def test_ceilings_are_twice_a_copys_bytes_and_a_products_flops_over_their_times():
     reached = timing.ceilings(lambda call: (call(), 0.5)[1:] * 3, Memory(filled=True), size=1000, edge=16)
     assert reached == Device(2 * 2000 / 0.5e-3, 2 * 16**3 / 0.5e-3)
