@@ -79,5 +79,6 @@ def prepare_environment(root: Path, toy: bool) -> None:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     else:
         os.environ.pop("TRITON_INTERPRET", None)
+        os.environ.setdefault("OMP_NUM_THREADS", "4")  # of several processes that compute references at once
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # products repeat
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")

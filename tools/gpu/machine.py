@@ -4,6 +4,7 @@ Times lie between two marks; `median_ms` takes many. A mark on a GPU is an event
 clock. Everything used here is in torch 2.11.
 """
 
+import gc
 import os
 import subprocess
 import time
@@ -80,7 +81,7 @@ class Gpu:
 
     def about(self) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(self.device)
-        query = "clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,driver_version"
+        query = "clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu,driver_version"
         smi = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", f"--id={self.device.index}"]
         said = subprocess.run(smi, capture_output=True, text=True)
         return {
@@ -93,7 +94,7 @@ class Gpu:
             "cuda": torch.version.cuda,
             "nccl": ".".join(map(str, torch.cuda.nccl.version())),
             "cudnn": torch.backends.cudnn.version(),
-            query: said.stdout.strip() or said.stderr.strip(),
+            "nvidia-smi": f"{query}: {said.stdout.strip() or said.stderr.strip()}",
         }
 
     def synchronize(self) -> None:
@@ -123,6 +124,7 @@ class Gpu:
         return GpuMemory()
 
     def give_memory_back(self) -> None:
+        gc.collect()
         torch.cuda.empty_cache()
 
     def profiled(self, call: Callable[[], object]) -> tuple[profile, list[tuple[str, float, int]]]:
@@ -136,7 +138,11 @@ class Gpu:
         return profiler, sorted(rows, key=lambda row: -row[1])
 
     def group_options(self, high_priority: bool = False, blocks: int | None = None) -> Any:
-        """Of an NCCL group: the priority of its stream, and the most blocks, a multiprocessor each, of its kernels."""
+        """Of an NCCL group: the priority of its stream, and the most blocks, a multiprocessor each, of its kernels.
+        None, which new_group takes for the usual ones, where neither is asked for.
+        """
+        if not high_priority and blocks is None:
+            return None
         options = dist.ProcessGroupNCCL.Options()
         options.is_high_priority_stream = high_priority
         if blocks is not None:
@@ -183,19 +189,23 @@ class Gpu:
 
 
 class GpuMemory:
+    """By torch's allocator, without what it held before."""
+
     def __enter__(self) -> "GpuMemory":
+        gc.collect()
+        self.before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         return self
 
     def __exit__(self, *error: object) -> None:
-        torch.cuda.empty_cache()
+        """Nothing is left open."""
 
     def forget_peak(self) -> None:
         torch.cuda.reset_peak_memory_stats()
 
     @property
     def peak(self) -> int:
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated() - self.before
 
     @property
     def reserved(self) -> int:

@@ -22,11 +22,9 @@ from megatron_lite.training.step import Trainer, schedule_of
 
 WORLD = 512
 ROLES = {"middle": 4, "last": 7, "first": 0}  # stages, by what is learnt from them
-# A quarter of the step's 64 microbatches, 8 of them in the trace: both fill the pipeline.
-FULL = ["train.global_batch_size=128"]
+LAYOUT = ROOT / "examples/pretrain_65b/gpus_512.yaml"
 TOY = ["model.preset=nano", "model.num_attention_heads=8", "model.num_key_value_heads=8", "model.num_hidden_layers=40",
-       "train.global_batch_size=64", "train.sequence_length=64", "kernels.loss_chunk=4"]  # fmt: skip
-TRACED = 8
+       "train.sequence_length=64", "kernels.loss_chunk=4"]  # fmt: skip
 TRACE_BYTES = 15 * 2**20  # more is not worth carrying away
 LEARNING_RATE = 1e-5
 
@@ -66,7 +64,11 @@ class Timeline(Recorder):
 
 
 def run(day: Day, findings: Findings) -> None:
-    config = load_config(ROOT / "examples/pretrain_65b/gpus_512.yaml", TOY if day.toy else FULL)
+    parallel = load_config(LAYOUT).parallel
+    # Fewer microbatches than the run has; as many as there are stages fill the pipeline.
+    microbatches = parallel.pipeline * (1 if day.toy else 2)
+    batch = f"train.global_batch_size={microbatches * parallel.data}"
+    config = load_config(LAYOUT, [batch, *(TOY if day.toy else [])])
     machine = machine_of(day.toy)
     for role, stage in ROLES.items():
         with fake_world(stage * WORLD // config.parallel.pipeline, WORLD):
@@ -106,7 +108,7 @@ def one_stage(config: Config, role: str, machine: Machine, findings: Findings, t
         findings.say("choice", role=role, choice=str(trainer.choice))
     say_actions(config, role, timeline, step, findings)
     if trace is not None:
-        traced = samples[: TRACED * config.train.micro_batch_size]
+        traced = samples[: config.parallel.pipeline * config.train.micro_batch_size]
         say_kernels(trainer, traced, machine, findings, trace)
 
 
