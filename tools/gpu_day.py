@@ -11,6 +11,7 @@ finding is a line of DIR/results.jsonl at once, and DIR/page.html shows them. Ex
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +21,7 @@ from gpu.day import Day, command_for, prepare_environment, run_sections  # noqa:
 from gpu.findings import FILE, Findings, read  # noqa: E402
 from gpu.judge import is_toy, judge  # noqa: E402
 from gpu.page import write_page  # noqa: E402
-from gpu.plan import LIMITS, PLANS  # noqa: E402
+from gpu.plan import LIMITS, PATIENCE_WITH_TOYS, PLANS  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -48,10 +49,12 @@ def measure(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / FILE).unlink(missing_ok=True)
     day = Day(options.out.resolve(), options.toy)
-    limit = options.limit or LIMITS[options.ranks]
+    patience = PATIENCE_WITH_TOYS if options.toy else 1
+    limit = options.limit or patience * LIMITS[options.ranks]
+    sections = [replace(section, seconds=patience * section.seconds) for section in options.chosen]
     prepare_environment(ROOT, options.toy)
     Findings(day.folder, "day").say("start", toy=options.toy, ranks=options.ranks, limit_s=limit)
-    run_sections(options.chosen, lambda section: command_for(day, section.name), day.folder, limit)
+    run_sections(sections, lambda section: command_for(day, section.name), day.folder, limit)
 
 
 def main() -> int:

@@ -128,7 +128,7 @@ def test_two_sections_as_a_toy_leave_their_findings_and_a_page(tmp_path):
     done = run_day("--toy", "--sections", "facts,nccl", "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     found = read(tmp_path)
-    assert found[0] == {"section": "day", "what": "start", "toy": True, "ranks": 1, "limit_s": 570.0}
+    assert found[0] == {"section": "day", "what": "start", "toy": True, "ranks": 1, "limit_s": 2280.0}
     assert {one["section"] for one in found} == {"day", "facts", "nccl"}
     assert [one["section"] for one in found if one["what"] == "ended"] == ["facts", "nccl"]
     calls = [one for one in found if one["what"] == "calls"]

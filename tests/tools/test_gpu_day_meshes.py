@@ -8,7 +8,7 @@ from gpu.meshes import Local, Staged, with_communicators
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.parallel.collectives import Communicator
 from megatron_lite.parallel.pipeline.schedules import Placement
-from megatron_lite.planning.paper import fake_world
+from megatron_lite.planning.paper import META, fake_world
 
 CPU = torch.device("cpu")
 # What each call is given, by a communicator of two ranks.
@@ -39,14 +39,14 @@ def test_every_operation_of_a_communicator_is_replaced():
 
 def test_every_communicator_of_more_than_one_rank_is_replaced_and_no_other():
     with fake_world(3, 8):
-        mesh = build_mesh(MeshShape(pipeline=2, data=2, tensor=2), CPU, Placement(2))
-        replaced = with_communicators(mesh, Local, torch.device("meta"))
+        mesh = build_mesh(MeshShape(pipeline=2, data=2, tensor=2), META, Placement(2))
+        replaced = with_communicators(mesh, Local, CPU)
     kinds = {name: type(value) for name, value in vars(replaced).items() if isinstance(value, Communicator)}
     assert kinds["context"] is Communicator  # of one rank
     assert {kinds[name] for name in ("world", "tensor", "zero", "sharding", "embedding")} == {Local}
     assert {type(one) for one in replaced.edges.channels.values()} == {Local}
     assert replaced.edges.channels.keys() == mesh.edges.channels.keys()
-    assert replaced.device.type == "meta" and replaced.coordinate == mesh.coordinate
+    assert replaced.device == CPU and replaced.coordinate == mesh.coordinate
     assert replaced.tensor.ranks == mesh.tensor.ranks
 
 

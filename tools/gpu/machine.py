@@ -7,6 +7,7 @@ clock. Everything used here is in torch 2.11.
 import gc
 import os
 import subprocess
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -17,9 +18,9 @@ from statistics import median
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
+from megatron_lite.device import prepare
 from megatron_lite.planning.memory import StorageTracker
 
 FLUSH = 2**28  # bytes written to empty a GPU's caches: more than any has
@@ -39,7 +40,6 @@ class Machine(Protocol):
     def watch_memory(self) -> "Memory": ...
     def give_memory_back(self) -> None: ...
     def profiled(self, call: Callable[[], object]) -> tuple[profile, list[tuple[str, float, int]]]: ...
-    def group_options(self, **options: Any) -> Any: ...
 
 
 class Memory(Protocol):
@@ -77,6 +77,7 @@ class Gpu:
     def __init__(self, index: int = 0):
         torch.cuda.set_device(index)
         self.device = torch.device("cuda", index)
+        prepare(self.device, Path(tempfile.gettempdir()) / "gpu_day")  # as every run does
         self._flush = None
 
     def about(self) -> dict[str, Any]:
@@ -136,18 +137,6 @@ class Gpu:
         on_device = [row for row in profiler.key_averages() if row.device_type == torch.autograd.DeviceType.CUDA]
         rows = [(row.key, row.self_device_time_total / 1e3, row.count) for row in on_device]
         return profiler, sorted(rows, key=lambda row: -row[1])
-
-    def group_options(self, high_priority: bool = False, blocks: int | None = None) -> Any:
-        """Of an NCCL group: the priority of its stream, and the most blocks, a multiprocessor each, of its kernels.
-        None, which new_group takes for the usual ones, where neither is asked for.
-        """
-        if not high_priority and blocks is None:
-            return None
-        options = dist.ProcessGroupNCCL.Options()
-        options.is_high_priority_stream = high_priority
-        if blocks is not None:
-            options.config.max_ctas = blocks
-        return options
 
     def stream(self, priority: int = 0) -> torch.cuda.Stream:
         return torch.cuda.Stream(self.device, priority=priority)
@@ -252,10 +241,6 @@ class Cpu:
             call()
         rows = [(row.key, row.self_cpu_time_total / 1e3, row.count) for row in profiler.key_averages()]
         return profiler, sorted(rows, key=lambda row: -row[1])
-
-    def group_options(self, **options: Any) -> None:
-        """gloo has none of them."""
-        del options
 
 
 class CpuMemory:

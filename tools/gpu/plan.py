@@ -96,5 +96,7 @@ TWO_GPUS = (
     Section("communicators", 40, "Memory that each communicator takes at its first use."),
 )
 
+PATIENCE_WITH_TOYS = 4  # times as long: a CPU that others use too
+
 PLANS = {1: ONE_GPU, 2: TWO_GPUS}
 LIMITS = {1: 570.0, 2: 300.0}  # seconds for all of it

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 TIMEOUT = timedelta(seconds=60)
@@ -17,10 +18,17 @@ class RankFailure(RuntimeError):
     """A rank raised or died; the message has its traceback."""
 
 
+def device_id_of(device: torch.device) -> torch.device | None:
+    """What a process group is bound to, as a run's is: communicators are made with their groups, not at first use."""
+    return None if device.type == "cpu" else device
+
+
 def _serve(rank: int, world: int, port: int, backend: str, function: Callable, arguments: tuple, answers) -> None:
     try:
         store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=TIMEOUT)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+        device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT,
+                                device_id=device_id_of(device))  # fmt: skip
         answers.send((True, function(rank, *arguments)))
         dist.destroy_process_group()
     except Exception:

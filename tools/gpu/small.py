@@ -34,7 +34,7 @@ class Small:
         return config_from_tree(
             {
                 "model": {"preset": self.preset},
-                "parallel": self.parallel,
+                "parallel": {"zero_regather": "microbatch"} | self.parallel,
                 "kernels": self.kernels,
                 "data": {"document_mask": self.documents},
                 "optim": {"lr": LEARNING_RATE, "warmup_steps": 4},
@@ -58,12 +58,14 @@ class Small:
 
 
 def trainer_of(small: Small, world: int, make_mesh: Callable[..., Mesh]) -> Trainer:
-    """`make_mesh(shape, placement)` gives the mesh."""
+    """`make_mesh(shape, placement)` gives the mesh. Connected and rehearsed, as a run's is before its first step."""
     config = small.config()
     resolved = resolve(config, world)
     shape = MeshShape(resolved.pipeline, resolved.data, resolved.context, resolved.tensor)
     mesh = make_mesh(shape, schedule_of(config, resolved, resolved.microbatches).placement)
-    return Trainer(config, resolved, mesh, end_of_document=END_OF_DOCUMENT)
+    trainer = Trainer(config, resolved, mesh, end_of_document=END_OF_DOCUMENT)
+    trainer.rehearse()
+    return trainer
 
 
 def alone(small: Small, device: torch.device) -> Trainer:

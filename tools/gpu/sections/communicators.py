@@ -8,8 +8,9 @@ import torch.distributed as dist
 from gpu.day import Day
 from gpu.findings import Findings
 from gpu.machine import machine_of
-from gpu.processes import on_ranks
-from gpu.sections.overlap import OPTIONS
+from gpu.processes import TIMEOUT, on_ranks
+from gpu.sections.overlap import URGENCIES
+from megatron_lite.device import group_options
 from megatron_lite.parallel.collectives import Communicator
 
 USES = ("all_reduce", "channel")
@@ -26,10 +27,10 @@ def one_rank(rank: int, toy: bool) -> list[dict[str, Any]]:
     number = torch.zeros(2**22, device=machine.device)  # 16 MiB, as a message between stages
     dist.all_reduce(number)  # the world's own, and what CUDA takes once
     found = []
-    for name, options in OPTIONS.items():
+    for name in URGENCIES:
         for use in USES:
             taken = machine.bytes_taken()
-            group = dist.new_group([0, 1], pg_options=machine.group_options(**options))
+            group = dist.new_group([0, 1], timeout=TIMEOUT, pg_options=group_options(machine.device, name, TIMEOUT))
             pair = Communicator("test", (0, 1), rank, group)
             if use == "all_reduce":
                 pair.all_reduce(number, use).wait()

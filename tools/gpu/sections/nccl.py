@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import get_args
 
 import torch
 import torch.distributed as dist
@@ -10,11 +11,14 @@ from torch import Tensor
 from gpu.day import Day
 from gpu.findings import Findings, describe
 from gpu.machine import Machine, machine_of
+from gpu.processes import device_id_of
+from megatron_lite.device import Urgency, group_options
 from megatron_lite.parallel import collectives
 from megatron_lite.parallel.collectives import Communicator
 from megatron_lite.parallel.transcript import _completes
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8)
+TIMEOUT = timedelta(seconds=30)
 GROUPS = 8  # a rank of the 65B model uses seven communicators
 
 
@@ -22,12 +26,13 @@ def run(day: Day, findings: Findings) -> None:
     machine = machine_of(day.toy)
     before = machine.bytes_taken()
     store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True)
-    dist.init_process_group(machine.group, store=store, rank=0, world_size=1, timeout=timedelta(seconds=30))
+    dist.init_process_group(machine.group, store=store, rank=0, world_size=1, timeout=TIMEOUT,
+                            device_id=device_id_of(machine.device))  # fmt: skip
     joined = machine.bytes_taken()
     findings.say("memory", what_for="joining the world", bytes=joined - before)
-    kinds = {"usual": {}, "high priority": {"high_priority": True}, "two blocks": {"blocks": 2}}
-    for kind, options in kinds.items():
-        group = dist.new_group([0], use_local_synchronization=True, pg_options=machine.group_options(**options))
+    for kind in get_args(Urgency):
+        options = group_options(machine.device, kind, TIMEOUT)
+        group = dist.new_group([0], use_local_synchronization=True, timeout=TIMEOUT, pg_options=options)
         for name, call in calls(group, machine).items():
             say_call(name, call, kind, machine, findings)
     taken = machine.bytes_taken()

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -12,15 +12,11 @@ import torch.distributed as dist
 from gpu.day import Day
 from gpu.findings import Findings
 from gpu.machine import Machine, machine_of, median_ms
-from gpu.processes import on_ranks
+from gpu.processes import TIMEOUT, on_ranks
+from megatron_lite.device import Urgency, group_options
 from megatron_lite.parallel.collectives import Communicator
 
-OPTIONS = {
-    "usual": {},
-    "high priority": {"high_priority": True},
-    "two blocks": {"blocks": 2},
-    "high priority, two blocks": {"high_priority": True, "blocks": 2},
-}
+URGENCIES = get_args(Urgency)  # "first" has a stream of high priority, "small" kernels of at most two blocks
 
 
 @dataclass(frozen=True)
@@ -47,8 +43,8 @@ def run(day: Day, findings: Findings) -> None:
 
 def on_both(rank: int, function, sizes: Sizes, toy: bool) -> dict[str, dict[str, Any]]:
     machine, found = machine_of(toy, rank), {}
-    for name, options in OPTIONS.items():
-        group = dist.new_group([0, 1], pg_options=machine.group_options(**options))
+    for name in URGENCIES:
+        group = dist.new_group([0, 1], timeout=TIMEOUT, pg_options=group_options(machine.device, name, TIMEOUT))
         found[name] = function(Communicator("tensor", (0, 1), rank, group), sizes, machine)
     return found
 

@@ -16,7 +16,7 @@ from megatron_lite.config import Config, load_config, resolve
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.parallel.collectives import Event, Recorder
 from megatron_lite.planning.memory_forms import peak_memory
-from megatron_lite.planning.paper import fake_world
+from megatron_lite.planning.paper import META, fake_world
 from megatron_lite.training.flops import flops_per_token
 from megatron_lite.training.step import Trainer, schedule_of
 
@@ -82,7 +82,7 @@ def one_stage(config: Config, role: str, machine: Machine, findings: Findings, t
     schedule = schedule_of(config, resolved, resolved.microbatches)
     with machine.watch_memory() as memory:
         shape = MeshShape(resolved.pipeline, resolved.data, resolved.context, resolved.tensor)
-        mesh = with_communicators(build_mesh(shape, torch.device("cpu"), schedule.placement), Local, machine.device)
+        mesh = with_communicators(build_mesh(shape, META, schedule.placement), Local, machine.device)
         timeline = Timeline(machine)
         trainer = Trainer(config, resolved, mesh, recorder=timeline)
         size = (resolved.local_batch_size, config.train.sequence_length + 1)
@@ -94,6 +94,9 @@ def one_stage(config: Config, role: str, machine: Machine, findings: Findings, t
             machine.synchronize()
             return time.perf_counter() - begin
 
+        begin = time.perf_counter()
+        trainer.rehearse()
+        rehearsal = time.perf_counter() - begin
         first = step()
         memory.forget_peak()
         seconds = step()
@@ -101,7 +104,8 @@ def one_stage(config: Config, role: str, machine: Machine, findings: Findings, t
         tokens = config.train.global_batch_size * config.train.sequence_length
         share = flops_per_token(config.model, config.train.sequence_length) * tokens / WORLD
         findings.say(
-            "step", role=role, rank=mesh.rank, microbatches=resolved.microbatches, first_step_s=first, step_s=seconds,
+            "step", role=role, rank=mesh.rank, microbatches=resolved.microbatches, rehearsal_s=rehearsal,
+            first_step_s=first, step_s=seconds,
             even_share_tflops=share / seconds / 1e12, peak_bytes=memory.peak, planned_bytes=planned,
             excess_of_plan=memory.peak / planned - 1, reserved_bytes=memory.reserved,
         )  # fmt: skip
