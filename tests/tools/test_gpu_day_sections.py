@@ -135,6 +135,36 @@ def test_torch_cuda_is_named_in_one_file_and_what_it_asks_for_exists():
             found = getattr(found, part)
 
 
+def test_every_section_is_found_in_a_source_tree_and_asks_for_no_compiled_extension_and_few_packages():
+    """As on the machine with the GPU: nothing of ours installed, so no finder of an editable install, nothing built."""
+    program = """
+import pathlib, sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+sys.path[:0] = sys.argv[1:]
+from importlib import import_module
+for path in pathlib.Path(sys.argv[1], "tools/gpu/sections").glob("[a-z]*.py"):
+    import_module(f"gpu.sections.{path.stem}")
+import gpu.page
+print(import_module("megatron_lite.kernels").__file__)
+found = [name for name, module in sys.modules.items() if "site-packages" in str(getattr(module, "__file__", ""))]
+print(*sorted({name.split(".")[0] for name in found}))
+print(*[name for name in sys.modules if name.startswith("megatron_lite") and name.split(".")[-1].startswith("_")])
+"""
+    paths = [str(path) for path in (ROOT, ROOT / "tools", ROOT / "tests")]
+    environment = {"PATH": "/usr/bin:/bin", "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *paths], env=environment, cwd="/", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    kernels, packages, extensions = done.stdout.split("\n")[:3]
+    assert kernels == str(ROOT / "kernels" / "__init__.py")
+    with_torch = {"torch", "torchgen", "numpy", "triton", "jinja2", "markupsafe", "yaml", "tqdm", "typing_extensions"}
+    brought = {"pydantic", "pydantic_core", "annotated_types", "typing_inspection"}
+    installer = {name for name in packages.split() if name.startswith(("_", "__"))}
+    assert set(packages.split()) - installer <= with_torch | brought
+    assert extensions == ""
+
+
 @pytest.mark.nightly
 def test_the_kernel_that_holds_multiprocessors_compiles_for_gpus_and_waits_in_a_loop():
     program = """

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from gpu.machine import machine_of
+
 TIMEOUT = timedelta(seconds=60)
 
 
@@ -26,7 +28,8 @@ def device_id_of(device: torch.device) -> torch.device | None:
 def _serve(rank: int, world: int, port: int, backend: str, function: Callable, arguments: tuple, answers) -> None:
     try:
         store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=TIMEOUT)
-        device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+        # On NCCL each rank has a GPU, which has to be prepared before the groups are; gloo's messages are the CPU's.
+        device = machine_of(backend == "gloo", rank).device
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT,
                                 device_id=device_id_of(device))  # fmt: skip
         answers.send((True, function(rank, *arguments)))
