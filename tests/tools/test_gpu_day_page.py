@@ -40,6 +40,8 @@ def finding(section: str, what: str, **fields) -> dict:
         (finding("training", "waits of the host", count=2), "fail"),
         (finding("nccl", "calls", unchanged=False), "fail"),
         (finding("ranks", "against one process", far=1e-5), "pass"),
+        (finding("connect", "layout", layout="pipeline 2", second_step_s=0.5), "pass"),
+        (finding("connect", "layout", layout="pipeline 2", error="RankFailure: no answer from ranks [0, 1]"), "fail"),
         (finding("layouts", "against one process", dtype="float64", far=2e-10), "fail"),
         (finding("layouts", "against one process", dtype="float32", far=2e-10), "pass"),
         (finding("speed", "kernel", by="ours", share=0.84), "fail"),
@@ -176,7 +178,7 @@ def test_the_page_fetches_nothing_closes_its_tags_and_says_what_failed_and_what_
 
 def test_a_page_of_two_gpus_has_their_sections_and_a_toy_says_so():
     page = " ".join(Texts(draw([START | {"ranks": 2, "toy": True}])).texts)
-    assert "connect: not run" in page and "facts: not run" not in page
+    assert "connect: not run" in page and "stage: not run" not in page
     assert "A toy of the GPU day" in page and "say nothing about a GPU" in page
 
 

@@ -13,13 +13,15 @@ class Section:
     decides: str = ""
 
 
+FACTS = Section(
+    "facts",
+    40,
+    "Versions, the GPU's own figures, the kernels that would be chosen, and what a copy reaches.",
+    "A copy has to reach 83 % of the published bandwidth, read and written; less means a shared or capped GPU.",
+)
+
 ONE_GPU = (
-    Section(
-        "facts",
-        40,
-        "Versions, the GPU's own figures, the kernels that would be chosen, and what a copy reaches.",
-        "A copy has to reach 83 % of the published bandwidth, read and written; less means a shared or capped GPU.",
-    ),
+    FACTS,
     Section(
         "stage",
         120,
@@ -75,6 +77,7 @@ ONE_GPU = (
 )
 
 TWO_GPUS = (
+    FACTS,
     Section(
         "connect",
         90,
