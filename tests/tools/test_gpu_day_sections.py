@@ -5,12 +5,19 @@ import re
 import subprocess
 import sys
 import time
+import warnings
+from collections import Counter
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from gpu.machine import Cpu, median_ms
+from gpu.findings import Findings, read
+from gpu.judge import judge
+from gpu.machine import Cpu, Gpu, median_ms
 from gpu.processes import RankFailure, on_ranks
+from gpu.sections import products, training
 from gpu.sections.kernels import compare
 from gpu.sections.stage import Timeline
 from gpu.small import Small, alone, far, train
@@ -133,6 +140,65 @@ def test_torch_cuda_is_named_in_one_file_and_what_it_asks_for_exists():
         found = torch
         for part in name.split(".")[1:]:
             found = getattr(found, part)
+
+
+class AsAGpu(Cpu):
+    """A CPU that answers what only a GPU is asked, so that those lines run here too."""
+
+    def stream(self, priority=0):
+        return priority
+
+    def on(self, stream):
+        return nullcontext()
+
+    def released_together(self, first, second, priority, hold):
+        for call in (hold, first, second):
+            call()
+        return (2.0, 3.0) if priority == 0 else (1.0, 4.0)
+
+    @contextmanager
+    def waits_of_the_host(self):
+        found = Counter()
+        yield found
+        found.update(["step.py:7", "step.py:7", "loop.py:1"])
+
+
+def test_what_runs_beside_products_is_told_by_blocks_and_by_priority(tmp_path, monkeypatch):
+    held = []
+
+    def hold(programs, milliseconds, device):
+        held.append(programs)
+        return torch.arange(programs) // 2  # two blocks on each
+
+    monkeypatch.setitem(sys.modules, "gpu.hold", SimpleNamespace(hold=hold))
+    monkeypatch.setattr(products, "COPIED", 1024)
+    findings = Findings(tmp_path, "products")
+    products.beside_held(products.TOY[0], AsAGpu(), findings)
+    products.who_begins(products.TOY[0], AsAGpu(), findings)
+    found = read(tmp_path)
+    beside = [one for one in found if one["what"] == "beside held multiprocessors"]
+    assert [(one["blocks"], one["multiprocessors"]) for one in beside] == [(n, n // 2) for n in products.HELD]
+    assert held[: len(products.HELD)] == [1, *products.HELD[1:]]  # once to compile it
+    begins = [(one["priority"], one["copy_done_ms"], one["product_done_ms"]) for one in found[len(beside) :]]
+    assert begins == [(0, 2.0, 3.0), (-1, 1.0, 4.0)]
+
+
+def test_waits_of_the_host_in_the_second_step_are_counted_by_their_lines(tmp_path):
+    training.say_waits(training.TOY, AsAGpu(), Findings(tmp_path, "training"))
+    (found,) = read(tmp_path)
+    assert found["count"] == 3 and found["places"] == ["step.py:7 x 2", "loop.py:1 x 1"]
+    assert judge(found, toy=False).word == "fail"
+
+
+def test_a_gpus_waits_are_the_warnings_of_its_synchronizing_calls(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with Gpu.waits_of_the_host(None) as waits:
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert sorted(waits.values()) == [1, 1] and all(place.startswith("test_gpu_day_sections.py:") for place in waits)
+    assert modes == ["warn", "default"]
 
 
 def test_every_section_is_found_in_a_source_tree_and_asks_for_no_compiled_extension_and_few_packages():

@@ -12,6 +12,7 @@ from gpu.day import Day
 from gpu.findings import Findings
 from gpu.machine import Gpu, Machine, machine_of, median_ms
 
+COPIED = 2**28  # bytes
 HELD = (0, 2, 4, 8, 16, 24)  # multiprocessors that something else holds
 
 
@@ -107,7 +108,7 @@ def who_begins(product: Product, machine: Gpu, findings: Findings) -> None:
     from gpu.hold import hold
 
     x, w, *_ = tensors_of(product, machine)
-    source = torch.zeros(2**28, dtype=torch.uint8, device=machine.device)
+    source = torch.zeros(COPIED, dtype=torch.uint8, device=machine.device)
     target = torch.zeros_like(source)
     alone = {
         "copy": median_ms(machine, lambda: target.add_(source), 10),
