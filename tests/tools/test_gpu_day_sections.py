@@ -201,6 +201,7 @@ def test_a_gpus_waits_are_the_warnings_of_its_synchronizing_calls(monkeypatch):
     assert modes == ["warn", "default"]
 
 
+@pytest.mark.nightly
 def test_every_section_is_found_in_a_source_tree_and_asks_for_no_compiled_extension_and_few_packages():
     """As on the machine with the GPU: nothing of ours installed, so no finder of an editable install, nothing built."""
     program = """
