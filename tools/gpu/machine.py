@@ -133,8 +133,9 @@ class Gpu:
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
             call()
             torch.cuda.synchronize()
-        # Only what ran on the GPU itself: an operation's row has its kernels' time once more.
-        on_device = [row for row in profiler.key_averages() if row.device_type == torch.autograd.DeviceType.CUDA]
+        # Only what ran on the GPU itself: rows of operations, and of names given to a span, have its time once more.
+        cuda = torch.autograd.DeviceType.CUDA
+        on_device = [row for row in profiler.key_averages() if row.device_type == cuda and not row.is_user_annotation]
         rows = [(row.key, row.self_device_time_total / 1e3, row.count) for row in on_device]
         return profiler, sorted(rows, key=lambda row: -row[1])
 
