@@ -7,10 +7,8 @@ Every row is in DIR/kernels.csv, and printed, as soon as it is there; what raise
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
@@ -75,7 +73,7 @@ def report(coming: Iterable[table.Row], words: str, folder: Path) -> int:
     """Write and print rows as they come, then a table and a picture of all; 1 if one failed."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for row in written(coming, folder / "kernels.csv"):
+    for row in table.written(coming, folder / "kernels.csv"):
         print(table.printed([row]).splitlines()[1], flush=True)
         rows.append(row)
     if any(row.median_ms is not None for row in rows):
@@ -83,17 +81,6 @@ def report(coming: Iterable[table.Row], words: str, folder: Path) -> int:
     failed = sum(row.kind == "failed" for row in rows)
     print("", table.printed(rows), words, f"{len(rows)} rows, {failed} failed: {folder}/kernels.csv", sep="\n")
     return int(failed > 0)
-
-
-def written(rows: Iterable[table.Row], path: Path) -> Iterator[table.Row]:
-    """The same rows, each once it is in the file."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, table.COLUMNS)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(asdict(row))
-            file.flush()
-            yield row
 
 
 if __name__ == "__main__":

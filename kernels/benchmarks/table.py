@@ -1,7 +1,7 @@
 """What the benchmarks find, as rows: of one CSV, of one printed table."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -48,11 +48,15 @@ FACTS = ("registers", "spills", "shared", "occupancy", "instructions", "per_elem
 COLUMNS = [field.name for field in fields(Row)]
 
 
-def write_csv(rows: Iterable[Row], path: Path) -> None:
+def written(rows: Iterable[Row], path: Path) -> Iterator[Row]:
+    """The same rows, each once it is in the file."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        for row in rows:
+            writer.writerow(asdict(row))
+            file.flush()
+            yield row
 
 
 def printed(rows: Sequence[Row]) -> str:

@@ -11,7 +11,7 @@ from megatron_lite.kernels.benchmarks import gate, ours, plot, timing
 from megatron_lite.kernels.benchmarks.compiled import Facts
 from megatron_lite.kernels.benchmarks.operation import Kernel, Memory, Operation
 from megatron_lite.kernels.benchmarks.roofline import Device, least_seconds, roofline_rows
-from megatron_lite.kernels.benchmarks.table import Row, printed, write_csv
+from megatron_lite.kernels.benchmarks.table import Row, printed, written
 from megatron_lite.kernels.costs import Cost
 from megatron_lite.kernels.reference import rms_norm as reference
 
@@ -111,7 +111,7 @@ def test_a_row_is_in_the_file_before_the_next_is_made(tmp_path):
         raise KeyboardInterrupt  # as when the time limit ends it
 
     with pytest.raises(KeyboardInterrupt):
-        list(command.written(coming(), path))
+        list(written(coming(), path))
     assert [row["median_ms"] for row in csv.DictReader(path.open())] == ["2.0"]
 
 
@@ -141,7 +141,7 @@ def test_ceilings_are_twice_a_copys_bytes_and_a_products_flops_over_their_times(
 
 def test_one_csv_holds_rows_of_every_kind_and_what_does_not_apply_is_empty(tmp_path):
     rows = [Row("measured", "op", "ours", "GPU", 2.0, 1.0, 3.0), Row("compiled", "op", "ours", "sm_90", registers=40)]
-    write_csv(rows, tmp_path / "rows.csv")
+    assert list(written(rows, tmp_path / "rows.csv")) == rows
     with (tmp_path / "rows.csv").open() as file:
         measured, compiled = csv.DictReader(file)
     assert measured["median_ms"] == "2.0" and measured["registers"] == ""
