@@ -36,10 +36,12 @@ __all__ = ["attention", "attention_backward", "attention_backward_", "split_pack
 
 # By head dimension: tiles of queries and of keys, warps, stages.
 FORWARD = {
-    64: same(128, 64, 4, 3, sm_80=(128, 64, 8, 2), gfx942=(128, 64, 4, 1)),
-    128: same(128, 64, 8, 3, sm_80=(128, 32, 8, 2), gfx942=(128, 32, 4, 1)),
+    64: same(128, 64, 4, 3, sm_80=(128, 64, 8, 2), sm_90=(128, 128, 8, 2), gfx942=(128, 64, 4, 1)),
+    128: same(128, 64, 8, 3, sm_90=(128, 128, 8, 2), sm_80=(128, 32, 8, 2), gfx942=(128, 32, 4, 1)),
     256: same(64, 32, 8, 2),
 }
+# Of several groups a program's place takes a few registers more.
+SEVERAL_GROUPS = FORWARD | {64: FORWARD[64] | {"sm_100": FORWARD[128]["sm_100"]}}
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -50,12 +52,16 @@ LOWEST = tl.constexpr(-1e38)
 @triton.jit
 def visit_keys(state, query, k, v, k_stride, v_stride, rows, span, tiles, SCALE: tl.constexpr, STEP: tl.constexpr,
                D: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr):  # fmt: skip
-    """(weighted values, sum of weights, largest score) after the whole tiles of a range, or after its edges."""
-    weighted, total, largest = state
+    """(weighted values, sum of weights, largest score) after the whole tiles of a range, or after its edges; and a 0
+    that only the loop's end tells, see `store_rows`.
+    """
+    weighted, total, largest, zero = state
     row_first, row_last = rows
     lowest, highest = span
     before, whole, edges = tiles
-    for index in range(whole if WHOLE else edges):
+    count = whole if WHOLE else edges
+    visited = zero
+    for index in range(count):
         start = tile_start(index, lowest, before, whole, STEP, WHOLE)
         place = tl.cast(start, tl.int64)
         key = load_rows(k + place * k_stride, k_stride, highest - start, STEP, D, WIDTH, WHOLE)
@@ -73,7 +79,8 @@ def visit_keys(state, query, k, v, k_stride, v_stride, rows, span, tiles, SCALE:
                           out_dtype=weighted.dtype)  # fmt: skip
         total = total * shrink + tl.sum(weights, 1)
         largest = now
-    return weighted, total, largest
+        visited += 1
+    return weighted, total, largest, visited - count
 
 
 @triton.jit
@@ -93,17 +100,17 @@ def forward_kernel(q, k, v, output, log_sum, first, last, q_strides, k_strides, 
     k = row_start(k, k_strides, batch, group, 0, 0)
     v = row_start(v, v_strides, batch, group, 0, 0)
     rows, span = (row_first, row_last), (lowest, highest)
-    state = (tl.zeros([ROWS, WIDTH], ACC), tl.zeros([ROWS], ACC), tl.full([ROWS], LOWEST, ACC))
+    state = (tl.zeros([ROWS, WIDTH], ACC), tl.zeros([ROWS], ACC), tl.full([ROWS], LOWEST, ACC), start * 0)
     state = visit_keys(state, query, k, v, k_strides[3], v_strides[3], rows, span, counts, SCALE * LOG2_E, STEP,
                        D, WIDTH, False)  # fmt: skip
-    weighted, total, largest = visit_keys(state, query, k, v, k_strides[3], v_strides[3], rows, span, counts,
-                                          SCALE * LOG2_E, STEP, D, WIDTH, True)  # fmt: skip
+    weighted, total, largest, zero = visit_keys(state, query, k, v, k_strides[3], v_strides[3], rows, span, counts,
+                                                SCALE * LOG2_E, STEP, D, WIDTH, True)  # fmt: skip
     # A query that saw nothing has total 0.
     nothing = total == 0
     total = tl.where(nothing, 1.0, total)
     store_rows(row_start(output, output_strides, batch, group, head, start), output_strides[3], queries - start,
-               weighted / total[:, None], ROWS, D, WIDTH)  # fmt: skip
-    row = start + tl.arange(0, ROWS)
+               weighted / total[:, None], zero, ROWS, D, WIDTH)  # fmt: skip
+    row = start + zero + tl.arange(0, ROWS)
     tl.store(log_sum + sequence * queries + row, tl.where(nothing, float("-inf"), (largest + tl.log2(total)) * LN_2),
              mask=row < queries)  # fmt: skip
 
@@ -133,7 +140,7 @@ def _attention(q, k, v, causal, first, last):
     heads, queries = q.shape[2:4]
     ranges = first is not None
     first, last = (x.contiguous() if ranges else log_sum for x in (first, last))
-    tiles = tiles_for(FORWARD, head_dim, q.device)
+    tiles = tiles_for(FORWARD if groups == 1 else SEVERAL_GROUPS, head_dim, q.device)
     grid = (batch * groups * heads, triton.cdiv(queries, tiles.rows))
     if all(grid):
         forward_kernel[grid](

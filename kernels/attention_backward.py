@@ -42,9 +42,11 @@ QUERIES = {
 }
 KEYS = {
     64: same(128, 64, 8, 2, gfx942=(128, 64, 4, 1)),
-    128: same(128, 64, 8, 2, sm_80=(64, 64, 8, 2), sm_90=(128, 64, 8, 2, 1), gfx942=(128, 32, 4, 1)),
-    256: same(64, 32, 8, 1, sm_90=(32, 64, 8, 1), gfx942=(64, 16, 4, 1)),
+    128: same(128, 64, 8, 2, sm_80=(64, 64, 8, 2), gfx942=(128, 32, 4, 1)),
+    256: same(64, 32, 8, 1, sm_89=(64, 16, 8, 1), sm_90=(32, 64, 8, 1), gfx942=(64, 16, 4, 1)),
 }
+# Where a program goes over several heads: those take registers.
+SEVERAL_HEADS = KEYS | {128: same(128, 64, 8, 2, sm_80=(64, 64, 8, 2), sm_90=(128, 32, 8, 2), gfx942=(128, 32, 4, 1))}
 SUM = same(32, 1, 4, 1)
 ENOUGH = 512  # programs that fill a GPU, at
 ENOUGH_ROWS = 128  # keys each, whatever the target's tile
@@ -62,13 +64,18 @@ def load_numbers(x, row, end, ALL: tl.constexpr):
 
 
 @triton.jit
-def dq_visit(dq, query, gradient, log_sum, delta, k, v, k_stride, v_stride, rows, span, tiles, SCALE: tl.constexpr,
+def dq_visit(state, query, gradient, log_sum, delta, k, v, k_stride, v_stride, rows, span, tiles, SCALE: tl.constexpr,
              STEP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr):  # fmt: skip
-    """dq after the whole tiles of a range of keys, or after its edges."""
+    """dq after the whole tiles of a range of keys, or after its edges; and a 0 that only the loop's end
+    tells, see `store_rows`.
+    """
+    dq, zero = state
     row_first, row_last = rows
     lowest, highest = span
     before, whole, edges = tiles
-    for index in range(whole if WHOLE else edges):
+    count = whole if WHOLE else edges
+    visited = zero
+    for index in range(count):
         start = tile_start(index, lowest, before, whole, STEP, WHOLE)
         place = tl.cast(start, tl.int64)
         key = load_rows(k + place * k_stride, k_stride, highest - start, STEP, D, WIDTH, WHOLE)
@@ -82,7 +89,8 @@ def dq_visit(dq, query, gradient, log_sum, delta, k, v, k_stride, v_stride, rows
         to_weights = tl.dot(gradient, tl.trans(value), input_precision="ieee", out_dtype=dq.dtype)
         to_scores = tl.exp2(exponent) * (to_weights - delta[:, None])
         dq = tl.dot(to_scores.to(key.dtype), key, dq, input_precision="ieee", out_dtype=dq.dtype)
-    return dq
+        visited += 1
+    return dq, visited - count
 
 
 @triton.jit
@@ -91,7 +99,7 @@ def dq_kernel(gradient, q, k, v, output, log_sum, first, last, dq, delta, gradie
               D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, CAUSAL: tl.constexpr,
               RANGES: tl.constexpr, SCALE: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     # Of all heads the last queries first: under causal they have the most to do.
-    sequence = tl.program_id(0).to(tl.int64)
+    sequence = tl.program_id(0)
     start = (tl.num_programs(1) - 1 - tl.program_id(1)) * ROWS
     head, group, batch = sequence % HEADS, sequence // HEADS % GROUPS, sequence // (HEADS * GROUPS)
     row_first, row_last, lowest, highest, whole_low, whole_high = seen_by_queries(
@@ -105,17 +113,17 @@ def dq_kernel(gradient, q, k, v, output, log_sum, first, last, dq, delta, gradie
                   ROWS, D, WIDTH, False)  # fmt: skip
     inner = tl.sum(y.to(ACC) * dy.to(ACC), 1)
     row = start + tl.arange(0, ROWS)
-    tl.store(delta + sequence * queries + row, inner, mask=row < queries)
-    sums = load_numbers(log_sum + sequence * queries, row, queries, False) * LOG2_E
+    tl.store(delta + tl.cast(sequence, tl.int64) * queries + row, inner, mask=row < queries)
+    sums = load_numbers(log_sum + tl.cast(sequence, tl.int64) * queries, row, queries, False) * LOG2_E
     k = row_start(k, k_strides, batch, group, 0, 0)
     v = row_start(v, v_strides, batch, group, 0, 0)
     rows, span = (row_first, row_last), (lowest, highest)
-    result = tl.zeros([ROWS, WIDTH], ACC)
-    result = dq_visit(result, query, dy, sums, inner, k, v, k_strides[3], v_strides[3], rows, span, counts,
-                      SCALE * LOG2_E, STEP, D, WIDTH, False)  # fmt: skip
-    result = dq_visit(result, query, dy, sums, inner, k, v, k_strides[3], v_strides[3], rows, span, counts,
-                      SCALE * LOG2_E, STEP, D, WIDTH, True)  # fmt: skip
-    store_rows(row_start(dq, dq_strides, batch, group, head, start), dq_strides[3], left, result * SCALE,
+    state = (tl.zeros([ROWS, WIDTH], ACC), start * 0)
+    state = dq_visit(state, query, dy, sums, inner, k, v, k_strides[3], v_strides[3], rows, span, counts,
+                     SCALE * LOG2_E, STEP, D, WIDTH, False)  # fmt: skip
+    result, zero = dq_visit(state, query, dy, sums, inner, k, v, k_strides[3], v_strides[3], rows, span, counts,
+                            SCALE * LOG2_E, STEP, D, WIDTH, True)  # fmt: skip
+    store_rows(row_start(dq, dq_strides, batch, group, head, start), dq_strides[3], left, result * SCALE, zero,
                ROWS, D, WIDTH)  # fmt: skip
 
 
@@ -123,13 +131,13 @@ def dq_kernel(gradient, q, k, v, output, log_sum, first, last, dq, delta, gradie
 def dkv_visit(state, key, value, q, gradient, log_sum, delta, q_strides, gradient_strides, queries, rows, span, tiles,
               HEADS: tl.constexpr, SCALE: tl.constexpr, STEP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
               WHOLE: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
-    """(dk, dv) after HEADS heads' whole tiles of a range of queries, or after its edges."""
-    dk, dv = state
+    """(dk, dv) after HEADS heads' whole tiles of a range of queries, or after its edges; and a 0, as above."""
+    dk, dv, zero = state
     row_first, row_last = rows
     lowest, highest = span
     before, whole, edges = tiles
     count = whole if WHOLE else edges
-    head, index = tl.cast(count * 0, tl.int64), count * 0
+    head, index = (zero if HEADS > 1 else 0), zero
     # One loop over heads and tiles: the next head's first tile is under way while this one's last is worked on.
     for _ in tl.range(HEADS * count, num_stages=STAGES):
         start = tile_start(index, lowest, before, whole, STEP, WHOLE)
@@ -137,7 +145,7 @@ def dkv_visit(state, key, value, q, gradient, log_sum, delta, q_strides, gradien
         query = load_rows(row_start(q, q_strides, 0, 0, head, start), q_strides[3], highest - start,
                           STEP, D, WIDTH, WHOLE)  # fmt: skip
         scores = tl.dot(key, tl.trans(query), input_precision="ieee", out_dtype=dk.dtype)
-        sums = load_numbers(log_sum + head * queries, column, highest, WHOLE) * LOG2_E
+        sums = load_numbers(log_sum + tl.cast(head, tl.int64) * queries, column, highest, WHOLE) * LOG2_E
         exponent = scores * SCALE - sums[None, :]
         if not WHOLE:
             seen = (column[None, :] >= row_first[:, None]) & (column[None, :] < row_last[:, None])
@@ -147,14 +155,16 @@ def dkv_visit(state, key, value, q, gradient, log_sum, delta, q_strides, gradien
                        STEP, D, WIDTH, WHOLE)  # fmt: skip
         dv = tl.dot(weights.to(dy.dtype), dy, dv, input_precision="ieee", out_dtype=dv.dtype)
         to_weights = tl.dot(value, tl.trans(dy), input_precision="ieee", out_dtype=dk.dtype)
-        inner = load_numbers(delta + head * queries, column, highest, WHOLE)
+        inner = load_numbers(delta + tl.cast(head, tl.int64) * queries, column, highest, WHOLE)
         to_scores = weights * (to_weights - inner[None, :])
         dk = tl.dot(to_scores.to(query.dtype), query, dk, input_precision="ieee", out_dtype=dk.dtype)
-        # Cheaper than to divide a running number by the count.
         index += 1
-        head += tl.cast(index == count, tl.int64)
-        index = tl.where(index == count, 0, index)
-    return dk, dv
+        if HEADS > 1:
+            # Cheaper than to divide a running number by the count.
+            head += tl.cast(index == count, tl.int32)
+            index = tl.where(index == count, 0, index)
+    zero = index if HEADS > 1 else index - count
+    return dk, dv, zero
 
 
 @triton.jit
@@ -177,17 +187,22 @@ def dkv_kernel(gradient, q, k, v, log_sum, delta, first, last, dk, dv, gradient_
     head = part * (HEADS // PARTS)
     q = row_start(q, q_strides, batch, group, head, 0)
     gradient = row_start(gradient, gradient_strides, batch, group, head, 0)
-    log_sum += ((batch * GROUPS + group) * HEADS + head) * queries
-    delta += ((batch * GROUPS + group) * HEADS + head) * queries
+    numbers = tl.cast((batch * GROUPS + group) * HEADS + head, tl.int64) * queries
+    log_sum += numbers
+    delta += numbers
     rows, span = (row_first, row_last), (lowest, highest)
-    state = (tl.zeros([ROWS, WIDTH], ACC), tl.zeros([ROWS, WIDTH], ACC))
+    state = (tl.zeros([ROWS, WIDTH], ACC), tl.zeros([ROWS, WIDTH], ACC), start * 0)
     state = dkv_visit(state, key, value, q, gradient, log_sum, delta, q_strides, gradient_strides, queries, rows, span,
                       counts, HEADS // PARTS, SCALE * LOG2_E, STEP, D, WIDTH, False, EDGE_STAGES)  # fmt: skip
     state = dkv_visit(state, key, value, q, gradient, log_sum, delta, q_strides, gradient_strides, queries, rows, span,
                       counts, HEADS // PARTS, SCALE * LOG2_E, STEP, D, WIDTH, True, STAGES)  # fmt: skip
-    store_rows(row_start(dk, dk_strides, batch, group, part, start), dk_strides[3], left, state[0] * SCALE,
+    dk_sum, dv_sum, zero = state
+    if PARTS > 1:
+        # Float32 results lie in other threads than keys and values do: they share no addresses.
+        zero = 0
+    store_rows(row_start(dk, dk_strides, batch, group, part, start), dk_strides[3], left, dk_sum * SCALE, zero,
                ROWS, D, WIDTH)  # fmt: skip
-    store_rows(row_start(dv, dv_strides, batch, group, part, start), dv_strides[3], left, state[1],
+    store_rows(row_start(dv, dv_strides, batch, group, part, start), dv_strides[3], left, dv_sum, zero,
                ROWS, D, WIDTH)  # fmt: skip
 
 
@@ -199,10 +214,11 @@ def sum_kernel(partials, result, partial_strides, strides, keys, GROUPS: tl.cons
     group, batch = sequence % GROUPS, sequence // GROUPS
     left = keys - start
     total = tl.zeros([ROWS, WIDTH], partials.dtype.element_ty)
+    partials = row_start(partials, partial_strides, batch, group, 0, start)
     for part in tl.static_range(PARTS):
-        total += load_rows(row_start(partials, partial_strides, batch, group, part, start), partial_strides[3], left,
+        total += load_rows(partials + tl.cast(part, tl.int64) * partial_strides[2], partial_strides[3], left,
                            ROWS, D, WIDTH, False)  # fmt: skip
-    store_rows(row_start(result, strides, batch, group, 0, start), strides[3], left, total, ROWS, D, WIDTH)
+    store_rows(row_start(result, strides, batch, group, 0, start), strides[3], left, total, 0, ROWS, D, WIDTH)
 
 
 def parts_of(sequences: int, keys: int, heads: int) -> int:
@@ -233,14 +249,14 @@ def _launch_dkv(gradient, q, k, v, log_sum, delta, causal, first, last, dk, dv, 
     """Writes dk and dv."""
     (batch, groups, heads, queries, head_dim), keys = q.shape, k.shape[2]
     ranges, first, last = _given(first, last, log_sum)
-    tiles = tiles_for(KEYS, head_dim, q.device)
-    grid = (batch * groups, triton.cdiv(keys, tiles.rows))
-    if not all(grid):
+    if not batch * groups * keys:
         return
-    parts = parts or parts_of(grid[0], keys, heads)
+    parts = parts or parts_of(batch * groups, keys, heads)
+    tiles = tiles_for(KEYS if parts == heads else SEVERAL_HEADS, head_dim, q.device)
+    grid = (batch * groups * parts, triton.cdiv(keys, tiles.rows))
     shape = (2, batch, groups, parts, keys, head_dim)
     into = (dk, dv) if parts == 1 else dk.new_empty(shape, dtype=accumulator_dtype(dk.dtype)).unbind()
-    dkv_kernel[(grid[0] * parts, grid[1])](
+    dkv_kernel[grid](
         gradient, q, k, v, log_sum, delta, first, last, *into,
         *map(strides_of, (gradient, q, k, v, *into)), queries, keys, groups, heads, parts, head_dim,
         width_of(head_dim), tiles.rows, tiles.step, causal, ranges, head_dim**-0.5, accumulator(q.dtype),

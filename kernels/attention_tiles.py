@@ -10,11 +10,9 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from megatron_lite.kernels.checks import FLOATS, check
-from megatron_lite.kernels.launch import TARGETS, Launch, block_of, for_device
+from megatron_lite.kernels.checks import FLOATS, WIDEST_HEAD, check
+from megatron_lite.kernels.launch import Launch, block_of, by_target, for_device
 from torch import Tensor
-
-WIDEST = 256
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,8 @@ Table = dict[str, Tiles]
 
 def same(rows: int, step: int, warps: int, stages: int, **others: tuple[int, ...]) -> Table:
     """(rows, step, warps, stages, and stages at ranges' edges where others) for all targets but those named."""
-    return {target: _tiles(*others.get(target, (rows, step, warps, stages))) for target in TARGETS}
+    entries = by_target((rows, step, warps, stages), others)
+    return {target: _tiles(*entry) for target, entry in entries.items()}
 
 
 def _tiles(rows: int, step: int, warps: int, stages: int, edge_stages: int | None = None) -> Tiles:
@@ -60,8 +59,8 @@ def check_attention(name: str, q: Tensor, k: Tensor, v: Tensor, causal: bool, ra
     batch, groups, keys, head_dim = k.shape
     check(name, "k", k, q, (q.shape[0], groups, keys, q.shape[-1]), q.dtype)
     check(name, "v", v, q, k.shape, q.dtype)
-    if not 0 < head_dim <= WIDEST:
-        raise ValueError(f"{name}: q has head dimension {head_dim}, must be at most {WIDEST}")
+    if not 0 < head_dim <= WIDEST_HEAD:
+        raise ValueError(f"{name}: q has head dimension {head_dim}, must be at most {WIDEST_HEAD}")
     heads = q.shape[1] if q.dim() == 4 else groups * q.shape[2]
     if groups == 0 or heads % groups or (q.dim() == 5 and q.shape[1] != groups):
         raise ValueError(f"{name}: q has shape {list(q.shape)}, must have a multiple of k's {groups} heads")
@@ -94,7 +93,8 @@ def strides_of(x: Tensor) -> tuple[int, int, int, int]:
 @triton.jit
 def row_start(x, strides, batch, group, head, row):
     """Where a row lies; places in 64 bits."""
-    return x + batch * strides[0] + group * strides[1] + head * strides[2] + tl.cast(row, tl.int64) * strides[3]
+    x += tl.cast(batch, tl.int64) * strides[0] + tl.cast(group, tl.int64) * strides[1]
+    return x + tl.cast(head, tl.int64) * strides[2] + tl.cast(row, tl.int64) * strides[3]
 
 
 @triton.jit
@@ -112,8 +112,9 @@ def load_rows(x, stride, rows, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.co
 
 
 @triton.jit
-def store_rows(x, stride, rows, value, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr):
-    row, lane = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDTH)[None, :]
+def store_rows(x, stride, rows, value, zero, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr):
+    """`zero` is 0, but known after a kernel's loops alone: what is made of it takes no register while they run."""
+    row, lane = (tl.arange(0, ROWS) + zero)[:, None], tl.arange(0, WIDTH)[None, :]
     tl.store(x + (row * stride + lane), value.to(x.dtype.element_ty), mask=(row < rows) & (lane < D))
 
 
@@ -124,8 +125,8 @@ def seen_by_queries(first, last, batch, start, queries, keys, ROWS: tl.constexpr
     row = start + tl.arange(0, ROWS)
     end = tl.minimum(start + ROWS, queries) - 1
     if RANGES:
-        first += batch * queries
-        last += batch * queries
+        first += tl.cast(batch, tl.int64) * queries
+        last += tl.cast(batch, tl.int64) * queries
         row_first = tl.load(first + row, mask=row < queries, other=0)
         row_last = tl.load(last + row, mask=row < queries, other=0)
         lowest, whole_low = tl.load(first + start), tl.load(first + end)
@@ -147,8 +148,8 @@ def seen_by_keys(first, last, batch, start, queries, keys, ROWS: tl.constexpr,
     row = start + tl.arange(0, ROWS)
     end = tl.minimum(start + ROWS, keys) - 1
     if RANGES:
-        first += batch * keys
-        last += batch * keys
+        first += tl.cast(batch, tl.int64) * keys
+        last += tl.cast(batch, tl.int64) * keys
         row_first = tl.load(first + row, mask=row < keys, other=0)
         row_last = tl.load(last + row, mask=row < keys, other=0)
         lowest, whole_low = tl.load(first + start), tl.load(first + end)

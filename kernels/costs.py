@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PARTIALS = 128  # in so many parts a norm's weight gradient is summed, whatever the device
+KEPT = 8192  # columns of a norm's weight that its backward keeps in registers beside a row and its gradient
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,13 @@ def add_rms_norm(rows: int, columns: int, element: int, exact: int = 4) -> Cost:
 
 
 def rms_norm_backward(rows: int, columns: int, element: int, adds: bool, exact: int = 4) -> Cost:
-    """Each of the partial sums' programs asks for the weight; the partial sums are outputs."""
+    """Each of the partial sums' programs asks for the weight; the partial sums are outputs. Of wider rows than KEPT all
+    do, and twice for x.
+    """
     x, weight, parts = rows * columns * element, columns * element, min(rows, PARTIALS)
     read = (3 if adds else 2) * x + rows * exact + weight
-    return Cost(read, x + parts * columns * exact, (parts - 1) * weight, 12 * rows * columns)
+    again = (parts - 1) * weight if columns <= KEPT else (rows - 1) * weight + x
+    return Cost(read, x + parts * columns * exact, again, 12 * rows * columns)
 
 
 def add_partials_(parts: int, columns: int, exact: int = 4) -> Cost:

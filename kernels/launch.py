@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+# sm_89 stands for cards with 99 KB of shared memory a block: compute capability 8.6, 8.9 and 12.
+TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942")
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,15 @@ Launches = Mapping[str, Launch]
 Entry = TypeVar("Entry")
 
 
+def by_target(usual: Entry, others: Mapping[str, Entry]) -> dict[str, Entry]:
+    """One entry for all targets but those named; where sm_89 is not, it takes sm_80's."""
+    return {target: others.get(target, usual) for target in TARGETS} | {
+        "sm_89": others.get("sm_89", others.get("sm_80", usual))
+    }
+
+
 def on_every_target(usual: Launch, **others: Launch) -> Launches:
-    """One launch for all targets but those named."""
-    return {target: others.get(target, usual) for target in TARGETS}
+    return by_target(usual, others)
 
 
 @cache
@@ -46,6 +53,8 @@ def target_of(device: torch.device) -> str:
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         return "gfx942"
+    if properties.major == 12 or (properties.major == 8 and properties.minor in (6, 9)):
+        return "sm_89"
     return {8: "sm_80", 9: "sm_90"}.get(properties.major, "sm_100")
 
 
@@ -56,6 +65,13 @@ def for_device(table: Mapping[str, Entry], device: torch.device) -> Entry:
 
 def options_for(launches: Launches, device: torch.device) -> dict:
     return for_device(launches, device).options
+
+
+def options_for_row(launches: Launches, bytes_of_row: int, device: torch.device) -> dict:
+    """The same, but no more warps than there are 128 bits of the row for each thread to move at once."""
+    lanes = 64 if target_of(device) == "gfx942" else 32
+    options = options_for(launches, device)
+    return options | {"num_warps": min(options["num_warps"], max(bytes_of_row // 16 // lanes, 1))}
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:

@@ -11,7 +11,7 @@ bits on every GPU.
 import triton
 import triton.language as tl
 from megatron_lite.kernels.checks import FLOATS, check
-from megatron_lite.kernels.costs import PARTIALS
+from megatron_lite.kernels.costs import KEPT, PARTIALS
 from megatron_lite.kernels.launch import (
     Launch,
     accumulator,
@@ -19,6 +19,7 @@ from megatron_lite.kernels.launch import (
     block_of,
     on_every_target,
     options_for,
+    options_for_row,
     rows_of,
 )
 from megatron_lite.kernels.registration import differentiable, operation
@@ -53,20 +54,29 @@ def forward_kernel(x, residual, weight, y, total, scales, x_stride, residual_str
 
 @triton.jit
 def backward_kernel(dy, dtotal, x, weight, scales, dx, partials, dy_stride, dtotal_stride, x_stride, rows,
-                    COLUMNS: tl.constexpr, BLOCK: tl.constexpr, ADDS: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+                    COLUMNS: tl.constexpr, BLOCK: tl.constexpr, ADDS: tl.constexpr, ACC: tl.constexpr,
+                    KEEPS: tl.constexpr):  # fmt: skip
     part = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < COLUMNS
-    gain = tl.load(weight + column, mask=inside, other=0.0).to(ACC)
+    # A wide row, its gradient, its weight and the weight's gradient do not fit into registers all at once.
+    if KEEPS:
+        gain = tl.load(weight + column, mask=inside, other=0.0).to(ACC)
     weight_gradient = tl.zeros([BLOCK], ACC)
     for row in range(part, rows, tl.num_programs(0)):
-        value = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(ACC)
+        value = tl.load(x + row * x_stride + column, mask=inside, other=0.0,
+                        eviction_policy="" if KEEPS else "evict_last").to(ACC)  # fmt: skip
         gradient = tl.load(dy + row * dy_stride + column, mask=inside, other=0.0).to(ACC)
         scale = tl.load(scales + row)
         value *= scale
         weight_gradient += gradient * value
-        gradient *= gain
+        if KEEPS:
+            gradient *= gain
+        else:
+            gradient *= tl.load(weight + column, mask=inside, other=0.0).to(ACC)
         inner = tl.sum(gradient * value, 0) / COLUMNS
+        if not KEEPS:
+            value = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(ACC) * scale
         result = scale * (gradient - value * inner)
         if ADDS:
             result += tl.load(dtotal + row * dtotal_stride + column, mask=inside, other=0.0).to(ACC)
@@ -101,10 +111,11 @@ def _forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> 
     total = y if residual is None else x.new_empty(x.shape)
     scales = x.new_empty(x.shape[:-1], dtype=accumulator_dtype(x.dtype))
     if rows.numel():
+        block = block_of(x.shape[-1])
         forward_kernel[(rows.shape[0],)](
             rows, other, weight.contiguous(), y, total, scales, rows.stride(0), other.stride(0), eps,
-            x.shape[-1], block_of(x.shape[-1]), residual is not None, accumulator(x.dtype),
-            **options_for(FORWARD, x.device),
+            x.shape[-1], block, residual is not None, accumulator(x.dtype),
+            **options_for_row(FORWARD, block * x.element_size(), x.device),
         )  # fmt: skip
     return y, total, scales
 
@@ -156,11 +167,12 @@ def rms_norm_backward(dy, dtotal, x, weight, scales):
     other = gradients if dtotal is None else rows_of(dtotal)
     dx, partials = _fake_backward(dy, dtotal, x, weight, scales)
     if values.numel():
+        block = block_of(x.shape[-1])
         backward_kernel[(partials.shape[0],)](
             gradients, other, values, weight.contiguous(), scales.contiguous(), dx, partials,
             gradients.stride(0), other.stride(0), values.stride(0), values.shape[0],
-            x.shape[-1], block_of(x.shape[-1]), dtotal is not None, accumulator(x.dtype),
-            **options_for(BACKWARD, x.device),
+            x.shape[-1], block, dtotal is not None, accumulator(x.dtype), block <= KEPT,
+            **options_for_row(BACKWARD, block * x.element_size(), x.device),
         )  # fmt: skip
     return dx, partials
 
