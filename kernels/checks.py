@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+WIDEST_HEAD = 256  # elements, of attention
 
 
 def check(operation: str, name: str, tensor: Tensor, like: Tensor, shape=None, dtype=None) -> None:

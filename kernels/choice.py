@@ -3,7 +3,7 @@
 backend    torch     plain PyTorch: what a CPU uses
            triton    our kernels; on a CPU only in Triton's interpreter, for proofs
            auto      triton on a GPU that has Triton, torch elsewhere
-attention  auto        the backend's own
+attention  auto        the backend's own; PyTorch's where ours has no tile for the work
            sdpa        PyTorch's
            triton      ours
            flash_attn  the flash-attn package's
@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from megatron_lite.kernels.adapters import apex, flash_attn
+from megatron_lite.kernels.checks import WIDEST_HEAD
 
 BACKENDS = ("auto", "torch", "triton")
 ATTENTIONS = ("auto", "flash_attn", "triton", "sdpa")
@@ -118,7 +119,9 @@ def choose(backend: str, attention: str, optimizer: str, work: Work) -> Choice:
         if value not in known:
             raise ValueError(f"{key} = {value}: must be one of {', '.join(known)}")
     chosen, why = _backend(backend, work.device)
-    own = "triton" if chosen == "triton" else "sdpa"
+    own, misfit = "triton" if chosen == "triton" else "sdpa", _misfit(work)
+    if own == "triton" and attention == "auto" and misfit:
+        own, why = "sdpa", f"{why}; triton's attention takes no {misfit}"
     update = chosen if optimizer == "auto" else optimizer
     choice = Choice(chosen, own if attention == "auto" else attention, _product(chosen, work), update, why)
     for key, value in (
@@ -128,6 +131,8 @@ def choose(backend: str, attention: str, optimizer: str, work: Work) -> Choice:
     ):
         if value == "triton":
             _require_triton(key, work.device)
+    if choice.attention == "triton" and misfit:
+        raise ValueError(f"kernels.attention = triton takes no {misfit}; set kernels.attention = auto")
     if choice.attention == "flash_attn":
         _require_flash_attn(work)
     if choice.optimizer == "apex":
@@ -143,6 +148,17 @@ def _backend(backend: str, device: str) -> tuple[str, str]:
     if find_spec("triton") is None:
         return "torch", f"auto, on {device} without the package triton"
     return "triton", f"auto, on {device}"
+
+
+def _misfit(work: Work) -> str:
+    """For what of the work our attention has no tile; empty where it has. Its tables are of bfloat16: in float32 a
+    GPU's tensor cores do not multiply exactly, and without them tiles fit neither registers nor shared memory.
+    """
+    if work.head_dim > WIDEST_HEAD:
+        return f"heads of {work.head_dim} elements: at most {WIDEST_HEAD}"
+    if work.device != "cpu" and work.dtype != "bfloat16":
+        return f"train.dtype = {work.dtype} on a GPU: bfloat16 alone"
+    return ""
 
 
 def _product(backend: str, work: Work) -> str:

@@ -58,6 +58,29 @@ def test_keys_mean_these_kernels(monkeypatch, work, attention, backend, expected
     assert (choice.backend, choice.attention, choice.product) == expected
 
 
+@pytest.mark.parametrize(
+    ("work", "misfit"),
+    [
+        (Work("cuda", "float32", 128), "train.dtype = float32 on a GPU: bfloat16 alone"),
+        (Work("cuda", "float64", 128), "train.dtype = float64 on a GPU: bfloat16 alone"),
+        (Work("cuda", "bfloat16", 320), "heads of 320 elements: at most 256"),
+        (Work("cpu", "float32", 320), "heads of 320 elements: at most 256"),
+    ],
+)
+def test_where_attention_has_no_tile_auto_takes_pytorchs_and_says_so_and_triton_is_refused(work, misfit):
+    choice = choose("triton", "auto", "auto", work)
+    assert (choice.backend, choice.attention) == ("triton", "sdpa")
+    assert f"triton's attention takes no {misfit}" in str(choice) and "\n" not in str(choice)
+    with pytest.raises(ValueError, match=re.escape(f"kernels.attention = triton takes no {misfit}; set")):
+        choose("auto", "triton", "auto", work)
+
+
+def test_a_configurations_dtype_and_heads_reach_the_choice():
+    config = configured(train={"dtype": "float32"}, kernels={"backend": "triton"})
+    assert choice_of(config, "cuda").attention == "sdpa"
+    assert choice_of(configured(train={"dtype": "bfloat16"}), "cuda").attention == "triton"
+
+
 def test_auto_leaves_flash_attn_alone_where_it_is_installed(monkeypatch):
     with_flash_attn(monkeypatch)
     assert choose("auto", "auto", "auto", GPU).attention == "triton"
