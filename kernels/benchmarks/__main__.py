@@ -1,7 +1,7 @@
 """What the kernels cost at the 65B model's shapes: measured where there is a GPU, else compiled and bounded.
 
 python -m megatron_lite.kernels.benchmarks [--output DIR] [--device NAME] [--only OPERATION ...] [--without-compile]
-python -m megatron_lite.kernels.benchmarks --gate | --update-gate
+python -m megatron_lite.kernels.benchmarks --gate [--all-shapes] | --update-gate
 
 Every row is in DIR/kernels.csv, and printed, as soon as it is there; what raises is a row that says so.
 """
@@ -26,16 +26,19 @@ def main(given: list[str] | None = None) -> int:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--gate", action="store_true", help="compile every kernel for every target; fail on any fault")
     action.add_argument("--update-gate", action="store_true", help="write what is compiled here to gate.json")
+    parser.add_argument("--all-shapes", action="store_true", help="with --gate: at the shapes of other models too")
     parser.add_argument("--output", type=Path, default=Path("runs/kernel_benchmarks"), help="folder of CSV and picture")
     parser.add_argument("--device", choices=DEVICES, default="H100 SXM", help="whose published figures bound the times")
     parser.add_argument("--only", action="append", metavar="OPERATION", help="this operation alone; may be repeated")
     parser.add_argument("--without-compile", action="store_true", help="do not time torch.compile, which takes minutes")
     arguments = parser.parse_args(given)
+    if arguments.all_shapes and not arguments.gate:
+        parser.error("--all-shapes goes with --gate")
     if arguments.update_gate:
         gate.write_committed(gate.all_facts([gate.OURS, gate.PEERS]))
         return 0
     if arguments.gate:
-        return run_gate()
+        return run_gate(gate.TRAINED if arguments.all_shapes else None)
     known = {operation.name: operation for operation in ours.operations()}
     if strange := [name for name in arguments.only or () if name not in known]:
         parser.error(f"--only {', '.join(strange)}: known are {', '.join(known)}")
@@ -47,9 +50,13 @@ def main(given: list[str] | None = None) -> int:
     return report(chain(roofline_rows(chosen, arguments.device), compiled(chosen)), words, arguments.output)
 
 
-def run_gate() -> int:
+def run_gate(shapes: str | None = None) -> int:
+    """Of the 65B model's shapes, and of a module's that has others'."""
     committed, why = gate.read_committed()
     wrong, waived = gate.verdict(gate.OURS, gate.all_facts([gate.OURS]), committed)
+    for module in filter(None, [shapes]):
+        more = gate.verdict(module, gate.all_facts([module]), None)
+        wrong, waived = wrong + more[0], waived + more[1]
     print(*filter(None, [why, *waived, *wrong, f"{len(wrong)} faults"]), sep="\n")
     return int(bool(wrong))
 

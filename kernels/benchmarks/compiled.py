@@ -12,7 +12,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import triton
-from megatron_lite.kernels.benchmarks.machine_code import Code, Instruction, line_at, read_amd, read_nvidia, runs_of
+from megatron_lite.kernels.benchmarks.machine_code import (
+    Code,
+    Instruction,
+    line_at,
+    loops_of,
+    read_amd,
+    read_nvidia,
+    runs_of,
+    waits_for_each_product,
+)
 from megatron_lite.kernels.benchmarks.specimen import DEVICES, Specimen, specialized
 from megatron_lite.kernels.interpreter import interpreting
 from triton.compiler import ASTSource, CompiledKernel
@@ -41,6 +50,7 @@ class Facts(Held):
     narrow        all others
     narrow_at     source lines of those narrow ones that the specimen does not allow
     tensor_core   instructions that multiply matrices
+    serialized    loops in which each of these waits for the one before
     fp64          instructions in double precision
     instructions  in the machine code, each once
     per_element   instructions that run, times threads, for each element
@@ -50,6 +60,7 @@ class Facts(Held):
     narrow: int
     narrow_at: tuple[str, ...]
     tensor_core: int
+    serialized: int
     fp64: int
     instructions: int
     per_element: float
@@ -133,23 +144,25 @@ def _facts(specimen: Specimen, machine: Machine, code: Code, threads: int, held:
         narrow=len(narrow),
         narrow_at=tuple(sorted({_where(one) for one in narrow if not _single(specimen, one)})),
         tensor_core=_count(code, machine.tensor_core),
+        serialized=sum(waits_for_each_product(code, loop) for loop in loops_of(code)),
         fp64=_count(code, machine.fp64),
         instructions=len(code),
         per_element=round(runs * threads * specimen.launched.programs / specimen.elements, 4),
     )
 
 
-# What a multiprocessor of each generation has: bytes of shared memory. All have 64 warps, 32 blocks, 65,536 registers.
-SHARED = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
+# What a multiprocessor of each generation has: bytes of shared memory, warps, blocks. All have 65,536 registers.
+HOLDS = {80: (164 * 1024, 64, 32), 89: (100 * 1024, 48, 24), 90: (228 * 1024, 64, 32), 100: (228 * 1024, 64, 32)}
 
 
 def nvidia_occupancy(capability: int, registers: int, shared: int, warps: int) -> int:
-    """Per cent of 64 warps, as NVIDIA's occupancy calculator counts: registers are given out by 256 to a warp, and each
-    block takes 1 KB of shared memory for itself.
+    """Per cent of the warps, as NVIDIA's occupancy calculator counts: registers are given out by 256 to a warp, and
+    each block takes 1 KB of shared memory for itself. 0 is a kernel that does not start.
     """
+    memory, most, blocks = HOLDS[capability]
     each = -(-registers * 32 // 256) * 256
-    blocks = min(65536 // each // warps, 32, 64 // warps, SHARED[capability] // (shared + 1024))
-    return blocks * warps * 100 // 64
+    blocks = min(65536 // each // warps, blocks, most // warps, memory // (shared + 1024))
+    return blocks * warps * 100 // most
 
 
 def _bytes(machine: Machine, instruction: Instruction) -> int:
@@ -164,7 +177,7 @@ def _single(specimen: Specimen, instruction: Instruction) -> bool:
     alone: where lines of two files share one, the later instruction is known by the earlier's file.
     """
     lines = " ".join(line_at((file, number - before)) for file, number in instruction.places for before in (0, 1))
-    return not set(specimen.single).isdisjoint(re.findall(r"\w+", lines))
+    return any(re.search(rf"\b{re.escape(name)}\b", lines) for name in specimen.single)
 
 
 def _where(instruction: Instruction) -> str:

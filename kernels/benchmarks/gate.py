@@ -1,7 +1,8 @@
 """The gate: what every kernel's machine code has to be, on every target, read without a GPU.
 
 Absolute rules first; then the facts of gate.json, which a change may not worsen; then the peers, of which none may be
-better. gate.json is of one Triton: under another the last two are not compared.
+better. gate.json has facts of each Triton that it was written under: under another the last two are not compared.
+Of the shapes of `trained.py` the absolute rules alone are asked for.
 """
 
 import json
@@ -17,7 +18,7 @@ import triton
 from megatron_lite.kernels.benchmarks.compiled import Facts, compiled
 from megatron_lite.kernels.benchmarks.specimen import Specimen
 
-OURS, PEERS = "megatron_lite.kernels.benchmarks.ours", "megatron_lite.kernels.benchmarks.peers"
+OURS, TRAINED, PEERS = (f"megatron_lite.kernels.benchmarks.{name}" for name in ("ours", "trained", "peers"))
 COMMITTED = Path(__file__).parent / "gate.json"
 ALLOWED = 1.05
 
@@ -64,10 +65,12 @@ def forbidden(specimen: Specimen, facts: Facts) -> list[Fault]:
     """What no kernel may do, whatever it did before."""
     found = {
         "spills": facts.spills and f"{facts.spills}, must be none",
+        "occupancy": not facts.occupancy and f"does not start: {facts.shared} bytes of shared memory",
         "fp64": facts.fp64 and f"{facts.fp64} instructions in double precision, must be none",
         "wide": not facts.wide and "no global access of 128 bits",
         "narrow": facts.narrow_at and f"less than 128 bits: {'; '.join(facts.narrow_at)}",
         "tensor_core": specimen.products and not facts.tensor_core and "no instruction uses tensor cores",
+        "serialized": facts.serialized and f"each product waits for the one before in {facts.serialized} loops",
     }
     return [Fault(specimen.name, specimen.target, fact, what) for fact, what in found.items() if what]
 
@@ -140,7 +143,7 @@ def read_committed(path: Path = COMMITTED) -> tuple[AllFacts | None, str]:
     versions = json.loads(path.read_text())
     if triton.__version__ not in versions:
         known = ", ".join(versions)
-        return None, f"{path.name} is of Triton {known}, installed is {triton.__version__}: not compared with it"
+        return None, f"{path.name} has Triton {known} and not {triton.__version__}, which is installed: not compared"
     return {
         target: {name: Facts(**facts | {"narrow_at": tuple(facts["narrow_at"])}) for name, facts in kernels.items()}
         for target, kernels in versions[triton.__version__].items()
@@ -148,8 +151,9 @@ def read_committed(path: Path = COMMITTED) -> tuple[AllFacts | None, str]:
 
 
 def write_committed(found: AllFacts, path: Path = COMMITTED) -> None:
-    """Replace what is committed. A peer that is not installed here keeps its facts, if they are of this Triton."""
+    """Replace what is committed for the installed Triton. A peer that is not installed here keeps its facts."""
     before = read_committed(path)[0] if path.exists() else None
+    versions = json.loads(path.read_text()) if path.exists() else {}
     for target, kernels in (before or {}).items():
         for name, facts in kernels.items():
             if " of " in name:
@@ -157,4 +161,20 @@ def write_committed(found: AllFacts, path: Path = COMMITTED) -> None:
     plain = {
         target: {name: asdict(facts) for name, facts in sorted(kernels.items())} for target, kernels in found.items()
     }
-    path.write_text(json.dumps({triton.__version__: plain}, indent=1) + "\n")
+    path.write_text(_text(versions | {triton.__version__: plain}))
+
+
+def _text(versions: Mapping) -> str:
+    """JSON with one line for each kernel, so that a change shows as the kernels it is of."""
+
+    def block(depth: int, entries: Iterable[tuple[str, str]]) -> str:
+        lines = (f"{' ' * depth}{json.dumps(key)}: {value}" for key, value in entries)
+        return "{\n" + ",\n".join(lines) + f"\n{' ' * (depth - 1)}}}"
+
+    def kernels_in(kernels: Mapping) -> str:
+        return block(3, ((name, json.dumps(facts)) for name, facts in kernels.items()))
+
+    def targets_in(targets: Mapping) -> str:
+        return block(2, ((target, kernels_in(kernels)) for target, kernels in targets.items()))
+
+    return block(1, ((version, targets_in(targets)) for version, targets in sorted(versions.items()))) + "\n"

@@ -104,7 +104,7 @@ def loops_of(code: Code) -> list[MachineLoop]:
 def _only_waits(code: Code, body: frozenset[int]) -> bool:
     """Asking a barrier, or for room in the tensor cores' memory, until it is there: counted as asked once."""
     names = " ".join(code.instructions[index].name for index in body)
-    return len(body) < 8 and re.search(r"TRYWAIT|NANOSLEEP", names) is not None
+    return len(body) < 12 and re.search(r"TRYWAIT|NANOSLEEP", names) is not None
 
 
 def _natural_loop(before: list[list[int]], head: int, branch: int) -> frozenset[int] | None:
@@ -118,6 +118,16 @@ def _natural_loop(before: list[list[int]], head: int, branch: int) -> frozenset[
             body.add(index)
             waiting.extend(before[index])
     return frozenset(body)
+
+
+def waits_for_each_product(code: Code, loop: MachineLoop) -> bool:
+    """Whether Hopper's products of matrices are serialized in a loop: more than half as many waits as products.
+
+    ptxas does so where anything else writes an accumulator while products are under way, and says C7515.
+    """
+    names = [code.instructions[index].name for index in loop.body]
+    products, waits = (sum(name.startswith(kind) for name in names) for kind in ("HGMMA", "WARPGROUP.DEPBAR"))
+    return waits > products / 2
 
 
 def reached(code: Code) -> set[int]:
@@ -173,29 +183,37 @@ def runs_of(code: Code, loops: Loops, bytes_of: Mapping[int, int]) -> list[float
     """
     ways = reached(code)
     runs = [1.0 if index in ways else 0.0 for index in range(len(code))]
-    compiled_from: dict[Source, list[tuple[int, MachineLoop]]] = {}  # with the bytes it moves itself
+    compiled_from: dict[Source, list[Moving]] = {}
     for source, own, loop in _with_sources(code):
         compiled_from.setdefault(source, []).append((sum(bytes_of.get(index, 0) for index in own), loop))
-    for source, loop in _declared(loops, sorted(compiled_from, key=lambda source: source[::-1])):
-        moved, main = max(compiled_from[source], key=lambda pair: pair[0])
+    for several, loop in _declared(loops, compiled_from):
+        moved, main = max(several, key=lambda pair: pair[0])
         held = max(1, round(moved / loop.bytes)) if loop.bytes else 1
         for index in main.body:
             runs[index] *= loop.turns / held
     return runs
 
 
+Moving = tuple[int, MachineLoop]  # a loop with the bytes that it moves itself
+
+
 def _with_sources(code: Code) -> list[tuple[Source, frozenset[int], MachineLoop]]:
     """Every loop with its `for`, and the instructions of it that no inner loop has.
 
-    The `for` is the innermost around most of these; for a loop that has inner ones it is around theirs.
+    The `for` is the innermost around most of these; for a loop that has inner ones it is around theirs, as far as it is
+    known where those were inlined.
     """
     found: list[tuple[Source, frozenset[int], MachineLoop]] = []
     for loop in sorted(loops_of(code), key=lambda loop: len(loop.body)):
         inner = [(source, other) for source, _, other in found if other.body < loop.body]
         own = loop.body.difference(*(other.body for _, other in inner))
-        around = [set(_nest(source)[1:]) for source, _ in inner]
+        within = {source for source, _ in inner}
+        around = [outer for source in within if (outer := set(_nest(source)[1:]))]
         nests = [_nest(code.instructions[index].places) for index in own]
-        counts = Counter(next((one for one in nest if all(one in outer for outer in around)), None) for nest in nests)
+        fitting = (
+            [one for one in nest if one not in within and all(one in outer for outer in around)] for nest in nests
+        )
+        counts = Counter(next(iter(nest), None) for nest in fitting)
         del counts[None]
         if not counts:
             raise ValueError(f"no `for` for the loop at {code.instructions[loop.branch].places}")
@@ -212,18 +230,21 @@ def _nest(places: Source) -> list[Source]:
     return found
 
 
-def _declared(loops: Loops, sources: list[Source]) -> list[tuple[Source, Loop]]:
-    """Each source's loop; sources in order."""
-    by_key: dict[str, list[Source]] = {}
-    for source in sources:
+def _declared(loops: Loops, compiled_from: Mapping[Source, list[Moving]]) -> list[tuple[list[Moving], Loop]]:
+    """The machine loops of each source, and what is declared of it."""
+    by_key: dict[str, list[list[Moving]]] = {}
+    for source in sorted(compiled_from, key=lambda source: source[::-1]):
         header = line_at(source[0]).strip().removeprefix("for ")
         keys = [key for key in loops if re.match(re.escape(key) + r"(?!\w)", header)]
         if not keys:
             raise ValueError(f"the specimen does not say how many turns `for {header}` takes")
-        by_key.setdefault(max(keys, key=len), []).append(source)
+        by_key.setdefault(max(keys, key=len), []).append(compiled_from[source])
     pairs = []
     for key, found in by_key.items():
         given = loops[key] if isinstance(loops[key], tuple) else (loops[key],)
+        if len(found) == 1 and len(found[0]) == len(given):
+            # Triton 3.6 does not tell NVIDIA's assembler where a function was inlined: the order in the code does.
+            found = [[one] for one in sorted(found[0], key=lambda pair: min(pair[1].body))]
         if len(given) != len(found):
             raise ValueError(f"{len(found)} loops `for {key}` in the machine code, {len(given)} in the specimen")
         pairs += zip(found, given, strict=True)

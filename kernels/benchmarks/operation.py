@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from megatron_lite.kernels.benchmarks.machine_code import Loops
-from megatron_lite.kernels.benchmarks.specimen import DEVICES, Specimen, recording
+from megatron_lite.kernels.benchmarks.specimen import USUAL, Specimen, recording
 from megatron_lite.kernels.costs import Cost
 from torch import Tensor
 
@@ -56,12 +56,12 @@ class Operation:
     by_products: bool = False
 
 
-def specimens_of(operations: Iterable[Operation]) -> list[Specimen]:
+def specimens_of(operations: Iterable[Operation], targets: Iterable[str] = USUAL) -> list[Specimen]:
     """Each kernel's first launch, on each target. An operation of several kernels names them behind its own name."""
     found = []
     for operation in operations:
         inputs = operation.inputs(Memory())
-        for target in DEVICES if operation.kernels else ():
+        for target in targets if operation.kernels else ():
             with recording(target) as launches:
                 operation.call(*inputs)
             first = {one.kernel.__name__: one for one in reversed(launches)}

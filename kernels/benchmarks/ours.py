@@ -1,11 +1,11 @@
-"""Every operation at the shapes of one rank of the 65B model.
+"""Every operation at the shapes of one rank of the 65B model: what is measured, counted and gated in every run.
 
-Tensor parallel 8 with sequence parallelism, one sequence of 8,192 tokens, bfloat16: hidden 8,192, 8 of 64 query heads
-and 1 of 8 key-value heads of 128 each, 3,200 of 25,600 columns of the feed-forward layer, 16,000 of 128,000 words.
-Attention also with heads of 64.
+With sequence parallelism, one sequence of 8,192 tokens, bfloat16. `Sizes` says what tensor parallel 8 leaves of it; the
+gate sees tensor 4 too. Attention also with heads of 64. `trained.py` has other models' shapes.
 """
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from megatron_lite.kernels import (
@@ -36,65 +36,89 @@ from megatron_lite.kernels.reference import swiglu as torch_swiglu
 from megatron_lite.kernels.reference import weight_gradient as torch_weight_gradient
 from torch import float32, int32
 
-TENSOR = 8
 TOKENS = 8192
-HIDDEN = 8192
-HEADS, GROUPS, HEAD = 64 // TENSOR, 8 // TENSOR, 128
-FEED_FORWARD = 25_600 // TENSOR
-WORDS = 128_000 // TENSOR
-ROWS = TOKENS // TENSOR  # of the sequence, where it is split
-SHARD = 2**26  # parameters of an optimizer's shard
 DOCUMENT = 2048
 SMALL_HEAD = 64  # as many smaller models have
+SHARD = 2**26  # parameters of an optimizer's shard
 WIDE = 2  # bytes of bfloat16
 
 
-def _norm(adds: bool) -> list[Operation]:
+@dataclass(frozen=True)
+class Sizes:
+    """What one rank has: of the sequence's `rows` where it is split, of `columns` of the feed-forward layer, of `words`
+    of the vocabulary, of which `real` are no padding; `groups` key-value heads with so many `queries` each.
+    """
+
+    tensor: int = 8
+    rows: int = TOKENS // 8
+    hidden: int = 8192
+    groups: int = 1
+    queries: int = 8
+    head: int = 128
+    columns: int = 25_600 // 8
+    words: int = 128_000 // 8
+    padding: int = 0
+
+    @property
+    def heads(self) -> int:
+        return self.groups * self.queries
+
+    @property
+    def real(self) -> int:
+        return self.words - self.padding
+
+
+TENSOR_8 = Sizes()
+TENSOR_4 = Sizes(tensor=4, rows=TOKENS // 4, groups=2, columns=25_600 // 4, words=128_000 // 4)
+
+
+def norm(sizes: Sizes, adds: bool) -> list[Operation]:
     name = "add_rms_norm" if adds else "rms_norm"
 
     def forward(memory: Memory):
-        return *(memory.normal(ROWS, HIDDEN) for _ in range(1 + adds)), memory.normal(HIDDEN), 1e-5
+        return *(memory.normal(sizes.rows, sizes.hidden) for _ in range(1 + adds)), memory.normal(sizes.hidden), 1e-5
 
     def backward(memory: Memory):
-        dy, other, x = (memory.normal(ROWS, HIDDEN) for _ in range(3))
-        return dy, other if adds else None, x, memory.normal(HIDDEN), memory.normal(ROWS, dtype=float32)
+        dy, other, x = (memory.normal(sizes.rows, sizes.hidden) for _ in range(3))
+        return dy, other if adds else None, x, memory.normal(sizes.hidden), memory.normal(sizes.rows, dtype=float32)
 
     def loops(a):
         return {"row": Loop(a["rows"] / cost.PARTIALS)}
 
-    elements = ROWS * HIDDEN
+    elements = sizes.rows * sizes.hidden
     return [
         Operation(
             name, getattr(rms_norm, name), getattr(torch_rms_norm, name), forward,
-            getattr(cost, name)(ROWS, HIDDEN, WIDE), {"forward_kernel": Kernel(elements, single=("scales",))},
+            getattr(cost, name)(sizes.rows, sizes.hidden, WIDE),
+            {"forward_kernel": Kernel(elements, single=("scales",))},
         ),
         Operation(
             f"{name}_backward", rms_norm.rms_norm_backward, torch_rms_norm.rms_norm_backward, backward,
-            cost.rms_norm_backward(ROWS, HIDDEN, WIDE, adds),
+            cost.rms_norm_backward(sizes.rows, sizes.hidden, WIDE, adds),
             {"backward_kernel": Kernel(elements, loops, single=("scales",))},
         ),
     ]  # fmt: skip
 
 
-def _partials() -> Operation:
+def partials(sizes: Sizes) -> Operation:
     def inputs(memory: Memory):
-        return memory.normal(HIDDEN, dtype=float32), memory.normal(cost.PARTIALS, HIDDEN, dtype=float32)
+        return memory.normal(sizes.hidden, dtype=float32), memory.normal(cost.PARTIALS, sizes.hidden, dtype=float32)
 
     return Operation(
         "add_partials_", rms_norm.add_partials_, torch_rms_norm.add_partials_, inputs,
-        cost.add_partials_(cost.PARTIALS, HIDDEN),
-        {"sum_kernel": Kernel(cost.PARTIALS * HIDDEN, single=("gradient",))},
+        cost.add_partials_(cost.PARTIALS, sizes.hidden),
+        {"sum_kernel": Kernel(cost.PARTIALS * sizes.hidden, single=("gradient",))},
     )  # fmt: skip
 
 
-def _swiglu() -> list[Operation]:
+def gated(sizes: Sizes) -> list[Operation]:
     def forward(memory: Memory):
-        return (memory.normal(TOKENS, 2 * FEED_FORWARD),)
+        return (memory.normal(TOKENS, 2 * sizes.columns),)
 
     def backward(memory: Memory):
-        return memory.normal(TOKENS, FEED_FORWARD), *forward(memory)
+        return memory.normal(TOKENS, sizes.columns), *forward(memory)
 
-    elements = TOKENS * FEED_FORWARD
+    elements = TOKENS * sizes.columns
     return [
         Operation("swiglu", swiglu.swiglu, torch_swiglu.swiglu, forward, cost.swiglu(elements, WIDE),
                   {"forward_kernel": Kernel(elements)}),
@@ -103,16 +127,17 @@ def _swiglu() -> list[Operation]:
     ]  # fmt: skip
 
 
-def _rope() -> Operation:
+def turned(sizes: Sizes) -> Operation:
     def inputs(memory: Memory):
-        tables = [memory.normal(TOKENS, HEAD // 2, dtype=float32) for _ in range(2)]
+        tables = [memory.normal(TOKENS, sizes.head // 2, dtype=float32) for _ in range(2)]
         positions = torch.arange(TOKENS, dtype=int32, device=memory.device).unsqueeze(1)
-        return memory.normal(TOKENS, 1, (HEADS + 2 * GROUPS) * HEAD), *tables, positions, HEADS // GROUPS, HEAD, False
+        packed = memory.normal(TOKENS, 1, (sizes.heads + 2 * sizes.groups) * sizes.head)
+        return packed, *tables, positions, sizes.queries, sizes.head, False
 
-    turned = HEADS + GROUPS
+    heads = sizes.heads + sizes.groups
     return Operation(
-        "rope_", rope.rope_, torch_rope.rope_, inputs, cost.rope_(TOKENS, turned, HEAD, TOKENS, WIDE),
-        {"turn_kernel": Kernel(TOKENS * turned * HEAD, single=("positions", "place"))},
+        "rope_", rope.rope_, torch_rope.rope_, inputs, cost.rope_(TOKENS, heads, sizes.head, TOKENS, WIDE),
+        {"turn_kernel": Kernel(TOKENS * heads * sizes.head, single=("positions", "place"))},
     )  # fmt: skip
 
 
@@ -134,18 +159,18 @@ def _visits(a, keys: bool, document: int) -> tuple[Loop, Loop]:
     return Loop(heads * (all_tiles - whole) / len(starts)), Loop(heads * whole / len(starts))
 
 
-def _attention(suffix: str, document: int, head: int) -> list[Operation]:
-    """Of one causal sequence, or of documents as ranges of what is seen, with heads of `head` columns."""
-    size = cost.Attention(1, HEADS, GROUPS, TOKENS, TOKENS, head, causal=document == TOKENS,
+def attending(sizes: Sizes, suffix: str, document: int = TOKENS) -> list[Operation]:
+    """Of one causal sequence, or of documents as ranges of what is seen, named by a suffix."""
+    size = cost.Attention(1, sizes.heads, sizes.groups, TOKENS, TOKENS, sizes.head, causal=document == TOKENS,
                           document=document if document < TOKENS else 0)  # fmt: skip
-    pairs = HEADS * TOKENS * (document + 1) // 2
+    pairs = sizes.heads * TOKENS * (document + 1) // 2
 
     def seen_alone(whole: cost.Cost, products: int) -> cost.Cost:
         """The closed form does not know what ranges hide."""
-        return replace(whole, flops=2 * products * pairs * head)
+        return replace(whole, flops=2 * products * pairs * sizes.head)
 
     def packed(memory: Memory):
-        return attention.split_packed(memory.normal(TOKENS, 1, GROUPS, HEADS // GROUPS + 2, head))
+        return attention.split_packed(memory.normal(TOKENS, 1, sizes.groups, sizes.queries + 2, sizes.head))
 
     def seen(memory: Memory):
         if document == TOKENS:
@@ -157,17 +182,19 @@ def _attention(suffix: str, document: int, head: int) -> list[Operation]:
         return *packed(memory), *seen(memory)
 
     def backward(memory: Memory):
-        gradient, output = (memory.normal(TOKENS, 1, HEADS, head).permute(1, 2, 0, 3) for _ in range(2))
+        gradient, output = (memory.normal(TOKENS, 1, sizes.heads, sizes.head).permute(1, 2, 0, 3) for _ in range(2))
         # Above all scores: no weight overflows.
-        log_sum = memory.normal(1, HEADS, TOKENS, dtype=float32) + 64
+        log_sum = memory.normal(1, sizes.heads, TOKENS, dtype=float32) + 64
         return gradient, *packed(memory), output, log_sum, *seen(memory), *packed(memory)
 
     def kernel(single: tuple[str, ...], keys: bool, waived: dict[str, str]) -> Kernel:
-        numbers = ("first", "last", "row_first", "row_last", *single)
+        # "x + row" is load_numbers': where the assembler is not told what was inlined, all that it knows.
+        numbers = ("first", "last", "row_first", "row_last", "x + row", *single)
         return Kernel(pairs, lambda a: {"_" if keys else "index": _visits(a, keys, document)}, numbers, True, waived)
 
+    sums = {"sum_kernel": Kernel(TOKENS * sizes.groups * sizes.head)}
     output = {"narrow on gfx942": "results leave as its products lay them out: four numbers in bfloat16 a thread, once"}
-    parts = attention_backward.parts_of(GROUPS, TOKENS, HEADS // GROUPS)
+    parts = attention_backward.parts_of(sizes.groups, TOKENS, sizes.queries)
     return [
         Operation(
             f"attention{suffix}", attention.attention, torch_attention.attention, forward,
@@ -180,36 +207,36 @@ def _attention(suffix: str, document: int, head: int) -> list[Operation]:
             {
                 "dq_kernel": kernel(("log_sum", "delta"), False, output),
                 "dkv_kernel": kernel(("log_sum", "delta"), True, {}),
-                "sum_kernel": Kernel(TOKENS * GROUPS * head),
+                **(sums if parts > 1 else {}),
             },
             by_products=True,
         ),
     ]  # fmt: skip
 
 
-def _cross_entropy() -> list[Operation]:
+def loss(sizes: Sizes) -> list[Operation]:
     def statistics(memory: Memory):
-        return memory.normal(TOKENS, WORDS), memory.integers(WORDS * TENSOR, TOKENS), WORDS
+        return memory.normal(TOKENS, sizes.words), memory.integers(sizes.words * sizes.tensor, TOKENS), sizes.real
 
     def gradient(memory: Memory):
         return *statistics(memory), *(memory.normal(TOKENS, dtype=float32) for _ in range(3))
 
     def whole(a, times: int) -> Loop:
-        return Loop(WORDS // a["TILE"], bytes=times * WIDE * a["TILE"])
+        return Loop(sizes.real // a["TILE"], bytes=times * WIDE * a["TILE"])
 
-    elements = TOKENS * WORDS
+    elements = TOKENS * sizes.words
     return [
         Operation(
             "cross_entropy_statistics", cross_entropy.cross_entropy_statistics,
             torch_cross_entropy.cross_entropy_statistics, statistics,
-            cost.cross_entropy_statistics(TOKENS, WORDS, WORDS, WIDE),
+            cost.cross_entropy_statistics(TOKENS, sizes.words, sizes.real, WIDE),
             {"statistics_kernel": Kernel(elements, lambda a: {"start": whole(a, 1)},
                                          ("target", "log_sums", "target_logits"))},
         ),
         Operation(
             "cross_entropy_gradient_", cross_entropy.cross_entropy_gradient_,
             torch_cross_entropy.cross_entropy_gradient_, gradient,
-            cost.cross_entropy_gradient_(TOKENS, WORDS, WORDS, WIDE),
+            cost.cross_entropy_gradient_(TOKENS, sizes.words, sizes.real, WIDE),
             {"gradient_kernel": Kernel(elements,
                                        lambda a: {"start in range(0": whole(a, 2), "start in range(WHOLE": Loop(1)},
                                        ("target", "log_sums", "loss_gradients", "log_sum_gradients"))},
@@ -217,38 +244,38 @@ def _cross_entropy() -> list[Operation]:
     ]  # fmt: skip
 
 
-def _embedding() -> Operation:
+def looked_up(sizes: Sizes) -> Operation:
     """Compiled for tokens that all come once, as most do; timed with those of the whole vocabulary."""
 
     def inputs(memory: Memory):
-        tokens = memory.integers(WORDS * TENSOR, TOKENS)
-        return memory.normal(WORDS, HIDDEN, dtype=float32), tokens, memory.normal(TOKENS, HIDDEN)
+        tokens = memory.integers(sizes.words * sizes.tensor, TOKENS)
+        return memory.normal(sizes.words, sizes.hidden, dtype=float32), tokens, memory.normal(TOKENS, sizes.hidden)
 
     def loops(a):
         return {"place": Loop(1, bytes=a["BLOCK"] * WIDE)}
 
-    ours = TOKENS // TENSOR
+    ours = TOKENS // sizes.tensor
     return Operation(
         "embedding_backward_", embedding.embedding_backward_, torch_embedding.embedding_backward_, inputs,
-        cost.embedding_backward_(TOKENS, ours, ours, HIDDEN, WIDE),
-        {"add_kernel": Kernel(TOKENS * HIDDEN, loops, ("tokens", "ends", "order"))},
+        cost.embedding_backward_(TOKENS, ours, ours, sizes.hidden, WIDE),
+        {"add_kernel": Kernel(TOKENS * sizes.hidden, loops, ("tokens", "ends", "order"))},
     )  # fmt: skip
 
 
-def _product() -> Operation:
+def _product(sizes: Sizes) -> Operation:
     """Of the feed-forward layer's second matrix: no kernel of ours."""
 
     def inputs(memory: Memory):
-        weight = memory.normal(HIDDEN, FEED_FORWARD, dtype=float32)
-        return weight, memory.normal(TOKENS, HIDDEN), memory.normal(TOKENS, FEED_FORWARD)
+        weight = memory.normal(sizes.hidden, sizes.columns, dtype=float32)
+        return weight, memory.normal(TOKENS, sizes.hidden), memory.normal(TOKENS, sizes.columns)
 
     return Operation(
         "add_product_", weight_gradient.add_product_, torch_weight_gradient.add_product_, inputs,
-        cost.add_product_(HIDDEN, FEED_FORWARD, TOKENS, WIDE), {}, by_products=True,
+        cost.add_product_(sizes.hidden, sizes.columns, TOKENS, WIDE), {}, by_products=True,
     )  # fmt: skip
 
 
-def _optimizer() -> list[Operation]:
+def optimizer() -> list[Operation]:
     def adamw_inputs(memory: Memory):
         master, gradient, first, second = (memory.normal(SHARD, dtype=float32) for _ in range(4))
         numbers = SHARD // 2, 1, 1e-4, (0.9, 0.95), 1e-8, 0.1
@@ -272,12 +299,27 @@ def _optimizer() -> list[Operation]:
 
 
 def operations() -> list[Operation]:
+    """Of one rank at tensor parallel 8."""
+    small = replace(TENSOR_8, head=SMALL_HEAD)
     return [
-        *_norm(adds=False), *_norm(adds=True), _partials(), *_swiglu(), _rope(), *_attention("", TOKENS, HEAD),
-        *_attention(" in documents", DOCUMENT, HEAD), *_attention(" with small heads", TOKENS, SMALL_HEAD),
-        *_attention(" with small heads in documents", DOCUMENT, SMALL_HEAD), *_cross_entropy(), _embedding(),
-        _product(), *_optimizer(),
+        *norm(TENSOR_8, adds=False), *norm(TENSOR_8, adds=True), partials(TENSOR_8), *gated(TENSOR_8), turned(TENSOR_8),
+        *attending(TENSOR_8, ""), *attending(TENSOR_8, " in documents", DOCUMENT),
+        *attending(small, " with small heads"), *attending(small, " with small heads in documents", DOCUMENT),
+        *loss(TENSOR_8), looked_up(TENSOR_8), _product(TENSOR_8), *optimizer(),
     ]  # fmt: skip
+
+
+def named(operations: Iterable[Operation], suffix: str) -> list[Operation]:
+    return [replace(one, name=one.name + suffix) for one in operations]
+
+
+def at_tensor_4() -> list[Operation]:
+    """Those whose machine code is another than at tensor parallel 8."""
+    several = [
+        *gated(TENSOR_4), turned(TENSOR_4), *attending(TENSOR_4, ""), *attending(TENSOR_4, " in documents", DOCUMENT),
+        *loss(TENSOR_4),
+    ]  # fmt: skip
+    return named(several, " at tensor 4")
 
 
 def specimens() -> list[Specimen]:

@@ -11,20 +11,13 @@ from importlib.util import find_spec
 import triton
 import triton.language as tl
 from megatron_lite.kernels.benchmarks.machine_code import Loop
-from megatron_lite.kernels.benchmarks.ours import (
-    FEED_FORWARD,
-    GROUPS,
-    HEAD,
-    HEADS,
-    HIDDEN,
-    ROWS,
-    TOKENS,
-    WORDS,
-)
+from megatron_lite.kernels.benchmarks.ours import TENSOR_8, TOKENS
 from megatron_lite.kernels.benchmarks.specimen import Launched, Specimen
 from megatron_lite.kernels.launch import Launch
 from triton.runtime.jit import JITFunction
 
+ROWS, HIDDEN, FEED_FORWARD, WORDS = TENSOR_8.rows, TENSOR_8.hidden, TENSOR_8.columns, TENSOR_8.words
+HEADS, GROUPS, HEAD = TENSOR_8.heads, TENSOR_8.groups, TENSOR_8.head
 MULTIPROCESSORS = 132  # of an H100: Liger starts one program on each
 TURNS = triton.cdiv(ROWS, MULTIPROCESSORS)
 

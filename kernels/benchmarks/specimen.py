@@ -1,6 +1,6 @@
 """A kernel as one launch starts it on one target: all that has to be known to compile it and to count what it does."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -14,10 +14,12 @@ from triton.runtime.jit import JITFunction
 
 DEVICES = {
     "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_89": GPUTarget("cuda", 89, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+USUAL = ("sm_80", "sm_90", "sm_100", "gfx942")  # sm_89's tables are sm_80's where its smaller shared memory is enough
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Launched:
 class Specimen:
     """A launch that works on so many `elements` in all.
 
-    `single` names the pointers of which a thread needs one element at a time: only those may be read or written in less
-    than 128 bits. `products` says whether it multiplies matrices, for which it has to use tensor cores. `waived` has
-    facts ("FACT", "FACT on TARGET") that may break the gate's rules, and why.
+    `single` names the pointers, or what is computed of them, of which a thread needs one element at a time: only those
+    may be read or written in less than 128 bits. `products` says whether it multiplies matrices, for which it has to
+    use tensor cores. `waived` has facts ("FACT", "FACT on TARGET") that may break the gate's rules, and why.
     """
 
     name: str
@@ -103,6 +105,15 @@ def specialized(launched: Launched, device: GPUTarget) -> tuple[dict, dict, dict
         else:
             signature[parameter.name] = specialize(value, (index,), not parameter.do_not_specialize)
     return signature, constants, attributes
+
+
+def distinct(specimens: Iterable[Specimen]) -> list[Specimen]:
+    """The first of all that are compiled alike: those have one machine code."""
+    found: dict[str, Specimen] = {}
+    for one in specimens:
+        compiled_from = specialized(one.launched, DEVICES[one.target])
+        found.setdefault(f"{one.target} {one.launched.kernel} {compiled_from} {one.launched.options}", one)
+    return list(found.values())
 
 
 def _type(value) -> str:

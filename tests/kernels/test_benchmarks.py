@@ -15,7 +15,7 @@ from megatron_lite.kernels.benchmarks.table import Row, printed, written
 from megatron_lite.kernels.costs import Cost
 from megatron_lite.kernels.reference import rms_norm as reference
 
-FACTS = Facts(40, 0, 64, 75, 6, 0, (), 0, 0, 200, 10.0)
+FACTS = Facts(40, 0, 64, 75, 6, 0, (), 0, 0, 0, 200, 10.0)
 
 
 def small(memory: Memory):

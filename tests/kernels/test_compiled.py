@@ -16,8 +16,8 @@ import triton
 from megatron_lite.kernels import rms_norm
 from megatron_lite.kernels.benchmarks import gate, timing
 from megatron_lite.kernels.benchmarks.compiled import Facts, compiled, nvidia_occupancy
-from megatron_lite.kernels.benchmarks.machine_code import loops_of, read_amd, read_nvidia
-from megatron_lite.kernels.benchmarks.specimen import Launched, Specimen
+from megatron_lite.kernels.benchmarks.machine_code import loops_of, read_amd, read_nvidia, waits_for_each_product
+from megatron_lite.kernels.benchmarks.specimen import USUAL, Launched, Specimen, distinct
 
 TESTS = Path(__file__).parents[1]
 
@@ -30,6 +30,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_every_kernel_is_what_the_gate_asks_for():
     result = run("-m", "megatron_lite.kernels.benchmarks", "--gate")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.endswith("0 faults\n")
+
+
+@pytest.mark.nightly
+def test_every_kernel_is_what_the_gate_asks_for_at_other_models_shapes():
+    result = run("-m", "megatron_lite.kernels.benchmarks", "--gate", "--all-shapes")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.endswith("0 faults\n")
 
@@ -97,7 +104,9 @@ def test_a_good_kernel_has_no_fault(probed):
 
 def test_a_recorded_launch_is_that_of_the_target(probed):
     recorded = probed["recorded"]
-    assert recorded["options"] == {target: launch.options for target, launch in rms_norm.FORWARD.items()}
+    # A row of 64 in bfloat16 is 128 bytes: one warp.
+    launches = {target: rms_norm.FORWARD[target].options | {"num_warps": 1} for target in USUAL}
+    assert recorded["options"] == launches
     assert (recorded["programs"], recorded["x"], recorded["COLUMNS"]) == (4, "*bf16", 64)
 
 
@@ -122,12 +131,20 @@ def test_liger_takes_the_arguments_of_the_operations_it_is_timed_beside(probed):
     assert sorted(probed["rivals"]) == sorted(timing.liger())
 
 
-FACTS = Facts(40, 0, 64, 75, 6, 0, (), 0, 0, 200, 10.0)
+FACTS = Facts(40, 0, 64, 75, 6, 0, (), 0, 0, 0, 200, 10.0)
 SPECIMEN = Specimen("norm", "sm_90", Launched(None, {}, {}, 1), 1)
 
 
 def texts(faults) -> list[str]:
     return list(map(str, faults))
+
+
+def test_serialized_products_and_a_block_that_does_not_fit_are_faults_whatever_was_committed():
+    wrong = replace(FACTS, serialized=2, occupancy=0, shared=300_000)
+    assert texts(gate.forbidden(SPECIMEN, wrong)) == [
+        "norm, sm_90, occupancy: does not start: 300000 bytes of shared memory",
+        "norm, sm_90, serialized: each product waits for the one before in 2 loops",
+    ]
 
 
 def test_five_per_cent_more_than_committed_pass_and_six_do_not():
@@ -147,6 +164,20 @@ def test_one_narrow_access_or_spill_more_than_committed_is_a_fault_whatever_is_w
         "norm, sm_90, more spills: 2, committed 0",
         "norm, sm_90, more narrow: 1 accesses of less than 128 bits, committed 0",
     ]
+
+
+def test_specimens_that_are_compiled_alike_are_one():
+    """Programs and elements are not in the code; options and whether 16 divides a number are."""
+    kernel = rms_norm.sum_kernel
+
+    def specimen(name: str, programs: int = 1, parts: int = 3, warps: int = 4) -> Specimen:
+        arguments = {"partials": "*fp32", "gradient": "*fp32", "parts": parts,
+                     "COLUMNS": 64, "PARTS_BLOCK": 4, "BLOCK": 32}  # fmt: skip
+        return Specimen(name, "sm_90", Launched(kernel, arguments, {"num_warps": warps}, programs), programs)
+
+    given = [specimen("a"), specimen("b", programs=2), specimen("c", parts=5), specimen("d", parts=32),
+             specimen("e", warps=8), replace(specimen("f"), target="sm_80")]  # fmt: skip
+    assert [one.name for one in distinct(given)] == ["a", "d", "e", "f"]
 
 
 def test_a_peer_of_the_same_name_must_not_be_better():
@@ -173,6 +204,17 @@ def test_facts_of_another_triton_are_not_compared_and_absolute_rules_hold(tmp_pa
     assert committed is None
     assert "1.2.3" in why and triton.__version__ in why
     assert [fault.fact for fault in gate.faults_of(SPECIMEN, replace(FACTS, spills=2), committed)] == ["spills"]
+
+
+def test_each_triton_has_facts_of_its_own_and_writing_one_leaves_the_others(tmp_path, monkeypatch):
+    file = tmp_path / "gate.json"
+    versions = {"3.6.0": FACTS, "3.9.0": replace(FACTS, registers=41)}
+    for version in ("3.9.0", "3.6.0"):
+        monkeypatch.setattr(triton, "__version__", version)
+        gate.write_committed({"sm_90": {"norm": versions[version]}}, file)
+    for version, facts in versions.items():
+        monkeypatch.setattr(triton, "__version__", version)
+        assert gate.read_committed(file) == ({"sm_90": {"norm": facts}}, "")
 
 
 def test_what_is_written_is_what_is_read_and_absent_peers_are_kept(tmp_path):
@@ -210,8 +252,17 @@ def test_nothing_is_compiled_where_kernels_are_interpreted():
 
 @pytest.mark.parametrize(
     ("registers", "shared", "warps", "share"),
-    # A block of 16 warps: by registers 65536 / (40 x 512) = 3 blocks, 128 leave 1; by shared memory 228 // 101 = 2.
-    [(32, 0, 16, 100), (40, 0, 16, 75), (128, 0, 16, 25), (32, 100 * 1024, 16, 50), (255, 0, 8, 12), (16, 0, 1, 50)],
+    # A block of 16 warps: by registers 65536 / (40 x 512) = 3 blocks, 128 leave 1; by shared memory 228 // 101 = 2; 228
+    # KB are less than a block of as many takes.
+    [
+        (32, 228 * 1024, 16, 0),
+        (32, 0, 16, 100),
+        (40, 0, 16, 75),
+        (128, 0, 16, 25),
+        (32, 100 * 1024, 16, 50),
+        (255, 0, 8, 12),
+        (16, 0, 1, 50),
+    ],
 )
 def test_occupancy_is_that_of_the_scarcest_resource(registers, shared, warps, share):
     assert nvidia_occupancy(90, registers, shared, warps) == share
@@ -245,6 +296,24 @@ def test_a_loop_has_what_lies_behind_the_kernels_end_and_a_jump_back_into_it_is_
     names = [code.instructions[index].name for index in sorted(loop.body)]
     assert names == ["LDG.E.128", "BRA", "BRA", "FADD", "BRA"]
     assert len(code) == 10  # without padding
+
+
+HOPPER = """
+.L_x_0:
+        /*0000*/                   HGMMA.64x64x16.F32.BF16 R4, gdesc[UR4], R4 ;
+        /*0010*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+        /*0020*/                   HGMMA.64x64x16.F32.BF16 R4, gdesc[UR8], R4 ;
+        /*0030*/                   {wait}
+        /*0040*/               @P2 BRA `(.L_x_0) ;
+        /*0050*/                   EXIT ;
+"""
+
+
+@pytest.mark.parametrize(("wait", "serialized"), [("MOV R6, R7 ;", False), ("WARPGROUP.DEPBAR.LE gsb0, 0x0 ;", True)])
+def test_products_are_serialized_where_more_than_half_are_waited_for(wait, serialized):
+    code = read_nvidia(HOPPER.replace("{wait}", wait))
+    (loop,) = loops_of(code)
+    assert waits_for_each_product(code, loop) is serialized
 
 
 GCN = """
