@@ -17,7 +17,7 @@ from megatron_lite.kernels import rms_norm
 from megatron_lite.kernels.benchmarks import gate, timing
 from megatron_lite.kernels.benchmarks.compiled import Facts, compiled, nvidia_occupancy
 from megatron_lite.kernels.benchmarks.machine_code import loops_of, read_amd, read_nvidia, waits_for_each_product
-from megatron_lite.kernels.benchmarks.specimen import USUAL, Launched, Specimen, distinct
+from megatron_lite.kernels.benchmarks.specimen import USUAL, Launched, Specimen
 
 TESTS = Path(__file__).parents[1]
 
@@ -166,18 +166,9 @@ def test_one_narrow_access_or_spill_more_than_committed_is_a_fault_whatever_is_w
     ]
 
 
-def test_specimens_that_are_compiled_alike_are_one():
-    """Programs and elements are not in the code; options and whether 16 divides a number are."""
-    kernel = rms_norm.sum_kernel
-
-    def specimen(name: str, programs: int = 1, parts: int = 3, warps: int = 4) -> Specimen:
-        arguments = {"partials": "*fp32", "gradient": "*fp32", "parts": parts,
-                     "COLUMNS": 64, "PARTS_BLOCK": 4, "BLOCK": 32}  # fmt: skip
-        return Specimen(name, "sm_90", Launched(kernel, arguments, {"num_warps": warps}, programs), programs)
-
-    given = [specimen("a"), specimen("b", programs=2), specimen("c", parts=5), specimen("d", parts=32),
-             specimen("e", warps=8), replace(specimen("f"), target="sm_80")]  # fmt: skip
-    assert [one.name for one in distinct(given)] == ["a", "d", "e", "f"]
+def test_specimens_that_are_compiled_alike_are_one(probed):
+    """Programs and elements are not in the code; options, the target and whether 16 divides a number are."""
+    assert probed["distinct"] == ["a", "d", "e", "f"]
 
 
 def test_a_peer_of_the_same_name_must_not_be_better():
@@ -299,13 +290,14 @@ def test_a_loop_has_what_lies_behind_the_kernels_end_and_a_jump_back_into_it_is_
 
 
 HOPPER = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
 .L_x_0:
-        /*0000*/                   HGMMA.64x64x16.F32.BF16 R4, gdesc[UR4], R4 ;
-        /*0010*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
-        /*0020*/                   HGMMA.64x64x16.F32.BF16 R4, gdesc[UR8], R4 ;
-        /*0030*/                   {wait}
-        /*0040*/               @P2 BRA `(.L_x_0) ;
-        /*0050*/                   EXIT ;
+        /*0010*/                   HGMMA.64x64x16.F32.BF16 R4, gdesc[UR4], R4 ;
+        /*0020*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+        /*0030*/                   HGMMA.64x64x16.F32.BF16 R4, gdesc[UR8], R4 ;
+        /*0040*/                   {wait}
+        /*0050*/               @P2 BRA `(.L_x_0) ;
+        /*0060*/                   EXIT ;
 """
 
 

@@ -14,7 +14,7 @@ from megatron_lite.kernels.benchmarks import gate, ours, timing
 from megatron_lite.kernels.benchmarks.compiled import compiled
 from megatron_lite.kernels.benchmarks.machine_code import Loop
 from megatron_lite.kernels.benchmarks.operation import Kernel, Memory, Operation, specimens_of
-from megatron_lite.kernels.benchmarks.specimen import DEVICES, Launched, Specimen, recording, specialized
+from megatron_lite.kernels.benchmarks.specimen import DEVICES, Launched, Specimen, distinct, recording, specialized
 from megatron_lite.kernels.costs import Cost
 from megatron_lite.kernels.launch import Launch
 
@@ -166,6 +166,19 @@ def special() -> dict:
     return found
 
 
+def alike() -> list[str]:
+    """Names of what is left of specimens that differ, one after another, from the first."""
+    first = specimen(shifted, name="a", shift=3)
+    others = [
+        replace(first, name="b", elements=7),
+        specimen(shifted, name="c", shift=5),
+        specimen(shifted, name="d", shift=32),
+        specimen(shifted, name="e", shift=3, options={"num_warps": 4}),
+        replace(first, name="f", target="sm_80"),
+    ]
+    return [one.name for one in distinct([first, *others])]
+
+
 def rivals() -> list[str]:
     """Operations whose arguments Liger's launchers take, where it is installed."""
     found = []
@@ -196,6 +209,7 @@ if __name__ == "__main__":
             "undeclared": undeclared(),
             "recorded": recorded(),
             "special": special(),
+            "distinct": alike(),
             "rivals": rivals(),
         },
         sys.stdout,
