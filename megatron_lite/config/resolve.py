@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from megatron_lite.config.alignment import vocabulary_share
 from megatron_lite.config.tree import Config, ParallelConfig
 from megatron_lite.errors import UsageError
 
@@ -21,7 +22,7 @@ class Resolved:
     local_batch_size: int  # sequences a data rank takes each step: microbatches x micro_batch_size
     tokens_per_step: int  # over all ranks
     head_dim: int
-    padded_vocab_size: int  # the vocabulary rounded up to a multiple of `tensor`
+    padded_vocab_size: int  # the vocabulary rounded up to a multiple of 16 x `tensor`
     stage_layers: tuple[int, ...]  # blocks of each piece: of each stage, or with virtual stages of each chunk, in order
     recompute: tuple[str, ...]  # for each block of the model: none, selective or full
     compute_dtype: str  # weights and activations
@@ -59,7 +60,7 @@ def resolve(config: Config, world_size: int) -> Resolved:
         local_batch_size=train.global_batch_size // data,
         tokens_per_step=train.global_batch_size * train.sequence_length,
         head_dim=model.head_dim,
-        padded_vocab_size=-(-model.vocab_size // parallel.tensor) * parallel.tensor,
+        padded_vocab_size=parallel.tensor * vocabulary_share(model.vocab_size, parallel.tensor),
         stage_layers=_stage_layers(parallel, model.num_hidden_layers),
         recompute=_recompute(parallel.recompute, model.num_hidden_layers),
         compute_dtype=train.dtype,

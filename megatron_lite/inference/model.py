@@ -43,7 +43,8 @@ class LanguageModel:
     def next_logits(self, tokens: Tensor, positions: Tensor, last: Tensor, end: int, cache: Cache) -> Tensor:
         """New tokens int64 [B, T] at `positions` [B, T] -> logits [B, V] after the new token `last[b]` of each row.
 
-        `end` lies past all positions. What comes before the new tokens must be in the cache, which then holds them too.
+        V is the vocabulary without its padding. `end` lies past all positions. What comes before the new tokens must be
+        in the cache, which then holds them too.
         """
         embedding, *blocks, head = self.stage.units
         new = slice_of(positions, end, self.config.model, self.dtype)
@@ -51,7 +52,7 @@ class LanguageModel:
         for number, block in enumerate(blocks):
             x = block.transform(x, *cache.attention(block, number, new))
         x = x[last, torch.arange(len(last), device=x.device)]
-        return head.logits(x.unsqueeze(0)).squeeze(0)
+        return head.logits(x.unsqueeze(0)).squeeze(0)[:, : self.config.model.vocab_size]
 
 
 def load_model(checkpoint: Checkpoint, mesh: Mesh) -> LanguageModel:

@@ -9,7 +9,7 @@
     norms        [H]                                                                replicated
     lm_head      [V / tp, H]                      lm_head, or embed_tokens if tied  rows
 
-V is padded to a multiple of tp; padded rows belong to no logical parameter. Initial deviations: `initializer_range`,
+V is padded to a multiple of 16 tp; padded rows belong to no logical parameter. Initial deviations: `initializer_range`,
 and for o and down that divided by sqrt(2 * layers), as in GPT-2 (Radford et al. 2019, section 2.3). Norms begin at one.
 """
 
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from megatron_lite.config import ModelConfig
+from megatron_lite.config.alignment import vocabulary_share
 from megatron_lite.parallel.layout import Local, Logical, Piece
 
 
@@ -92,7 +93,7 @@ class Specification:
         return Local(name, (rows, columns), (Piece(logical, 0, rows, (0, self.rank * columns)),))
 
     def _vocabulary(self, name: str, logical: Logical, owner: bool = True) -> Local:
-        rows = -(-logical.shape[0] // self.tensor)
+        rows = vocabulary_share(logical.shape[0], self.tensor)
         first = self.rank * rows
         real = min(max(logical.shape[0] - first, 0), rows)
         # A rank of padding alone keeps an empty piece, so that the weight still knows its logical parameter.

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+from megatron_lite.config.alignment import aligned
+
 
 @dataclass(frozen=True)
 class Logical:
@@ -76,9 +78,11 @@ class ShardLayout:
     """A unit's weights cut along their first dimension into `ranks` equal shards, laid one after the other in a flat
     buffer.
 
-        shard r = [ rows r of weight 0 | rows r of weight 1 | ... ]      rows(w) = ceil(first dimension / ranks)
+        shard r = [ rows r of weight 0 | rows r of weight 1 | ... | tail ]      rows(w) = ceil(first dimension / ranks)
 
-    Weights with decay come first, so that a flat shard is two ranges: decayed, and not.
+    The tail fills a shard up to a multiple of 16 elements, so that every rank's begins at an aligned place of the
+    gathered buffer and kernels see an aligned size; it is zero and belongs to no weight. Weights with decay come first,
+    so that a flat shard is two ranges: decayed, and not.
     """
 
     locals: tuple[Local, ...]
@@ -95,7 +99,7 @@ class ShardLayout:
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """Where each weight begins in the flat shard, and where the last ends."""
+        """Where each weight begins in the flat shard, and where the last ends: there the tail begins."""
         offsets = [0]
         for local in self.locals:
             offsets.append(offsets[-1] + self.rows(local) * local.row_size)
@@ -103,8 +107,8 @@ class ShardLayout:
 
     @property
     def size(self) -> int:
-        """Elements of a flat shard."""
-        return self.offsets[-1]
+        """Elements of a flat shard, the tail included."""
+        return aligned(self.offsets[-1])
 
     @property
     def decayed(self) -> int:

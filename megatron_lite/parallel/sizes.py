@@ -7,6 +7,7 @@ from math import ceil
 import torch
 
 from megatron_lite.config import Config, Resolved
+from megatron_lite.config.alignment import aligned
 from megatron_lite.parallel.pipeline.schedules import Action, Schedule
 
 
@@ -79,7 +80,11 @@ class StageSizes:
         return 1 if parallel.zero_stage == 0 else (parallel.zero_group or self.resolved.zero_size)
 
     def shard_size(self, name: str) -> int:
-        """Elements of a rank's shard: each weight's rows, padded to divide."""
+        """Elements of a rank's shard, its tail included."""
+        return aligned(self.shard_rows_size(name))
+
+    def shard_rows_size(self, name: str) -> int:
+        """Elements of a rank's rows of each weight, padded to divide."""
         return sum(ceil(rows / self.sharding) * size for rows, size in self.weights[name.split(".")[0]])
 
     def walk(self) -> Iterator[tuple[Action, Unit]]:

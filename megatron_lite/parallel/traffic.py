@@ -154,7 +154,7 @@ class StepTraffic(StageSizes):
         placement = self.schedule.placement
         ends = placement.place(0)[0], placement.place(len(resolved.stage_layers) - 1)[0]
         if model.tie_word_embeddings and ends[0] != ends[1] and self.stage in ends:
-            self._add("tied_gradient.sum", "all_reduce", 1, self.shard_size("embedding") * self.exact)
+            self._add("tied_gradient.sum", "all_reduce", 1, self.shard_rows_size("embedding") * self.exact)
 
 
 class ConnectTraffic(StepTraffic):

@@ -1,7 +1,8 @@
 """What tensor parallelism splits over the vocabulary: the embedding, the cross-entropy, the output projection with it.
 
 A rank holds the rows [rank V/tp, (rank + 1) V/tp) of the embedding and of the projection, and so those columns of the
-logits; V is padded to divide. The loss takes one all-gather of two numbers a token. It comes in two forms:
+logits; V is padded to a multiple of 16 tp, so that rows of logits begin at aligned places. The loss takes one
+all-gather of two numbers a token. It comes in two forms:
 
     whole       logits [T, B, V/tp] exist, and their gradient is written over them (`vocabulary_cross_entropy`)
     in chunks   a chunk of tokens goes through projection, loss and both gradients before the next one's logits are

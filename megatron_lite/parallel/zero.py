@@ -235,6 +235,7 @@ class Shards:
             rest = gradient[full * rows :].flatten()
             if rest.numel():
                 packed[full, begin : begin + rest.numel()].copy_(rest)
+        packed[:, self.layout.offsets[-1] :].zero_()
         return packed
 
 

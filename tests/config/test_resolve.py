@@ -29,9 +29,14 @@ def test_data_takes_what_the_world_leaves() -> None:
     assert resolved.tokens_per_step == 8 * 32
 
 
-def test_the_vocabulary_is_padded_to_the_tensor_size() -> None:
-    assert resolve(make(model={"vocab_size": 511}, parallel={"tensor": 2}), 2).padded_vocab_size == 512
-    assert resolve(make(model={"vocab_size": 511}), 1).padded_vocab_size == 511
+@pytest.mark.parametrize(
+    ("tensor", "size", "padded"),
+    # 50,272 = 3142 x 16 = 1571 x 16 x 2; with 513 pieces 16 more are missing on one rank, and as many on each of two.
+    [(1, 511, 512), (2, 511, 512), (1, 512, 512), (1, 513, 528), (2, 513, 544), (1, 50257, 50272), (2, 50257, 50272)],
+)
+def test_the_vocabulary_is_padded_to_sixteen_pieces_a_tensor_rank(tensor: int, size: int, padded: int) -> None:
+    config = make(model={"vocab_size": size}, parallel={"tensor": tensor})
+    assert resolve(config, tensor).padded_vocab_size == padded
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,8 @@ def test_the_model_holds_its_weights_once_and_no_optimizer(tmp_path):
     checkpoint, weights = saved_model(tmp_path, Layout(layers=2, dtype="bfloat16"))
     shards = loaded(checkpoint).stage.shards
     assert sum(s.master.numel() + s.gradient.numel() for s in shards) == 0
-    assert sum(s.compute.numel() for s in shards) == sum(w.numel() for w in weights.values())
+    padding = 2 * 3 * 32  # 61 pieces are 64 rows, of the embedding and of the projection
+    assert sum(s.compute.numel() for s in shards) == sum(w.numel() for w in weights.values()) + padding
     assert all(w.full.untyped_storage().data_ptr() == s.compute.untyped_storage().data_ptr()
                for s in shards for w in s.weights)  # fmt: skip
 

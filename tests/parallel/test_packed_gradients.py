@@ -13,7 +13,10 @@ def local(name: str, *shape: int) -> Local:
 
 
 def test_rows_go_to_their_ranks_and_what_no_rank_has_is_zero_whatever_memory_held(monkeypatch):
-    """Over four ranks 5 rows are 2 + 2 + 1 + 0, 8 are 2 each, 1 is 1 + 0 + 0 + 0; 4 have no gradient."""
+    """Over four ranks 5 rows are 2 + 2 + 1 + 0, 8 are 2 each, 1 is 1 + 0 + 0 + 0; 4 have no gradient.
+
+    That makes 10 elements, which a tail of 6 fills up to 16.
+    """
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, **named: empty(*size, **named).fill_(float("nan")))
     locals_ = (local("five", 5, 2), local("eight", 8), local("one", 1, 3), local("unused", 4))
@@ -23,10 +26,11 @@ def test_rows_go_to_their_ranks_and_what_no_rank_has_is_zero_whatever_memory_hel
     five, eight, one = torch.arange(1.0, 11).view(5, 2), torch.arange(11.0, 19), torch.tensor([[19.0, 20, 21]])
     for weight, gradient in zip(shards.weights, (five, eight, one), strict=False):
         weight.gradient, weight.begun = gradient, True
+    tail = [0.0] * 6
     assert shards._packed_gradients().tolist() == [
-        [1, 2, 3, 4, 11, 12, 19, 20, 21, 0],
-        [5, 6, 7, 8, 13, 14, 0, 0, 0, 0],
-        [9, 10, 0, 0, 15, 16, 0, 0, 0, 0],
-        [0, 0, 0, 0, 17, 18, 0, 0, 0, 0],
+        [1, 2, 3, 4, 11, 12, 19, 20, 21, 0, *tail],
+        [5, 6, 7, 8, 13, 14, 0, 0, 0, 0, *tail],
+        [9, 10, 0, 0, 15, 16, 0, 0, 0, 0, *tail],
+        [0, 0, 0, 0, 17, 18, 0, 0, 0, 0, *tail],
     ]
     assert [weight.gradient for weight in shards.weights] == [None] * 4

@@ -73,7 +73,7 @@ class Layout:
         return "_".join([*words, self.dtype])
 
     def config(self, **train: Any) -> Config:
-        # Nothing is a power of two by accident: 61 pieces pad to 62 on tensor 2, 12 sequences divide by 2, 3 and 4.
+        # Nothing is a power of two by accident: 61 pieces leave padding, 12 sequences divide by 2, 3 and 4.
         return config_from_tree(
             {
                 "model": {
