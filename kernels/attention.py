@@ -36,7 +36,7 @@ __all__ = ["attention", "attention_backward", "attention_backward_", "split_pack
 
 # By head dimension: tiles of queries and of keys, warps, stages.
 FORWARD = {
-    64: same(128, 64, 4, 3, sm_80=(128, 64, 8, 2), sm_90=(128, 128, 8, 2), gfx942=(128, 64, 4, 1)),
+    64: same(128, 128, 8, 2, sm_80=(128, 64, 8, 2), gfx942=(128, 64, 4, 1)),
     128: same(128, 64, 8, 3, sm_90=(128, 128, 8, 2), sm_80=(128, 32, 8, 2), gfx942=(128, 32, 4, 1)),
     256: same(64, 32, 8, 2),
 }

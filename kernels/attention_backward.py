@@ -47,7 +47,8 @@ KEYS = {
 }
 # Where a program goes over several heads: those take registers.
 SEVERAL_HEADS = KEYS | {128: same(128, 64, 8, 2, sm_80=(64, 64, 8, 2), sm_90=(128, 32, 8, 2), gfx942=(128, 32, 4, 1))}
-SUM = same(32, 1, 4, 1)
+# Of partial sums: rows at a time. With 32 of 128 numbers Triton 3.6 spills four registers on sm_80.
+SUM = {width: same(32, 1, 4, 1, sm_80=(min(32, 2048 // width), 1, 4, 1)) for width in (64, 128, 256)}
 ENOUGH = 512  # programs that fill a GPU, at
 ENOUGH_ROWS = 128  # keys each, whatever the target's tile
 
@@ -269,7 +270,7 @@ def _launch_dkv(gradient, q, k, v, log_sum, delta, causal, first, last, dk, dv, 
 
 def _sum(partials: Tensor, result: Tensor) -> None:
     batch, groups, parts, keys, head_dim = partials.shape
-    tiles = SUM["sm_80"]
+    tiles = tiles_for(SUM, head_dim, partials.device)
     sum_kernel[(batch * groups, triton.cdiv(keys, tiles.rows))](
         partials, result, strides_of(partials), strides_of(result), keys, groups, parts, head_dim,
         width_of(head_dim), tiles.rows, **tiles.launch.options,
