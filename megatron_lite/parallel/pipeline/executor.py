@@ -69,12 +69,10 @@ class Executor:
         self.saved: dict[Key, list[tuple[Tensor, Output]]] = {}  # a forward -> each unit's (input, output)
         self.queued: dict[Key, list[Queue]] = {}  # an input backward -> each unit's weight gradients, last unit first
         run = {"F": self._forward, "B": self._backward, "I": self._input_backward, "W": self._weight_backward}
-        self.mail.post_receives()
         for action in self.actions:
             if self.recorder is not None:
                 self.recorder.phase = str(action)
             run[action.kind](action)
-            self.mail.post_receives()
         self.walk.finish()
         self.mail.finish()
 

@@ -1,8 +1,7 @@
 """Activations and gradients between pipeline neighbours.
 
 Each channel has a two-rank communicator of its own, so messages of one communicator all go one way and arrive in order.
-One receive is posted ahead, at the end of the action that took the one before it: on a GPU a receive that waits holds
-multiprocessors, which that action's products would lack. A send is waited for when the next goes out on its channel.
+A receive is posted as soon as the one before it was taken; a send is waited for when the next goes out on its channel.
 """
 
 from collections import Counter
@@ -35,15 +34,17 @@ class Inbox:
         self.communicator, self.site, self.like = communicator, site, like
         self.left = expected
         self.posted: Handle | None = None
+        self._post()
 
     def take(self) -> Tensor:
         """The next message, in the order it was sent."""
-        message, self.posted = self.posted.wait(), None
+        message = self.posted.wait()
+        self._post()
         return message
 
-    def post(self) -> None:
-        """Post the next receive, unless it is posted already or no more are to come."""
-        if self.posted is None and self.left:
+    def _post(self) -> None:
+        self.posted = None
+        if self.left:
             self.left -= 1
             buffer = torch.empty_like(self.like)
             self.posted = self.communicator.receive(buffer, 1 - self.communicator.rank, self.site)
@@ -79,11 +80,6 @@ class Mail:
                 self.inboxes[channel] = Inbox(communicator, coming[channel], like, site)
             else:
                 self.outboxes[channel] = Outbox(communicator, site)
-
-    def post_receives(self) -> None:
-        """One receive ahead on every channel; before the first action, and after each."""
-        for inbox in self.inboxes.values():
-            inbox.post()
 
     def take(self, channel: Channel) -> Tensor:
         return self.inboxes[channel].take()
