@@ -38,14 +38,14 @@ def choose_device(asked: DeviceKind, kind: str | None, count: int, place: Place)
     """The kind of device, and why, on a node with `count` accelerators of a `kind` (None: it has none)."""
     ranks, has = place.local_world_size, f"{count} of kind {kind}" if kind else "none"
     if asked == "cpu":
-        return "cpu", "device: cpu (train.device asks for it)"
+        return "cpu", "device: cpu (asked for)"
     if kind is not None and count >= ranks and asked in ("auto", kind):
         return kind, f"device: {kind} ({asked}; accelerators of this node: {has}, ranks: {ranks})"
     if asked == "auto":
         return "cpu", f"device: cpu (auto; accelerators of this node: {has}, ranks: {ranks})"
     raise UsageError(
-        f"train.device = {asked}: needs one for each of this node's {ranks} ranks, it has {has}; start as many ranks "
-        "as it has, or set train.device = cpu"
+        f"device = {asked}: needs one for each of this node's {ranks} ranks, it has {has}; start as many ranks as it "
+        "has, or ask for cpu"
     )
 
 

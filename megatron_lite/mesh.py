@@ -10,7 +10,7 @@ are neighbours on one node:
 The mesh is built once, in a command, and handed down. Nothing in the package asks a global where it is.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -183,10 +183,10 @@ def connect(mesh: Mesh, recorder: Recorder | None = None) -> None:
     synchronize(mesh.device)
 
 
-def _distinct(mesh: Mesh) -> Iterator[Communicator]:
+def _distinct(mesh: Mesh) -> list[Communicator]:
     """The groups of more than one rank, each once: where all share one set of shards, `sharding` is `zero`."""
     groups = (mesh.world, mesh.tensor, mesh.context, mesh.zero, mesh.sharding, mesh.replicas, mesh.embedding)
-    return iter({id(group): group for group in groups if group.size > 1}.values())
+    return list({id(group): group for group in groups if group.size > 1}.values())
 
 
 def _zero_groups(zero: Communicator, group: int | None, make: _Groups) -> tuple[Communicator, Communicator]:
