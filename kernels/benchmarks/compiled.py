@@ -100,7 +100,10 @@ def compiled(specimen: Specimen) -> Facts:
     device, launched = DEVICES[specimen.target], specimen.launched
     signature, constants, attributes = specialized(launched, device)
     source = ASTSource(launched.kernel, signature, constants, attributes)
-    kernel = triton.compile(source, target=device, options=dict(launched.options))
+    with triton.knobs.compilation.scope():
+        # A cached kernel's lines may be another checkout's: Triton's key leaves the file's path out.
+        triton.knobs.compilation.always_compile = True
+        kernel = triton.compile(source, target=device, options=dict(launched.options))
     threads = launched.options["num_warps"] * device.warp_size
     if device.backend == "cuda":
         return _nvidia(specimen, kernel, device.arch, threads)

@@ -75,24 +75,29 @@ class Words:
         self.exchange("", site)
         if self.size == 1:
             return
-        key = f"{self.rounds}/heard by"
-        heard = self.store.add(key, 1)
-        begin = time.monotonic()
-        while self.rank == 0 and heard < self.size and (waited := time.monotonic() - begin) < GOODBYE:
-            _pause(waited)
-            heard = self.store.add(key, 0)
+        self._go(f"{self.rounds}/heard by", self.size)
 
     def _wait_for(self, keys: list[str], site: str) -> None:
         begin = time.monotonic()
         while not self.store.check(keys):
             waited = time.monotonic() - begin
             if self.store.check(["failed"]):
-                raise LostRank(f"{site}: {self.store.get('failed').decode()}")
+                reason = self.store.get("failed").decode()
+                self._go("failed/heard by", self.size - 1)  # all but the one that failed
+                raise LostRank(f"{site}: {reason}")
             if waited > self.patience:
                 missing = [key for key in keys if not self.store.check([key])]
                 who = [int(key.rsplit("/", 1)[1]) for key in missing] if self.rank == 0 else [0]
                 raise LostRank(f"{site}: no word from ranks {who} for {self.patience:g} s")
             _pause(waited)
+
+    def _go(self, key: str, count: int) -> None:
+        """Say that this rank has heard; rank 0 stays until so many have, for a while."""
+        heard = self.store.add(key, 1)
+        begin = time.monotonic()
+        while self.rank == 0 and heard < count and (waited := time.monotonic() - begin) < GOODBYE:
+            _pause(waited)
+            heard = self.store.add(key, 0)
 
 
 def _pause(waited: float) -> None:

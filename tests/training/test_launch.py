@@ -135,6 +135,17 @@ def test_a_rank_that_waits_for_a_word_ends_when_another_fails(tmp_path: Path) ->
         assert ended[rank][1] == f"rank {rank} ends after another failed: a file: rank 1: disk full\n"
 
 
+def test_the_rank_that_holds_the_store_stays_until_the_others_have_heard_of_a_failure(tmp_path: Path) -> None:
+    late = "if place.rank == 2: from megatron_lite.parallel import words; words._pause = lambda _: time.sleep(2.0)"
+    fails = "if place.rank == 1: time.sleep(0.5); raise DataError('disk full')"
+    ended = run_ranks(tmp_path, f"{late}\n        {fails}")
+    assert [err for _, err in ended] == [
+        "rank 0 ends after another failed: a file: rank 1: disk full\n",
+        "error: disk full\n",
+        "rank 2 ends after another failed: a file: rank 1: disk full\n",
+    ]
+
+
 def test_ranks_with_different_devices_are_refused_before_any_group_is_made(tmp_path: Path) -> None:
     other = "from megatron_lite.training import launch; device = launch.local_device; "
     other += "launch.local_device = lambda *a: device(*a) if place.rank else (launch.torch.device('xpu', 0), 'xpu')"
