@@ -5,9 +5,20 @@ sees at all, and which all of it sees.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Documents in sequences laid end to end: where each begins and the last ends, int32 [documents + 1], and the
+    longest of them.
+    """
+
+    bounds: Tensor
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,19 @@ class Visible:
         """bool [B, 1, T, S]: whether a query sees a key."""
         key = torch.arange(self.first_query.shape[1], device=self.first.device)
         return ((key >= self.first.unsqueeze(-1)) & (key < self.last.unsqueeze(-1))).unsqueeze(1)
+
+    @cached_property
+    def lengths(self) -> Lengths | None:
+        """Of the documents, where each query sees its own up to itself. Waits for the device, the first time."""
+        first, last = torch.stack([self.first, self.last]).cpu()
+        sequences, length = first.shape
+        position = torch.arange(length, dtype=first.dtype)
+        begins = first == position
+        same = torch.cat([begins[:, :1], first[:, 1:] == first[:, :-1]], 1)
+        if self.first_query.shape[1] != length or not (last == position + 1).all() or not (begins | same).all():
+            return None
+        bounds = torch.cat([begins.flatten().nonzero().flatten(), torch.tensor([sequences * length])]).to(torch.int32)
+        return Lengths(bounds.to(self.first.device, non_blocking=True), int(bounds.diff().max()))
 
     def split(self, sequences: int) -> list["Visible"]:
         """Of so many sequences each, as views."""

@@ -41,6 +41,8 @@ def parse_arguments() -> argparse.Namespace:
     wanted = options.sections.split(",") if options.sections else known
     if strange := [name for name in wanted if name not in known]:
         parser.error(f"--sections {','.join(strange)}: with --ranks {options.ranks} there are {', '.join(known)}")
+    if options.draw and not (options.out / FILE).is_file():
+        parser.error(f"--draw: there is no {options.out / FILE}")
     options.chosen = [section for section in PLANS[options.ranks] if section.name in wanted]
     return options
 

@@ -4,20 +4,19 @@ This has not run anywhere: no machine that this code saw had the package. Tests 
 in the package's own source and every layout against a stand-in; numbers, speed and memory are unproved.
 
 Whole blocks and causal squares go to the dense functions. Packed documents go to those that take lengths, which have to
-be read back to the host in each call. Key ranges of any other shape, as a ring over packed documents has, are refused.
-The backward is asked for its deterministic form: without it, it adds in whatever order its blocks finish. Version 3
-before September 2025 takes that request and drops it (flash-attention, issue 1596 and pull request 1893).
+be read back to the host once for each microbatch. Key ranges of any other shape, as a ring over packed documents has,
+are refused. The backward is asked for its deterministic form: without it, it adds in whatever order its blocks finish.
+Version 3 before September 2025 takes that request and drops it (flash-attention, issue 1596 and pull request 1893).
 
 On meta tensors, as in a step on paper, the functions give sizes and call nothing.
 """
 
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 
 import torch
 from megatron_lite.kernels.checks import check
-from megatron_lite.kernels.visibility import Visible
+from megatron_lite.kernels.visibility import Lengths, Visible
 from torch import Tensor
 
 # What tells the packages: a module of Python and a compiled one.
@@ -35,16 +34,6 @@ def installed(modules: tuple[str, ...] = SECOND) -> bool:
 def fits(head_dim: int) -> bool:
     """Whether the package has kernels for heads of so many elements."""
     return head_dim % 8 == 0 and head_dim <= WIDEST
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Documents in sequences laid end to end: where each begins and the last ends, int32 [documents + 1], and the
-    longest of them.
-    """
-
-    bounds: Tensor
-    longest: int
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Visible | None) -> tuple[Tensor, Tensor]:
@@ -104,22 +93,13 @@ def attention_backward_(
 
 
 def lengths_of(visible: Visible) -> Lengths:
-    """Where documents begin and end, if each query sees its own document up to itself. Waits for the device.
-
-    Raises ValueError for other ranges.
-    """
-    first, last = torch.stack([visible.first, visible.last]).cpu()
-    sequences, length = first.shape
-    position = torch.arange(length, dtype=first.dtype)
-    begins = first == position
-    same = torch.cat([begins[:, :1], first[:, 1:] == first[:, :-1]], 1)
-    if visible.first_query.shape[1] != length or not (last == position + 1).all() or not (begins | same).all():
+    """Where documents begin and end, if each query sees its own document up to itself; raises ValueError if not."""
+    if visible.lengths is None:
         raise ValueError(
             "flash-attn attends within whole packed documents alone, and these key ranges are others, as those of a "
             "ring over packed documents: set kernels.attention to triton or sdpa"
         )
-    bounds = torch.cat([begins.flatten().nonzero().flatten(), torch.tensor([sequences * length])]).to(torch.int32)
-    return Lengths(bounds.to(visible.first.device, non_blocking=True), int(bounds.diff().max()))
+    return visible.lengths
 
 
 def _second_forward(q, k, v, scale: float, causal: bool, lengths: Lengths | None):

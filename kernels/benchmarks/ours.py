@@ -1,7 +1,7 @@
 """Every operation at the shapes of one rank of the 65B model: what is measured, counted and gated in every run.
 
 With sequence parallelism, one sequence of 8,192 tokens, bfloat16. `Sizes` says what tensor parallel 8 leaves of it; the
-gate sees tensor 4 too. Attention also with heads of 64. `trained.py` has other models' shapes.
+gate sees tensor parallel 4 too. Attention also with heads of 64. `trained.py` has other models' shapes.
 """
 
 from collections.abc import Iterable
@@ -323,4 +323,4 @@ def at_tensor_4() -> list[Operation]:
 
 
 def specimens() -> list[Specimen]:
-    return specimens_of(operations())
+    return specimens_of([*operations(), *at_tensor_4()])

@@ -1,4 +1,4 @@
-"""Every kernel at the 65B model's tensor parallel 4, and at shapes that people train: what the gate sees nightly.
+"""Every kernel at shapes that people train: what the gate sees nightly.
 
 A few of each kind stand for the rest. Of the numbers of heads a kernel's code depends on whether there are several, and
 by a division on how many; of a row's length on the power of two that holds it and on what divides it. Shapes whose code
@@ -12,7 +12,6 @@ from megatron_lite.kernels.benchmarks.ours import (
     DOCUMENT,
     TENSOR_8,
     TOKENS,
-    at_tensor_4,
     attending,
     gated,
     looked_up,
@@ -38,7 +37,7 @@ HEADS = (
 
 
 def operations() -> list[Operation]:
-    found = at_tensor_4()
+    found: list[Operation] = []
     for hidden in HIDDEN:
         sizes = replace(TENSOR_8, hidden=hidden)
         several = [*norm(sizes, False), *norm(sizes, True), partials(sizes), looked_up(sizes)]

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from gpu.day import command_for, run_sections
+from gpu.day import Day, command_for, run_sections
 from gpu.findings import FILE, Findings, read
 from gpu.plan import PLANS, Section
 from gpu.small import far
@@ -69,7 +69,6 @@ def test_a_section_for_which_no_time_is_left_is_skipped_with_a_line(tmp_path):
 
 
 def test_an_exception_in_a_section_is_a_finding_that_names_it(tmp_path):
-    """stage.py fails here because a finding's file cannot be where a folder is."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"}
     command = [sys.executable, "-m", "gpu", "no_such_section", "--out", str(tmp_path), "--toy"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -124,6 +123,12 @@ def test_a_section_that_is_not_in_the_plan_is_refused():
     assert "--sections layouts: with --ranks 1 there are facts, stage, " in done.stderr
 
 
+def test_drawing_again_without_findings_is_refused(tmp_path):
+    done = run_day("--draw", "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"error: --draw: there is no {tmp_path}/results.jsonl\n")
+
+
 def test_two_sections_as_a_toy_leave_their_findings_and_a_page(tmp_path):
     done = run_day("--toy", "--sections", "facts,nccl", "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -157,7 +162,5 @@ def test_a_whole_day_as_a_toy_passes_every_finding(tmp_path, ranks):
 
 
 def test_a_sections_command_says_where_and_whether_it_is_a_toy():
-    from gpu.day import Day
-
     assert command_for(Day(Path("/out"), True), "facts")[1:] == ["-m", "gpu", "facts", "--out", "/out", "--toy"]
     assert command_for(Day(Path("/out"), False), "facts")[1:] == ["-m", "gpu", "facts", "--out", "/out"]
