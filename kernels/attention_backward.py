@@ -38,15 +38,21 @@ from torch import Tensor
 QUERIES = {
     64: same(128, 64, 8, 2, sm_100=(128, 64, 4, 2), gfx942=(128, 64, 4, 1)),
     128: same(128, 64, 8, 2, sm_80=(128, 32, 8, 2), gfx942=(128, 32, 4, 1)),
-    256: same(64, 32, 8, 1, sm_90=(128, 32, 8, 1), gfx942=(64, 16, 4, 1)),
+    256: same(64, 32, 8, 1, sm_90=(128, 32, 8, 2), gfx942=(64, 16, 4, 1)),
 }
 KEYS = {
     64: same(128, 64, 8, 2, sm_100=(128, 64, 8, 2, 1), gfx942=(128, 64, 4, 1)),
+    96: same(128, 64, 8, 2, sm_80=(64, 64, 8, 2), sm_100=(64, 64, 4, 2), gfx942=(128, 32, 4, 1)),
     128: same(128, 64, 8, 2, sm_80=(64, 64, 8, 2), gfx942=(128, 32, 4, 1)),
     256: same(64, 32, 8, 1, sm_89=(64, 16, 8, 1), sm_90=(32, 64, 8, 1), gfx942=(64, 16, 4, 1)),
 }
-# Where a program goes over several heads: those take registers.
-SEVERAL_HEADS = KEYS | {128: same(128, 64, 8, 2, sm_80=(64, 64, 8, 2), sm_90=(128, 32, 8, 2), gfx942=(128, 32, 4, 1))}
+# Where a program goes over several heads, and in ranges besides: those take registers.
+SEVERAL_HEADS = KEYS | {
+    64: same(128, 64, 8, 2, sm_80=(128, 64, 8, 2, 1), sm_100=(128, 64, 8, 2, 1), gfx942=(128, 64, 4, 1)),
+    96: same(128, 64, 8, 2, sm_80=(64, 64, 8, 2), sm_90=(128, 32, 8, 2), sm_100=(64, 64, 4, 2), gfx942=(128, 32, 4, 1)),
+    128: same(128, 64, 8, 2, sm_80=(64, 64, 8, 2), sm_90=(128, 32, 8, 2), gfx942=(128, 32, 4, 1)),
+}
+SEVERAL_HEADS_IN_RANGES = SEVERAL_HEADS | {128: SEVERAL_HEADS[96]}
 # Of partial sums: rows at a time. With 32 of 128 numbers Triton 3.6 spills four registers on sm_80.
 SUM = {width: same(32, 1, 4, 1, sm_80=(min(32, 2048 // width), 1, 4, 1)) for width in (64, 128, 256)}
 ENOUGH = 512  # programs that fill a GPU, at
@@ -199,6 +205,8 @@ def dkv_kernel(gradient, q, k, v, log_sum, delta, first, last, dk, dv, gradient_
                       counts, HEADS // PARTS, SCALE * LOG2_E, STEP, D, WIDTH, True, STAGES)  # fmt: skip
     dk_sum, dv_sum, zero = state
     if PARTS > 1:
+        sequence += zero  # found again after the loops, its place takes no register in them
+        part, group, batch = sequence % PARTS, sequence // PARTS % GROUPS, sequence // (PARTS * GROUPS)
         # Float32 results lie in other threads than keys and values do: they share no addresses.
         zero = 0
     store_rows(row_start(dk, dk_strides, batch, group, part, start), dk_strides[3], left, dk_sum * SCALE, zero,
@@ -253,7 +261,8 @@ def _launch_dkv(gradient, q, k, v, log_sum, delta, causal, first, last, dk, dv, 
     if not batch * groups * keys:
         return
     parts = parts or parts_of(batch * groups, keys, heads)
-    tiles = tiles_for(KEYS if parts == heads else SEVERAL_HEADS, head_dim, q.device)
+    several = SEVERAL_HEADS_IN_RANGES if ranges else SEVERAL_HEADS
+    tiles = tiles_for(KEYS if parts == heads else several, head_dim, q.device)
     grid = (batch * groups * parts, triton.cdiv(keys, tiles.rows))
     shape = (2, batch, groups, parts, keys, head_dim)
     into = (dk, dv) if parts == 1 else dk.new_empty(shape, dtype=accumulator_dtype(dk.dtype)).unbind()

@@ -111,14 +111,20 @@ def add_product_(rows: int, columns: int, tokens: int, element: int, exact: int 
     return Cost(total + operands, total, 0, 2 * tokens * rows * columns)
 
 
+def padded(real: int, columns: int, element: int) -> int:
+    """Real columns up to the next 128 bits, as far as a row goes: loads of single elements would cost more."""
+    return min(columns, -(-real * element // 16) * 16 // element)
+
+
 def cross_entropy_statistics(rows: int, columns: int, real: int, element: int, exact: int = 4) -> Cost:
-    """The vocabulary's columns once, not the padding's; a label of 8 bytes."""
-    return Cost(rows * (real * element + 8), rows * 2 * exact, 0, 4 * rows * real)
+    """The vocabulary's columns once, of the padding what its last 128 bits have; a label of 8 bytes."""
+    return Cost(rows * (padded(real, columns, element) * element + 8), rows * 2 * exact, 0, 4 * rows * real)
 
 
 def cross_entropy_gradient_(rows: int, columns: int, real: int, element: int, exact: int = 4) -> Cost:
-    """Padding is written and not read. Beside its label a row has three numbers: log-sum and two gradients."""
-    return Cost(rows * (real * element + 8 + 3 * exact), rows * columns * element, 0, 3 * rows * real)
+    """Padding is written and hardly read. Beside its label a row has three numbers: log-sum and two gradients."""
+    read = rows * (padded(real, columns, element) * element + 8 + 3 * exact)
+    return Cost(read, rows * columns * element, 0, 3 * rows * real)
 
 
 @dataclass(frozen=True)

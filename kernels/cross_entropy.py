@@ -23,6 +23,7 @@ import torch
 import triton
 import triton.language as tl
 from megatron_lite.kernels.checks import FLOATS, check
+from megatron_lite.kernels.costs import padded
 from megatron_lite.kernels.launch import Launch, accumulator, accumulator_dtype, on_every_target, options_for, rows_of
 from megatron_lite.kernels.registration import differentiable, operation
 from torch import Tensor
@@ -73,8 +74,15 @@ def take_in(tile, label, largest, total, picked, LANES: tl.constexpr, WIDTH: tl.
 
 
 @triton.jit
-def statistics_kernel(logits, target, log_sums, target_logits, stride,
-                      REAL: tl.constexpr, TILE: tl.constexpr, LANES: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+def load_last(place, column, REAL: tl.constexpr, READ: tl.constexpr, ACC: tl.constexpr):
+    """A tile that real columns end in, -inf from there on. What is read ends with 128 bits: there is padding."""
+    tile = tl.load(place, mask=column < READ, other=float("-inf")).to(ACC)
+    return tile if READ == REAL else tl.where(column < REAL, tile, float("-inf"))
+
+
+@triton.jit
+def statistics_kernel(logits, target, log_sums, target_logits, stride, REAL: tl.constexpr, READ: tl.constexpr,
+                      TILE: tl.constexpr, LANES: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     WIDTH: tl.constexpr = 128 // logits.dtype.element_ty.primitive_bitwidth
     WHOLE: tl.constexpr = REAL // TILE * TILE
@@ -84,13 +92,11 @@ def statistics_kernel(logits, target, log_sums, target_logits, stride,
     largest = tl.full([LANES], float("-inf"), ACC)
     total = tl.zeros([LANES], ACC)
     picked = tl.zeros([LANES], ACC)
-    # Whole tiles need no mask: where REAL is no multiple of WIDTH, only the last tile is loaded element by element.
     for start in range(0, WHOLE, TILE):
         tile = tl.load(logits + start + column).to(ACC)
         largest, total, picked = take_in(tile, label - start, largest, total, picked, LANES, WIDTH)
     if WHOLE < REAL:
-        inside = WHOLE + column < REAL
-        tile = tl.load(logits + WHOLE + column, mask=inside, other=float("-inf")).to(ACC)
+        tile = load_last(logits + WHOLE + column, WHOLE + column, REAL, READ, ACC)
         largest, total, picked = take_in(tile, label - WHOLE, largest, total, picked, LANES, WIDTH)
     shift = finite_or_zero(tl.max(largest, 0))
     tl.store(log_sums + row, shift + tl.log(tl.sum(total * exp(largest - shift), 0)))
@@ -107,7 +113,8 @@ def gradient_of(tile, start, column, label, log_sum, loss_gradient, factor):
 
 @triton.jit
 def gradient_kernel(logits, target, log_sums, loss_gradients, log_sum_gradients, stride,
-                    REAL: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+                    REAL: tl.constexpr, READ: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,
+                    ACC: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     WHOLE: tl.constexpr = REAL // TILE * TILE
     logits += row * stride
@@ -125,9 +132,14 @@ def gradient_kernel(logits, target, log_sums, loss_gradients, log_sum_gradients,
     for start in range(WHOLE, COLUMNS, TILE):
         place = logits + start + column
         # exp(-inf) = 0 is the padding's gradient.
-        tile = tl.load(place, mask=start + column < REAL, other=float("-inf")).to(ACC)
+        tile = load_last(place, start + column, REAL, READ, ACC)
         gradient = gradient_of(tile, start, column, label, log_sum, loss_gradient, factor)
         tl.store(place, gradient.to(logits.dtype.element_ty), mask=start + column < COLUMNS)
+
+
+def read_of(real: int, logits: Tensor) -> int:
+    """How many columns are read for the real ones: up to the next 128 bits, as far as there is padding."""
+    return padded(real, logits.shape[-1], logits.element_size())
 
 
 def _check(name: str, logits: Tensor, target: Tensor, real: int) -> None:
@@ -155,7 +167,7 @@ def cross_entropy_statistics(logits, target, real):
         rows = rows_of(logits)
         statistics_kernel[(rows.shape[0],)](
             rows, target.contiguous(), log_sum, target_logit, rows.stride(0),
-            real, TILE, LANES, accumulator(logits.dtype),
+            real, read_of(real, logits), TILE, LANES, accumulator(logits.dtype),
             **options_for(LAUNCHES, logits.device),
         )  # fmt: skip
     return log_sum, target_logit
@@ -187,7 +199,7 @@ def cross_entropy_gradient_(logits, target, real, log_sum, loss_gradient, log_su
     if logits.numel():
         gradient_kernel[(rows.shape[0],)](
             rows, target.contiguous(), log_sum.contiguous(), loss_gradient.contiguous(), log_sum_gradient.contiguous(),
-            rows.stride(0), real, rows.shape[1], TILE, accumulator(logits.dtype),
+            rows.stride(0), real, read_of(real, logits), rows.shape[1], TILE, accumulator(logits.dtype),
             **options_for(LAUNCHES, logits.device),
         )  # fmt: skip
 

@@ -127,8 +127,10 @@ def _amd(specimen: Specimen, kernel: CompiledKernel, threads: int) -> Facts:
     number = {name: int(value) for name, value in re.findall(r"^\s+\.(\w+): +(\d+)$", text, re.MULTILINE)}
     # A quarter of a multiprocessor holds at most 8 waves.
     waves = int(re.search(r"; Occupancy: (\d+)", text)[1])
-    # Scalar registers spill into lanes of vector registers, not into memory.
-    held = Held(number["vgpr_count"], number["vgpr_spill_count"], kernel.metadata.shared, waves * 100 // 8)
+    # Scalar registers spill into lanes of vector registers, those into the matrix units' accumulators while there are
+    # some: no memory is set aside then.
+    spills = number["vgpr_spill_count"] if number["private_segment_fixed_size"] else 0
+    held = Held(number["vgpr_count"], spills, kernel.metadata.shared, waves * 100 // 8)
     return _facts(specimen, AMD, read_amd(text), threads, held)
 
 

@@ -206,7 +206,7 @@ def attending(sizes: Sizes, suffix: str, document: int = TOKENS) -> list[Operati
             backward, seen_alone(cost.attention_backward(size, parts, WIDE), 5),
             {
                 "dq_kernel": kernel(("log_sum", "delta"), False, output),
-                "dkv_kernel": kernel(("log_sum", "delta"), True, {}),
+                "dkv_kernel": kernel(("log_sum", "delta"), True, output if parts == 1 else {}),
                 **(sums if parts > 1 else {}),
             },
             by_products=True,

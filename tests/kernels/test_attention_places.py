@@ -156,10 +156,9 @@ CHECKS = {
             backward, "dq_kernel", "row_start(output, output_strides,", "row_start(output, gradient_strides,"),
     }),
     **{f"{name} past 2^31": (check_far, (dimension,), {
-        f"{kernel} in 32 bits": (
-            module, kernel, "sequence = tl.program_id(0).to(tl.int64)", "sequence = tl.program_id(0)")
-        for module, kernel in ((forward, "forward_kernel"), (backward, "dq_kernel"), (backward, "dkv_kernel"))
-    }) for dimension, name in enumerate(("sequences", "heads"))},
+        f"{name} in 32 bits {way}": (module, "row_start", f"tl.cast({place}, tl.int64)", f"tl.cast({place}, tl.int32)")
+        for module, way in ((forward, "forward"), (backward, "backward"))
+    }) for dimension, (name, place) in enumerate((("sequences", "batch"), ("heads", "group")))},
     "rows past 2^31": (check_far, (2,), {
         "rows in 32 bits": (forward, "row_start", "tl.cast(row, tl.int64)", "row"),
         "rows in 32 bits for gradients": (backward, "row_start", "tl.cast(row, tl.int64)", "row"),
