@@ -151,8 +151,8 @@ def dkv_visit(state, key, value, q, gradient, log_sum, delta, q_strides, gradien
         column = start + tl.arange(0, STEP)
         query = load_rows(row_start(q, q_strides, 0, 0, head, start), q_strides[3], highest - start,
                           STEP, D, WIDTH, WHOLE)  # fmt: skip
-        scores = tl.dot(key, tl.trans(query), input_precision="ieee", out_dtype=dk.dtype)
         sums = load_numbers(log_sum + tl.cast(head, tl.int64) * queries, column, highest, WHOLE) * LOG2_E
+        scores = tl.dot(key, tl.trans(query), input_precision="ieee", out_dtype=dk.dtype)
         exponent = scores * SCALE - sums[None, :]
         if not WHOLE:
             seen = (column[None, :] >= row_first[:, None]) & (column[None, :] < row_last[:, None])
