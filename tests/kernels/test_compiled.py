@@ -24,7 +24,7 @@ TESTS = Path(__file__).parents[1]
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(TESTS)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
 
 
