@@ -19,6 +19,7 @@ from megatron_lite.optim.norm import GradientNorm, clip_coefficient
 from megatron_lite.parallel.collectives import Recorder
 from megatron_lite.parallel.context import documents_of
 from megatron_lite.parallel.labels import label
+from megatron_lite.parallel.pipeline.checker import ScheduleError, check
 from megatron_lite.parallel.pipeline.executor import Executor, rehearse
 from megatron_lite.parallel.pipeline.schedules import SCHEDULES, Schedule
 from megatron_lite.parallel.pipeline.stage import Stage, kinds_of
@@ -133,12 +134,20 @@ class Trainer:
     def _executor(self, microbatches: int, evaluates: bool = False) -> Executor:
         """Planned once for each number of microbatches; evaluation runs the schedule's forwards alone."""
         if (microbatches, evaluates) not in self.executors:
-            actions = self.schedule(microbatches).actions[self.mesh.stage]
+            actions = self._proved(microbatches).actions[self.mesh.stage]
             if evaluates:
                 actions = tuple(action for action in actions if action.kind == "F")
             executor = Executor(self.stage, actions, self.rule, self.mesh.edges, self.recorder)
             self.executors[microbatches, evaluates] = executor
         return self.executors[microbatches, evaluates]
+
+    def _proved(self, microbatches: int) -> Schedule:
+        """The step's schedule. Raises ScheduleError where it is incomplete, would stand still, or is another mesh's."""
+        schedule, connected = self.schedule(microbatches), self.mesh.edges.placement
+        if schedule.placement != connected:
+            raise ScheduleError(f"schedule for {schedule.placement}, but the mesh was connected for {connected}")
+        check(schedule, microbatches)
+        return schedule
 
     def _microbatches(self, samples: Tensor) -> list[Microbatch]:
         """Cut [local batch, S + 1] into this rank's positions of each microbatch, with the step's token count."""

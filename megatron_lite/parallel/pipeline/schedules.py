@@ -4,8 +4,8 @@ Published closed forms of the idle time stand in the docstrings, F, I and W bein
 if all stages take the same time, messages take none, and the step ends for all at once (a global clip of the gradient
 norm comes before any update); each names its further conditions.
 
-A new schedule is one function here and one line in `SCHEDULES`. The checker proves it, the executor runs it, the
-simulator times it, the drawing shows it; none of them knows a schedule by name.
+A new schedule is one function here and one line in `SCHEDULES`. The checker proves it before the first step of so many
+microbatches, the executor runs it, the simulator times it, the drawing shows it; none of them knows a schedule by name.
 """
 
 from collections import Counter, deque
