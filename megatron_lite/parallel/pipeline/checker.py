@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from megatron_lite.errors import MegatronLiteError
 from megatron_lite.parallel.pipeline.routes import Channel, Key, needed_by, received_on, result_of, sent_on
-from megatron_lite.parallel.pipeline.schedules import Action, Schedule
+from megatron_lite.parallel.pipeline.schedules import Action, Placement, Schedule
 
 
 class ScheduleError(MegatronLiteError):
@@ -103,6 +103,7 @@ def execution_order(schedule: Schedule, unreceived_sends: int | None = None) -> 
     """
     run = _Run(schedule, unreceived_sends)
     stages = len(schedule.actions)
+    partners = [_partners(schedule.placement, stage) for stage in range(stages)]
     wake = deque(range(stages))
     while wake:
         stage = wake.popleft()
@@ -119,12 +120,19 @@ def execution_order(schedule: Schedule, unreceived_sends: int | None = None) -> 
             run.cursor[stage] += 1
             moved = True
         if moved:
-            wake += {(stage - 1) % stages, (stage + 1) % stages} - {stage}
+            wake += partners[stage]
     stuck = [run.describe(s, action) for s in range(stages) if (action := run.current(s)) is not None]
     if stuck:
         sends = "sends that never wait" if unreceived_sends is None else "sends that wait for their receive"
         more = f"; and {len(stuck) - 4} more stages" if len(stuck) > 4 else ""
         raise ScheduleError(f"deadlock with {sends}: " + "; ".join(stuck[:4]) + more)
+
+
+def _partners(placement: Placement, stage: int) -> set[int]:
+    """The stages that a stage exchanges messages with."""
+    ways = (placement.before, placement.after)
+    places = [way(stage, chunk) for chunk in range(placement.chunks) for way in ways]
+    return {place[0] for place in places if place is not None} - {stage}
 
 
 def _check_complete(stage: int, actions: tuple[Action, ...], chunks: int, microbatches: int) -> None:

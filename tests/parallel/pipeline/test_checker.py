@@ -162,6 +162,23 @@ def test_forwards_alone_end_too_whatever_the_channels_hold(name, chunks, stages,
         assert len(list(execution_order(forwards, limit))) == chunks * stages * groups * stages
 
 
+class Scattered(Placement):
+    """Pieces on stages that are no neighbours on the pipeline axis."""
+
+    ORDER = (0, 2, 4, 1, 3)
+
+    def piece(self, stage, chunk):
+        return self.ORDER.index(stage)
+
+    def place(self, piece):
+        return (self.ORDER[piece], 0) if 0 <= piece < self.stages else None
+
+
+def test_pieces_may_lie_on_stages_in_any_order():
+    scattered = replace(SCHEDULES["gpipe"](5, 1, 3), placement=Scattered(5))
+    assert check(scattered, 3).messages == 2 * 4 * 3
+
+
 @pytest.mark.parametrize(("name", "chunks"), ALL.items())
 def test_64_stages_and_512_microbatches_are_checked_in_seconds(name, chunks):
     start = time.perf_counter()
