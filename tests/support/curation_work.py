@@ -5,6 +5,7 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from megatron_lite.curation.engine import Outputs, Task
 from megatron_lite.errors import DataError
@@ -13,6 +14,8 @@ from megatron_lite.errors import DataError
 @dataclass(frozen=True)
 class Copy:
     """Writes its inputs' bytes, in capitals where asked, and leaves a line in `log` each time it runs."""
+
+    version: ClassVar[int] = 1
 
     log: str
     capitals: bool = False
@@ -29,6 +32,8 @@ class Copy:
 @dataclass(frozen=True)
 class Misbehave:
     """Does what its task's argument says."""
+
+    version: ClassVar[int] = 1
 
     def __call__(self, task: Task, outputs: Outputs) -> dict:
         outputs.path("half", ".txt").write_text("half")

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 def fingerprint(*values: Any) -> str:
     """32 hexadecimal digits. Takes numbers, strings, None, mappings, lists, tuples, dataclasses and pydantic models.
 
-    A dataclass' field with `metadata={"identity": False}` is left out. Raises TypeError for anything else, so that
-    nothing that decides a result is forgotten.
+    A dataclass' field with `metadata={"identity": False}` is left out. What is callable makes results, and counts with
+    its class' `version`, to be raised when it makes others. Raises TypeError for anything else, and for a callable
+    without a version of its own, so that nothing that decides a result is forgotten.
     """
     return xxhash.xxh3_128_hexdigest(orjson.dumps(_plain(values), option=orjson.OPT_SORT_KEYS))
 
@@ -34,5 +35,10 @@ def _plain(value: Any) -> Any:
 
 
 def _named(value: Any, fields: dict[str, Any]) -> list[Any]:
-    """With its type's name: two kinds of work with equal parameters are different work."""
-    return [f"{type(value).__module__}.{type(value).__qualname__}", _plain(fields)]
+    """With its class' name: two kinds of work with equal parameters are different work."""
+    kind = type(value)
+    if not callable(value):
+        return [kind.__qualname__, _plain(fields)]
+    if "version" not in vars(kind):
+        raise TypeError(f"{kind.__qualname__} makes results and has no version: it has no fingerprint")
+    return [kind.__qualname__, kind.version, _plain(fields)]

@@ -18,11 +18,10 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import xxhash
 
-from megatron_lite import __version__
 from megatron_lite.curation.engine.identity import fingerprint
 from megatron_lite.curation.engine.manifest import NAME, File, Row, append_row, read_rows, write_rows
 from megatron_lite.curation.engine.pool import Engine, WorkerLost
@@ -74,8 +73,11 @@ class Task:
 class Work(Protocol):
     """A frozen dataclass of plain data, which is its identity; heavy things are built in the worker.
 
-    What all tasks read stands in its fields, as File. Returns counts as JSON values.
+    What all tasks read stands in its fields, as File. Returns counts as JSON values. `version` is raised when the code
+    makes other results of the same inputs: what stands of the old one is made again.
     """
+
+    version: ClassVar[int]
 
     def __call__(self, task: Task, outputs: Outputs) -> dict[str, Any]: ...
 
@@ -136,7 +138,7 @@ def run_stage(stage: Stage, parent: Path, engine: Engine, stands: Callable[[Row]
     `stands` says whether a finished task's files are still what they were: `in_place`, the default, or `intact`.
     Raises MegatronLiteError where a worker died, and whatever the work raises; what is finished by then stands.
     """
-    folder, work_key = parent / stage.name, fingerprint(__version__, stage.work)
+    folder, work_key = parent / stage.name, fingerprint(stage.work)
     keys = {task.name: fingerprint(work_key, task) for task in stage.tasks}
     rows = {name: row for name, row in read_rows(folder).items() if row.key == keys.get(name) and stands(row)}
     finished = [rows[task.name] for task in stage.tasks if task.name in rows]

@@ -28,6 +28,7 @@ class BadWords:
     """Notes how many there are as `bad_words` in the metadata. A language without a list passes."""
 
     name: ClassVar[str] = "bad_words"
+    version: ClassVar[int] = 1
 
     max_matches: int | None = 0
     default_language: str = "en"  # of documents that are in no known one

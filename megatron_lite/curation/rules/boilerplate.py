@@ -29,6 +29,7 @@ PHRASES = (
 @dataclass(frozen=True)
 class BoilerplateLines:
     name: ClassVar[str] = "boilerplate"
+    version: ClassVar[int] = 1
 
     max_words: int = 30
     phrases: tuple[str, ...] = PHRASES

@@ -31,6 +31,7 @@ POLICY_PHRASES = (
 @dataclass(frozen=True)
 class C4(CachedProperties):
     name: ClassVar[str] = "c4"
+    version: ClassVar[int] = 1
 
     end_marks: str = '.?!"'
     min_words_per_line: int | None = 5

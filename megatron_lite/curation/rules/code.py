@@ -29,6 +29,7 @@ XML_START_CHARACTERS = 100  # where StarCoder looks for an XML declaration
 @dataclass(frozen=True)
 class Code:
     name: ClassVar[str] = "code"
+    version: ClassVar[int] = 1
 
     min_characters: int | None = None
     max_characters: int | None = None

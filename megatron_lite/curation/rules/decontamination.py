@@ -31,6 +31,7 @@ class Decontamination:
     """Notes `contamination` in the metadata: sets, items and words, of the first passages."""
 
     name: ClassVar[str] = "decontamination"
+    version: ClassVar[int] = 1
 
     table: str
     action: Literal["cut", "drop"] = "cut"

@@ -16,6 +16,7 @@ from megatron_lite.curation.rules.rule import check
 @dataclass(frozen=True)
 class FineWeb:
     name: ClassVar[str] = "fineweb"
+    version: ClassVar[int] = 1
 
     min_punctuated_lines: float | None = 0.12
     max_short_lines: float | None = 0.67

@@ -20,6 +20,7 @@ STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 @dataclass(frozen=True)
 class GopherQuality:
     name: ClassVar[str] = "gopher_quality"
+    version: ClassVar[int] = 1
 
     min_words: int | None = 50
     max_words: int | None = 100_000

@@ -26,6 +26,7 @@ CHECKS = tuple((f"gopher_repetition.{measure}", f"max_{measure}") for measure in
 @dataclass(frozen=True)
 class GopherRepetition:
     name: ClassVar[str] = "gopher_repetition"
+    version: ClassVar[int] = 1
 
     max_duplicate_paragraphs: float | None = 0.30
     max_duplicate_paragraph_characters: float | None = 0.20

@@ -24,6 +24,7 @@ class Language(CachedProperties):
     """
 
     name: ClassVar[str] = "language"
+    version: ClassVar[int] = 1
 
     min_score: float | None = 0.65
     allowed: tuple[str, ...] | None = None  # None: every language

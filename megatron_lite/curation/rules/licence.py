@@ -47,6 +47,7 @@ PHRASES = {
 @dataclass(frozen=True)
 class Licence:
     name: ClassVar[str] = "licence"
+    version: ClassVar[int] = 1
 
     allowed: tuple[str, ...] | None = None  # SPDX identifiers and "unknown"; None: every licence
 

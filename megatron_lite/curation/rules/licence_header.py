@@ -28,6 +28,7 @@ class LicenceHeader:
     """Notes how many characters were cut as `licence_header` in the metadata."""
 
     name: ClassVar[str] = "licence_header"
+    version: ClassVar[int] = 1
 
     max_characters: int = 20_000  # of a comment: a longer one is no header
 

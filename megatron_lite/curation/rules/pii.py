@@ -41,6 +41,7 @@ class Pii(CachedProperties):
     """Notes how many of each kind were masked as `pii` in the metadata."""
 
     name: ClassVar[str] = "pii"
+    version: ClassVar[int] = 1
 
     kinds: tuple[str, ...] = tuple(TOKENS)
 

@@ -27,6 +27,7 @@ ANYWHERE = ("items in cart", "item in cart", "items in your cart", "add to cart"
 @dataclass(frozen=True)
 class RefinedWebLineRules(CachedProperties):
     name: ClassVar[str] = "refinedweb"
+    version: ClassVar[int] = 1
 
     max_flagged_words: float | None = 0.05
     max_uppercase: float = 0.5

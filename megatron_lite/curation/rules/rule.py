@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from megatron_lite.curation.documents import Document, Drop
 from megatron_lite.errors import UsageError
@@ -13,9 +13,11 @@ class Rule(Protocol):
     """Judges a document: None keeps it. A rule may edit the document and note numbers in its metadata.
 
     Rules are frozen dataclasses: their fields are thresholds, the defaults those of the paper; None switches one off.
+    `version` is raised when the code judges or edits otherwise: documents that passed the old one are judged again.
     """
 
-    name: str
+    name: ClassVar[str]
+    version: ClassVar[int]
 
     def __call__(self, document: Document) -> Drop | None: ...
 

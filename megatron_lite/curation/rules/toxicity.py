@@ -45,6 +45,7 @@ class Toxicity:
     """
 
     name: ClassVar[str] = "toxicity"
+    version: ClassVar[int] = 1
 
     scorer: str = "words"
     label: str = "toxic"

@@ -38,6 +38,7 @@ class Urls(CachedProperties):
     """Documents without an address pass."""
 
     name: ClassVar[str] = "urls"
+    version: ClassVar[int] = 1
 
     blocked: tuple[str, ...] = ()  # files of domains and addresses, one a line (csrc/blocklist.h)
     strict: tuple[str, ...] = STRICT

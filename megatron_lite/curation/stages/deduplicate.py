@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from megatron_lite.curation.dedup import exact, fuzzy, paragraphs, substring
 from megatron_lite.curation.dedup.runs import Range
@@ -103,6 +103,8 @@ class _Steps:
 
 @dataclass(frozen=True)
 class Scan:
+    version: ClassVar[int] = 1
+
     options: Options
 
     def __call__(self, task: Task, outputs: Outputs) -> dict[str, Any]:
@@ -111,6 +113,8 @@ class Scan:
 
 @dataclass(frozen=True)
 class Ranged:
+    version: ClassVar[int] = 1
+
     step: str
     function: str  # of RANGED
     options: Options
@@ -125,6 +129,8 @@ class Ranged:
 
 @dataclass(frozen=True)
 class Cluster:
+    version: ClassVar[int] = 1
+
     options: fuzzy.Fuzzy
     runs: tuple[File, ...]
     edges: tuple[File, ...]
@@ -136,6 +142,8 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Describe:
+    version: ClassVar[int] = 1
+
     options: fuzzy.Fuzzy
     members: File
 
@@ -147,6 +155,8 @@ class Describe:
 
 @dataclass(frozen=True)
 class Rescan:
+    version: ClassVar[int] = 1
+
     options: substring.Substring
     repeats: tuple[File, ...]
 
@@ -158,6 +168,8 @@ class Rescan:
 
 @dataclass(frozen=True)
 class JudgeByRuns:
+    version: ClassVar[int] = 1
+
     options: exact.Exact | fuzzy.Fuzzy
     runs: tuple[File, ...]
     findings: tuple[File, ...]
@@ -171,6 +183,8 @@ class JudgeByRuns:
 
 @dataclass(frozen=True)
 class JudgeUnits:
+    version: ClassVar[int] = 1
+
     options: paragraphs.Units
     findings: tuple[File, ...]
 
@@ -183,6 +197,8 @@ class JudgeUnits:
 
 @dataclass(frozen=True)
 class JudgeSubstrings:
+    version: ClassVar[int] = 1
+
     options: substring.Substring
     repeats: tuple[File, ...]
     findings: tuple[File, ...]

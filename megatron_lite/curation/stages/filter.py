@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from megatron_lite.curation.documents import Document, Drop
 from megatron_lite.curation.engine import Outputs, Task
@@ -34,6 +34,8 @@ class Filter:
 
     Counts, by rule, documents and bytes seen, documents edited, and seconds.
     """
+
+    version: ClassVar[int] = 1
 
     def __call__(self, task: Task, outputs: Outputs) -> dict[str, Any]:
         rules = task.argument.rules

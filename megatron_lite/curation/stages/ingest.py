@@ -3,7 +3,7 @@
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from megatron_lite.curation.config import ReadingConfig
 from megatron_lite.curation.documents import Document
@@ -21,6 +21,8 @@ class Ingest:
 
     Writes `documents`, a new file after `shard_bytes` of text, and `refused`.
     """
+
+    version: ClassVar[int] = 1
 
     reading: ReadingConfig
     shard_bytes: int

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import xxhash
 
@@ -17,6 +17,8 @@ class Split:
 
     Near duplicates do not straddle the two where fuzzy deduplication has left one of each cluster.
     """
+
+    version: ClassVar[int] = 1
 
     valid_fraction: float
     seed: int
