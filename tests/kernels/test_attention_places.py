@@ -2,6 +2,7 @@
 differ from tensor to tensor, places past 2^31. Faults in each are planted (nightly), and found.
 """
 
+import inspect
 from math import prod
 
 import pytest
@@ -131,9 +132,9 @@ CHECKS = {
     }),
     "two heads of a part": (check_heads_of_a_part, (), {
         "a part's first head for all": (
-            backward, "dkv_visit", "head += tl.cast(index == count, tl.int64)", "head += 0 * tl.cast(index, tl.int64)"),
+            backward, "dkv_visit", "head += tl.cast(index == count, tl.int32)", "head += 0 * index"),
         "the second head's sums of the first": (
-            backward, "dkv_visit", "log_sum + head * queries", "log_sum"),
+            backward, "dkv_visit", "log_sum + tl.cast(head, tl.int64) * queries", "log_sum"),
         "the second head's gradient of the first": (
             backward, "dkv_visit", "row_start(gradient, gradient_strides, 0, 0, head, start)",
             "row_start(gradient, gradient_strides, 0, 0, 0, start)"),
@@ -175,6 +176,12 @@ def test_attention_is_right_with(name):
 
 
 FAULTS = [(name, fault) for name, (_, _, faults) in CHECKS.items() for fault in faults]
+
+
+@pytest.mark.parametrize(("name", "fault"), FAULTS)
+def test_a_fault_is_of_todays_source(name, fault):
+    module, kernel, right, wrong = CHECKS[name][2][fault]
+    assert right in inspect.getsource(getattr(module, kernel).fn) and wrong != right
 
 
 @pytest.mark.nightly
