@@ -44,7 +44,7 @@ class Local:
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
     replicated: bool = False  # the same on every tensor rank
-    owner: bool = True  # False: another stage's tied copy, which counts in the norm and is saved
+    owner: bool = True  # False: a copy, tied to the weight of another stage, which counts in the norm and is saved
 
     @property
     def weight_decay(self) -> bool:

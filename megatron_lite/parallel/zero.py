@@ -188,6 +188,9 @@ class Shards:
         self._gathering = None
 
     def release(self) -> None:
+        """Let go of the full weights. On a GPU their memory is given out again in the compute stream's order: after
+        every product queued on it so far, and a later gather into it waits for that stream before it begins.
+        """
         for weight in self.weights:
             weight.full = None
 

@@ -109,7 +109,10 @@ class Trainer:
         return totals
 
     def gradients(self, samples: Tensor, stop: bool = False) -> StepResult:
-        """Forward and backward: every gradient, summed and divided by the counted tokens, in its shard."""
+        """Forward and backward: every gradient, summed over microbatches and ranks, in its shard.
+
+        Nothing here divides: the head divides each microbatch's objective by the step's counted tokens.
+        """
         self._phase("count")
         batches = self._microbatches(samples)
         for shards in self.stage.shards:
