@@ -27,7 +27,7 @@ from megatron_lite.curation.engine.manifest import NAME, File, Row, append_row, 
 from megatron_lite.curation.engine.pool import Engine, WorkerLost
 from megatron_lite.curation.shards import ENDING
 from megatron_lite.errors import MegatronLiteError, UsageError
-from megatron_lite.files import publish
+from megatron_lite.files import partial_path, publish
 from megatron_lite.progress import Progress
 
 
@@ -166,7 +166,8 @@ def clean(folder: Path, rows: Sequence[Row]) -> None:
 
     Raises UsageError for a folder with files and without a manifest: no stage has made it.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / NAME).exists():
+    names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    if NAME not in names and names - {partial_path(NAME).name}:  # that is of a run killed as it began
         raise UsageError(f"{folder}: holds files and no {NAME}; name an output folder of its own")
     folder.mkdir(parents=True, exist_ok=True)
     # The rows go before the files: a row never stands for a file that another task's crash has replaced.

@@ -13,6 +13,7 @@ from megatron_lite.curation.engine.identity import fingerprint
 from megatron_lite.curation.engine.manifest import NAME, read_rows
 from megatron_lite.curation.engine.stage import file_checksum
 from megatron_lite.errors import DataError, MegatronLiteError, UsageError
+from megatron_lite.files import partial_path
 
 TEXTS = [f"text {number}\n" * (number + 1) for number in range(7)]
 
@@ -111,6 +112,12 @@ def test_somebody_elses_folder_is_left_alone(tmp_path, inputs):
     with pytest.raises(UsageError, match=r"copy: holds files and no manifest\.jsonl"):
         run_stage(copy_stage(tmp_path, inputs), tmp_path / "out", Serial())
     assert outputs(tmp_path / "out/copy") == {"thesis.txt": b"years of work"}
+
+
+def test_a_run_killed_while_it_began_its_first_manifest_goes_on(tmp_path, inputs):
+    (tmp_path / "out/copy").mkdir(parents=True)
+    partial_path(tmp_path / "out/copy" / NAME).write_text("")
+    assert len(run_stage(copy_stage(tmp_path, inputs), tmp_path / "out", Serial())) == len(TEXTS)
 
 
 def test_a_row_cut_short_by_a_crash_is_no_row(tmp_path, inputs):
