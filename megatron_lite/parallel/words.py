@@ -75,7 +75,7 @@ class Words:
         self.exchange("", site)
         if self.size == 1:
             return
-        self._go(f"{self.rounds}/heard by", self.size)
+        self._stay_until_heard(f"{self.rounds}/heard by", self.size)
 
     def _wait_for(self, keys: list[str], site: str) -> None:
         begin = time.monotonic()
@@ -83,7 +83,7 @@ class Words:
             waited = time.monotonic() - begin
             if self.store.check(["failed"]):
                 reason = self.store.get("failed").decode()
-                self._go("failed/heard by", self.size - 1)  # all but the one that failed
+                self._stay_until_heard("failed/heard by", self.size - 1)  # all but the one that failed
                 raise LostRank(f"{site}: {reason}")
             if waited > self.patience:
                 missing = [key for key in keys if not self.store.check([key])]
@@ -91,7 +91,7 @@ class Words:
                 raise LostRank(f"{site}: no word from ranks {who} for {self.patience:g} s")
             _pause(waited)
 
-    def _go(self, key: str, count: int) -> None:
+    def _stay_until_heard(self, key: str, count: int) -> None:
         """Say that this rank has heard; rank 0 stays until so many have, for a while."""
         heard = self.store.add(key, 1)
         begin = time.monotonic()

@@ -70,6 +70,11 @@ def f(x):  # why
     assert without_words(source.replace('"#"', '"!"')) != without_words(source)
 
 
+def test_what_looks_like_a_comment_inside_quotes_is_code():
+    source = 'f("http://x", \'"\', "/* \\" */"); // why\n/* two\nlines */ g(1\'000);\n'
+    assert curation_versions.without_comments(source) == 'f("http://x", \'"\', "/* \\" */"); \n g(1\'000);\n'
+
+
 def test_code_is_followed_through_imports_into_c_and_lists():
     def names(module: str) -> set[str]:
         return {path.name for path in curation_versions.files_of(f"megatron_lite.curation.{module}")}

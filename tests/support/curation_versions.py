@@ -110,12 +110,18 @@ def with_includes(path: Path) -> set[Path]:
 
 @cache
 def text_of(path: Path) -> str:
+    """Of code what runs; of a list all of it."""
     text = path.read_text(encoding="utf-8")
-    if path.suffix == ".py":
-        text = without_words(text)
-    elif path.suffix in (".cpp", ".h"):
-        text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
+    if path.suffix not in (".py", ".cpp", ".h"):
+        return text
+    text = without_words(text) if path.suffix == ".py" else without_comments(text)
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
+
+
+def without_comments(source: str) -> str:
+    """C++ without comments; what looks like one inside quotes is none."""
+    quoted, comment = r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'', r"//[^\n]*|/\*.*?\*/"
+    return re.sub(f"({quoted})|{comment}", lambda found: found[1] or "", source, flags=re.DOTALL)
 
 
 def without_words(source: str) -> str:
