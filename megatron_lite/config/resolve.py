@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from megatron_lite.config.alignment import vocabulary_share
 from megatron_lite.config.tree import Config, ParallelConfig
+from megatron_lite.config.work import block_products, head_products
 from megatron_lite.errors import UsageError
 
 
@@ -61,7 +62,7 @@ def resolve(config: Config, world_size: int) -> Resolved:
         tokens_per_step=train.global_batch_size * train.sequence_length,
         head_dim=model.head_dim,
         padded_vocab_size=parallel.tensor * vocabulary_share(model.vocab_size, parallel.tensor),
-        stage_layers=_stage_layers(parallel, model.num_hidden_layers),
+        stage_layers=_stage_layers(config),
         recompute=_recompute(parallel.recompute, model.num_hidden_layers),
         compute_dtype=train.dtype,
         master_dtype="float64" if float64 else "float32",
@@ -69,16 +70,36 @@ def resolve(config: Config, world_size: int) -> Resolved:
     )
 
 
-def split_layers(layers: int, stages: int) -> tuple[int, ...]:
-    """Blocks of each stage, as even as possible.
+# An uneven split costs memory where a stage has more blocks, and the logits' work in blocks is an estimate.
+LEAST_GAIN = 0.05
 
-    Left-over blocks go to the middle stages first, the later ones before the earlier, since 1F1B keeps fewer
-    activations there; then to the first stage; the last, which also computes the logits, takes one last of all.
+
+def split_layers(layers: int, stages: int, chunks: int, head: float) -> tuple[int, ...]:
+    """Blocks of each piece, that is of each of a stage's chunks, in order: as even as possible, but for the logits.
+
+    Those, on the last piece, take the work of `head` blocks. It has fewer blocks where that relieves the heaviest piece
+    of LEAST_GAIN or more of a stage's work.
     """
-    least, left_over = divmod(layers, stages)
-    order = [*range(stages - 2, 0, -1), 0, stages - 1]
-    favoured = set(order[:left_over])
-    return tuple(least + (stage in favoured) for stage in range(stages))
+    even, balanced = (_share(layers, stages * chunks, counted) for counted in (0.0, head))
+    gain = _heaviest(even, head) - _heaviest(balanced, head)
+    return balanced if gain >= LEAST_GAIN * (layers / stages + head) else even
+
+
+def _share(layers: int, pieces: int, head: float) -> tuple[int, ...]:
+    """One block for each piece, the others one by one to the piece with the least work.
+
+    Of equals to the middle ones first, the later before the earlier, since 1F1B keeps fewer activations there; then to
+    the first; to the last, which also computes the logits, last of all.
+    """
+    blocks = [1] * pieces
+    order = [*range(pieces - 2, 0, -1), 0, pieces - 1] if pieces > 1 else [0]
+    for _ in range(layers - pieces):
+        blocks[min(order, key=lambda piece: blocks[piece] + head * (piece == pieces - 1))] += 1
+    return tuple(blocks)
+
+
+def _heaviest(blocks: tuple[int, ...], head: float) -> float:
+    return max(*blocks[:-1], blocks[-1] + head, 0)
 
 
 def _check_tensor_divides(config: Config) -> None:
@@ -134,7 +155,8 @@ def _data_size(parallel: ParallelConfig, world_size: int) -> int:
     return world_size // replica
 
 
-def _stage_layers(parallel: ParallelConfig, layers: int) -> tuple[int, ...]:
+def _stage_layers(config: Config) -> tuple[int, ...]:
+    parallel, model, layers = config.parallel, config.model, config.model.num_hidden_layers
     pieces = parallel.pipeline * parallel.virtual_stages
     named = f"parallel.pipeline = {parallel.pipeline}"
     if parallel.virtual_stages > 1:
@@ -142,7 +164,8 @@ def _stage_layers(parallel: ParallelConfig, layers: int) -> tuple[int, ...]:
     if pieces > layers:
         raise UsageError(f"{named}: must not exceed model.num_hidden_layers = {layers}")
     if parallel.stage_layers is None:
-        return split_layers(layers, pieces)
+        head = head_products(model) / block_products(model, config.train.sequence_length)
+        return split_layers(layers, parallel.pipeline, parallel.virtual_stages, head)
     given = list(parallel.stage_layers)
     if len(given) != pieces:
         raise UsageError(f"parallel.stage_layers = {given}: must have one entry for each of {named} stages")

@@ -7,6 +7,7 @@ charged for the keys it may see, not for the whole square.
 import re
 
 from megatron_lite.config import ModelConfig
+from megatron_lite.config.work import block_parameters, block_products, head_products
 
 # Dense bfloat16 peak in FLOP/s, from NVIDIA's data sheets (A100, H100, H200, HGX B200); figures printed there
 # "with sparsity" are halved. The first name that stands in the device's name as a
@@ -23,24 +24,18 @@ _PEAK_BFLOAT16 = {
 
 def matmul_parameters(model: ModelConfig) -> int:
     """Weights that every token is multiplied by: the projections and the head, not the embedding's lookup."""
-    query_width = model.num_attention_heads * model.head_dim
-    key_value_width = model.num_key_value_heads * model.head_dim
-    attention = model.hidden_size * (2 * query_width + 2 * key_value_width)
-    feed_forward = 3 * model.hidden_size * model.intermediate_size
-    return model.num_hidden_layers * (attention + feed_forward) + model.hidden_size * model.vocab_size
+    return model.num_hidden_layers * block_parameters(model) + head_products(model)
 
 
 def flops_per_token(model: ModelConfig, sequence_length: int) -> int:
-    """FLOPs of forward and backward for one token: 6 N + 6 L h (s + 1).
+    """FLOPs of forward and backward for one token: 6 N + 6 L h (s + 1), that is 2 a multiplication, and twice
+    that backward.
 
-    N is `matmul_parameters`: 2 FLOPs a weight forward, 4 backward (Chowdhery et al. 2022, "PaLM", appendix B).
-    Attention's two products cost 4 h FLOPs a key forward and twice that backward; PaLM's 12 L h s charges all
-    s keys, this the (s + 1) / 2 that a query sees on average under the causal mask. h is num_attention_heads x
-    head_dim: grouped key-value heads save projections, which N counts, not products.
+    N is `matmul_parameters` (Chowdhery et al. 2022, "PaLM", appendix B). PaLM's 12 L h s for attention's products
+    charges all s keys, `block_products` the (s + 1) / 2 that a query sees on average under the causal mask.
     """
-    query_width = model.num_attention_heads * model.head_dim
-    attention = 6 * model.num_hidden_layers * query_width * (sequence_length + 1)
-    return 6 * matmul_parameters(model) + attention
+    blocks = model.num_hidden_layers * block_products(model, sequence_length)
+    return 6 * (blocks + head_products(model))
 
 
 def peak_flops(device_name: str, dtype: str) -> float | None:

@@ -1,5 +1,6 @@
 """The numbers that a configuration and a world size decide."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -55,17 +56,62 @@ def test_the_vocabulary_is_padded_to_sixteen_pieces_a_tensor_rank(tensor: int, s
 def test_an_uneven_split_spares_the_last_stage_then_the_first(
     layers: int, stages: int, expected: tuple[int, ...]
 ) -> None:
-    assert split_layers(layers, stages) == expected
+    assert split_layers(layers, stages, 1, head=0.0) == expected
 
 
-def test_every_split_is_complete_and_even_to_one_block() -> None:
+@pytest.mark.parametrize(
+    ("layers", "stages", "chunks", "head", "expected"),
+    [
+        (8, 2, 1, 1.4, (5, 3)),  # 5 instead of 5.4
+        (6, 2, 1, 2.4, (4, 2)),
+        (32, 4, 1, 2.1, (8, 9, 9, 6)),
+        (16, 4, 1, 4.1, (5, 5, 5, 1)),
+        (32, 4, 2, 2.1, (4, 4, 4, 4, 4, 5, 5, 2)),
+        (4, 4, 1, 9.0, (1, 1, 1, 1)),
+        (80, 8, 1, 1.2, (10,) * 8),  # 11 instead of 11.2 is not worth it
+        (80, 8, 5, 1.2, (2,) * 40),  # nor is 3 in one of a stage's five chunks instead of 3.2
+        (8, 2, 1, 1.2, (4, 4)),
+    ],
+)
+def test_the_last_stage_has_fewer_blocks_by_the_work_of_its_logits(
+    layers: int, stages: int, chunks: int, head: float, expected: tuple[int, ...]
+) -> None:
+    assert split_layers(layers, stages, chunks, head) == expected
+
+
+def test_no_split_relieves_the_heaviest_stage_of_more_than_a_twentieth_of_its_work() -> None:
+    for layers, stages, tenths in product(range(1, 9), range(1, 5), range(0, 60, 7)):
+        if stages > layers:
+            continue
+        head = tenths / 10
+
+        def heaviest(split: tuple[int, ...], head: float = head) -> float:
+            return max(*split[:-1], split[-1] + head, 0)
+
+        splits = [split for split in product(range(1, layers + 1), repeat=stages) if sum(split) == layers]
+        found = split_layers(layers, stages, 1, head)
+        assert found in splits
+        assert heaviest(found) - min(map(heaviest, splits)) < 0.05 * (layers / stages + head)
+
+
+def test_without_logits_every_split_is_even_to_one_block() -> None:
     for layers in range(1, 40):
         for stages in range(1, layers + 1):
-            split = split_layers(layers, stages)
+            split = split_layers(layers, stages, 1, head=0.0)
             assert len(split) == stages
             assert sum(split) == layers
             assert max(split) - min(split) <= 1
             assert stages == 1 or split[-1] == min(split)
+
+
+def test_the_logits_work_is_counted_in_blocks_of_the_model() -> None:
+    # A token: a block 4 x 64 x 64 + 3 x 64 x 128 + 64 x (63 + 1) = 45,056 products, the head 64 x 1,408 = 90,112.
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4}
+    config = make(
+        model={**sizes, "num_hidden_layers": 8, "vocab_size": 1408}, parallel={"pipeline": 2},
+        train={"sequence_length": 63},
+    )  # fmt: skip
+    assert resolve(config, 2).stage_layers == (5, 3)  # as 5, 3 and the head's 2
 
 
 def test_float64_runs_keep_and_reduce_everything_in_float64() -> None:
