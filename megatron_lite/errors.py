@@ -27,7 +27,7 @@ class DataError(MegatronLiteError):
     exit_code = 3
 
 
-def run_face(main: Callable[[], None]) -> None:
+def run_command(main: Callable[[], None]) -> None:
     """Run a command's main function: a MegatronLiteError becomes one line on stderr and its exit code.
 
     In a job of several ranks each node's first one speaks; another waits, for torchrun to end it when that one is gone,

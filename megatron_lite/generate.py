@@ -5,7 +5,7 @@ import sys
 
 from megatron_lite.checkpoint import open_checkpoint
 from megatron_lite.device import local_device
-from megatron_lite.errors import UsageError, run_face
+from megatron_lite.errors import UsageError, run_command
 from megatron_lite.inference.model import load_model
 from megatron_lite.inference.sampling import Sampling
 from megatron_lite.inference.text import complete, find_tokenizer
@@ -44,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_face(main)
+    run_command(main)

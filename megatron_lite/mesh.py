@@ -139,7 +139,7 @@ class _Groups:
     """Makes communicators of some ranks, each of which only its members create.
 
     torch names such a group after its ranks and the number of groups made before, so every rank must make equally many:
-    one that has no part in a round makes a group of itself.
+    one that has no part in a matching makes a group of itself.
     """
 
     rank: int
@@ -148,7 +148,7 @@ class _Groups:
     recorder: Recorder | None
 
     def __call__(self, axis: str, ranks: torch.Tensor | Sequence[int], urgency: Urgency = "usual") -> Communicator:
-        """`ranks` of one kind on every rank of the job: one axis, or one round of channels."""
+        """`ranks` of one kind on every rank of the job: one axis, or one matching of channels."""
         ranks = sorted(set(torch.as_tensor(ranks).flatten().tolist()))
         mine = tuple(ranks) if self.rank in ranks else (self.rank,)
         group = dist.new_group(list(mine), timeout=self.timeout, use_local_synchronization=True,
@@ -167,7 +167,7 @@ def connect(mesh: Mesh, recorder: Recorder | None = None) -> None:
     NCCL makes a group's connections, and those between two ranks of it, at their first use, and holds the host until
     all of its ranks are there. In the middle of a step they never would be: a stage that posts its receives first
     stands still before it has sent what its neighbour waits for. Here every rank comes to the groups in one order, and
-    to the channels in rounds that share no stage. A job whose connections do not fit into memory ends here, too.
+    to the channels in matchings, which share no stage. A job whose connections do not fit into memory ends here, too.
     """
     if recorder is not None:
         recorder.phase = "connect"
@@ -199,13 +199,14 @@ def _zero_groups(zero: Communicator, group: int | None, make: _Groups) -> tuple[
 
 
 def _edges(placement: Placement, line: list[int], rank: int, make: _Groups) -> Edges:
-    """A communicator for each channel that begins or ends on this rank's stage, in the order of the rounds.
+    """A communicator for each channel that begins or ends on this rank's stage, in the order they were made in.
 
-    Created in rounds of channels that share no stage, so that a rank makes one group in each.
+    Every rank has to take part whenever a group is made, and takes part in one: so together come channels that share
+    no stage.
     """
     stage = line.index(rank)
     mine: dict[Channel, Communicator] = {}
-    for together in rounds(channels_of(placement)):
+    for together in matchings(channels_of(placement)):
         channel = next((c for c in together if stage in (c.sender, c.receiver)), None)
         ranks = (rank, rank) if channel is None else (line[channel.sender], line[channel.receiver])
         communicator = make("pipeline" if channel is None else channel.name, ranks, urgency="small")
@@ -214,8 +215,8 @@ def _edges(placement: Placement, line: list[int], rank: int, make: _Groups) -> E
     return Edges(placement, stage, mine)
 
 
-def rounds(channels: Sequence[Channel]) -> list[list[Channel]]:
-    """The channels in as few groups without a common stage as the order gives."""
+def matchings(channels: Sequence[Channel]) -> list[list[Channel]]:
+    """The channels in as few matchings (sets of channels without a common stage) as their order gives."""
     found: list[list[Channel]] = []
     for channel in channels:
         stages = {channel.sender, channel.receiver}

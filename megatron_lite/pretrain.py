@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from megatron_lite.config import parse_arguments, resolve
-from megatron_lite.errors import run_face
+from megatron_lite.errors import run_command
 from megatron_lite.place import find_place
 from megatron_lite.planning.regather import decided
 from megatron_lite.training.launch import Ending, joined_world, run_job
@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_face(main)
+    run_command(main)

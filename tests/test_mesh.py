@@ -38,7 +38,7 @@ def test_a_rank_of_2048_makes_its_own_groups_and_no_others(monkeypatch, rank):
     with fake_world(rank, shape.world):
         build_mesh(shape, META, Placement(8, 2))
     assert all(rank in ranks for ranks in made)
-    # tensor, context, zero; embedding; channels in a ring of eight stages, each direction in two rounds
+    # tensor, context, zero; embedding; channels in a ring of eight stages, each direction in two matchings
     assert len(made) == 3 + 1 + 2 * 2
 
 

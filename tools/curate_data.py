@@ -17,7 +17,7 @@ from megatron_lite.curation.engine import Engine, Pool, in_place, intact
 from megatron_lite.curation.engine.ray_tasks import RayTasks
 from megatron_lite.curation.pipeline import curate
 from megatron_lite.curation.report import summary_lines, write_report
-from megatron_lite.errors import MegatronLiteError, run_face
+from megatron_lite.errors import MegatronLiteError, run_command
 
 
 def make_engine(config: CurationConfig) -> Engine:
@@ -55,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_face(main)
+    run_command(main)

@@ -17,7 +17,7 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_lite.errors import DataError, UsageError, run_face
+from megatron_lite.errors import DataError, UsageError, run_command
 from megatron_lite.files import partial_path
 
 # What a package of documentation may be called, since names change with releases.
@@ -167,4 +167,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_face(main)
+    run_command(main)

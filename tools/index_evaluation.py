@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_lite.curation.rules.evaluation_ngrams import LEAST_WORDS, MOST_ITEMS, WORDS, build_table
-from megatron_lite.errors import UsageError, run_face
+from megatron_lite.errors import UsageError, run_command
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -51,4 +51,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_face(main)
+    run_command(main)

@@ -15,7 +15,7 @@ from typing import Any
 from megatron_lite.data.indexed import IndexedDataset, open_indexed
 from megatron_lite.data.inspection import Statistics, choose_documents, faults, read_document, statistics
 from megatron_lite.data.tokenizer import Tokenizer
-from megatron_lite.errors import DataError, run_face
+from megatron_lite.errors import DataError, run_command
 
 BAR = 40  # characters of the longest bar
 SHOWN = 400  # characters of a sample
@@ -112,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_face(main)
+    run_command(main)

@@ -7,7 +7,7 @@ are not those that its sidecar (.json) was written for.
 import argparse
 
 from megatron_lite.data.merge import find_prefixes, merge_datasets
-from megatron_lite.errors import run_face
+from megatron_lite.errors import run_command
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -37,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_face(main)
+    run_command(main)

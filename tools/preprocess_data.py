@@ -11,7 +11,7 @@ from functools import partial
 
 from megatron_lite.data.encode import Settings
 from megatron_lite.data.preprocess import preprocess
-from megatron_lite.errors import run_face
+from megatron_lite.errors import run_command
 
 
 def positive(text: str) -> int:
@@ -84,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_face(main)
+    run_command(main)

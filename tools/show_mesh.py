@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from megatron_lite.config import load_config, resolve
-from megatron_lite.errors import run_face
+from megatron_lite.errors import run_command
 from megatron_lite.training.mesh_drawing import describe, mesh_svg
 from megatron_lite.training.step import schedule_of
 
@@ -33,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_face(main)
+    run_command(main)

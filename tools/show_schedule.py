@@ -7,7 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
-from megatron_lite.errors import UsageError, run_face
+from megatron_lite.errors import UsageError, run_command
 from megatron_lite.parallel.pipeline.checker import check
 from megatron_lite.parallel.pipeline.drawing import chrome_trace, timeline_svg, timeline_text
 from megatron_lite.parallel.pipeline.schedules import SCHEDULES, Schedule, split_backward
@@ -59,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_face(main)
+    run_command(main)

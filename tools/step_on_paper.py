@@ -13,7 +13,7 @@ the number of microbatches once the pipeline is full; traffic does, and is that 
 import argparse
 
 from megatron_lite.config import Config, load_config, resolve
-from megatron_lite.errors import run_face
+from megatron_lite.errors import run_command
 from megatron_lite.parallel.traffic import step_traffic
 from megatron_lite.planning.memory_forms import StepMemory
 from megatron_lite.planning.paper import PaperStep, choice_on_paper, step_on_paper
@@ -149,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_face(main)
+    run_command(main)

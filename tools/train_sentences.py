@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_lite.data.jsonl import MalformedLine, parse_texts, read_batches
 from megatron_lite.data.sentences import ENGLISH_ABBREVIATIONS, train_parameters, write_parameters
-from megatron_lite.errors import DataError, run_face
+from megatron_lite.errors import DataError, run_command
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_face(main)
+    run_command(main)

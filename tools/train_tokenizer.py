@@ -12,7 +12,7 @@ import argparse
 
 from megatron_lite.data.text_sample import Sampling
 from megatron_lite.data.tokenizer_training import train_tokenizer
-from megatron_lite.errors import run_face
+from megatron_lite.errors import run_command
 
 
 def weight(text: str) -> tuple[str, float]:
@@ -81,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_face(main)
+    run_command(main)

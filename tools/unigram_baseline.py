@@ -18,7 +18,7 @@ from tqdm import tqdm
 from megatron_lite.config import load_config, samples_of_run
 from megatron_lite.data.build import build_datasets
 from megatron_lite.data.samples import Samples
-from megatron_lite.errors import DataError, run_face
+from megatron_lite.errors import DataError, run_command
 from megatron_lite.files import partial_path, publish
 
 ROWS = 64  # samples read at once
@@ -77,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_face(main)
+    run_command(main)

@@ -6,7 +6,7 @@ python tools/write_report.py RUN_DIR
 import argparse
 from pathlib import Path
 
-from megatron_lite.errors import run_face
+from megatron_lite.errors import run_command
 from megatron_lite.training.report import write_report
 
 
@@ -17,4 +17,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_face(main)
+    run_command(main)

@@ -64,7 +64,7 @@ def dump(config: BaseModel) -> str:
 
 
 def parse_arguments(description: str, argv: Sequence[str] | None = None) -> Config:
-    """The command line that all faces share: `CONFIG.yaml [key=value ...] [--print-config]`.
+    """The command line that all commands share: `CONFIG.yaml [key=value ...] [--print-config]`.
 
     `--print-config` prints the tree (once in a torchrun job) and exits with 0. Raises UsageError.
     """

@@ -107,7 +107,7 @@ def _turn(qkv: Tensor, arguments, back: bool) -> None:
 
 
 @dataclass(frozen=True)
-class Sight:
+class AttentionMetadata:
     """What attention needs to know of a microbatch's positions: angles, their split over ranks, their documents."""
 
     angles: Angles
@@ -120,10 +120,10 @@ def join_heads(output: Tensor) -> Tensor:
     return output.permute(2, 0, 1, 3).flatten(2)
 
 
-def causal_attention(qkv: Tensor, head_dim: int, queries: int, sight: Sight, kernels: Kernels) -> Tensor:
+def causal_attention(qkv: Tensor, head_dim: int, queries: int, metadata: AttentionMetadata, kernels: Kernels) -> Tensor:
     """Packed and rotated [T, B, G (R + 2) D] -> [T, B, G R D]: softmax(q k^T / sqrt(D)) v over what a position sees."""
-    split = sight.split
-    how = Attention(split.attending, sight.documents, kernels)
+    split = metadata.split
+    how = Attention(split.attending, metadata.documents, kernels)
     if not split.swaps_heads:
         return join_heads(attend(unpack(qkv, head_dim, queries), how))
     groups = qkv.shape[-1] // (head_dim * (queries + 2))

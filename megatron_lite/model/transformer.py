@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_lite.config import ModelConfig
-from megatron_lite.model.operations import Sight, add_norm, causal_attention, norm, rotate, swiglu
+from megatron_lite.model.operations import AttentionMetadata, add_norm, causal_attention, norm, rotate, swiglu
 from megatron_lite.parallel.pipeline.stage import Recompute
 from megatron_lite.parallel.tensor import Region, enter_linear, linear_leave
 from megatron_lite.parallel.vocabulary import (
@@ -39,7 +39,7 @@ class Microbatch:
 
     tokens: Tensor
     labels: Tensor
-    sight: Sight
+    metadata: AttentionMetadata
     count: Tensor
     loss: Tensor | None = None
     z_loss: Tensor | None = None
@@ -67,7 +67,9 @@ class Block:
         self.qkv, self.o, self.gate_up, self.down, self.attention_norm, self.mlp_norm = shards.weights
 
     def forward(self, x: Tensor, batch: Microbatch) -> Tensor:
-        return self.transform(x, partial(self._rotate, sight=batch.sight), partial(self._attention, sight=batch.sight))
+        return self.transform(
+            x, partial(self._rotate, metadata=batch.metadata), partial(self._attention, metadata=batch.metadata)
+        )
 
     def transform(self, x: Tensor, rotate: Projection, attention: Projection) -> Tensor:
         """The block around any attention; generation passes one with a cache.
@@ -83,11 +85,11 @@ class Block:
         h = enter_linear(h, self.gate_up, region, "mlp.enter")
         return linear_leave(h, partial(swiglu, kernels=self.kernels), self.down, region, "mlp.leave", again).add_(x)
 
-    def _rotate(self, qkv: Tensor, sight: Sight) -> Tensor:
-        return rotate(qkv, sight.angles, self.queries, self.model.head_dim, self.kernels)
+    def _rotate(self, qkv: Tensor, metadata: AttentionMetadata) -> Tensor:
+        return rotate(qkv, metadata.angles, self.queries, self.model.head_dim, self.kernels)
 
-    def _attention(self, qkv: Tensor, sight: Sight) -> Tensor:
-        return causal_attention(qkv, self.model.head_dim, self.queries, sight, self.kernels)
+    def _attention(self, qkv: Tensor, metadata: AttentionMetadata) -> Tensor:
+        return causal_attention(qkv, self.model.head_dim, self.queries, metadata, self.kernels)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class _EnterLinear(Function):
     def backward(ctx, gradient):
         x = _saved(ctx)
         weight, region, site = ctx.weight, ctx.region, ctx.site
-        gathered = region.enter(x, f"{site}.again") if weight.later is None else None
+        gathered = region.enter(x, f"{site}.again") if weight.deferred is None else None
         full_gradient = _product(gradient, weight.data)
         scattered = region.enter_backward(full_gradient, f"{site}.backward")
 

@@ -1,7 +1,7 @@
 """Short texts between all ranks, through the store in which they met: files that are ready, errors, the end.
 
 Not through the devices' process groups: while one rank writes files for minutes, the others would stand in a collective
-that their watchdog ends. Rank 0 collects what every rank said and publishes it under one key, so that a round costs
+that their watchdog ends. Rank 0 collects what every rank said and publishes it under one key, so that an exchange costs
 each rank two requests to the store, and no rank a connection to every other.
 """
 
@@ -24,17 +24,17 @@ class LostRank(MegatronLiteError):
 
 @dataclass
 class Words:
-    """What this rank says to all and hears from all, in rounds that every rank takes part in.
+    """What this rank says to all and hears from all, in exchanges that every rank takes part in.
 
     store     None where there is nobody else
-    rounds    so far
+    exchanges so far
     """
 
     store: dist.Store | None
     rank: int
     size: int
     patience: float = PATIENCE
-    rounds: int = 0
+    exchanges: int = 0
 
     @classmethod
     def over(cls, store: dist.Store, rank: int, size: int) -> "Words":
@@ -51,14 +51,14 @@ class Words:
         """Every rank's text, in rank order; also a barrier. Raises LostRank when one failed or stays away."""
         if self.size == 1:
             return [text]
-        self.rounds += 1
-        said, heard = f"{self.rounds}/said", f"{self.rounds}/heard"
+        self.exchanges += 1
+        said, heard = f"{self.exchanges}/said", f"{self.exchanges}/heard"
         if self.rank == 0:
             others = [f"{said}/{rank}" for rank in range(1, self.size)]
             self._wait_for(others, site)
             texts = [text, *(value.decode() for value in self.store.multi_get(others))]
             self.store.set(heard, json.dumps(texts))
-            for key in (*others, f"{self.rounds - 1}/heard"):  # all have read the round before: they spoke in this one
+            for key in (*others, f"{self.exchanges - 1}/heard"):  # all read the last one: they spoke in this
                 self.store.delete_key(key)
             return texts
         self.store.set(f"{said}/{self.rank}", text)
@@ -75,7 +75,7 @@ class Words:
         self.exchange("", site)
         if self.size == 1:
             return
-        self._stay_until_heard(f"{self.rounds}/heard by", self.size)
+        self._stay_until_heard(f"{self.exchanges}/heard by", self.size)
 
     def _wait_for(self, keys: list[str], site: str) -> None:
         begin = time.monotonic()

@@ -13,7 +13,8 @@ One mechanism serves every stage (Rajbhandari et al. 2020, arXiv 1910.02054, sec
 Stage 0 is a sharding group of one rank, replicated over the others. Optimizer state exists as flat shards only.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -73,7 +74,7 @@ class Weight:
         self.full: Tensor | None = None
         self.gradient: Tensor | None = None  # full, in the master dtype
         self.begun = False  # whether it holds a sum; before, what stands there means nothing
-        self.later: list[Callable[[], None]] | None = None  # where a split backward puts its weight gradients
+        self.deferred: list[Callable[[], None]] | None = None  # where a split backward puts its weight gradients
 
     @property
     def data(self) -> Tensor:
@@ -84,10 +85,10 @@ class Weight:
 
     def run_or_defer(self, compute: Callable[[], None]) -> None:
         """Run a weight-gradient computation now, or queue it where the backward is split."""
-        if self.later is None:
+        if self.deferred is None:
             compute()
         else:
-            self.later.append(compute)
+            self.deferred.append(compute)
 
     def add_product(self, output_gradient: Tensor, x: Tensor) -> None:
         """gradient += output_gradient^T x, [N, rows]^T [N, columns], in the master dtype; the first is written."""
@@ -131,6 +132,16 @@ class Weight:
         """After a step's last sum: where nothing was added, its place holds zeros."""
         if self.gradient is not None:
             self._sum()
+
+
+@contextmanager
+def deferring(weights: Sequence[Weight], queue: list[Callable[[], None]] | None) -> Iterator[None]:
+    """Within, these weights' gradients are queued for a split backward's second half; with None they are computed."""
+    for weight in weights:
+        weight.deferred = queue
+    yield
+    for weight in weights:
+        weight.deferred = None
 
 
 class Shards:

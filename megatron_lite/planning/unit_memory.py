@@ -47,7 +47,7 @@ class Tape:
 class UnitMemory:
     """The forms, for the sizes of a stage: of its last tensor rank, which has the vocabulary's padding if there is any.
 
-    Attention that minds documents computes whole scores and is left out.
+    Attention within documents computes whole scores and is left out.
     """
 
     def __init__(self, sizes: StageSizes):

@@ -71,10 +71,10 @@ def pretrain(config: Config, resolved: Resolved, world: World) -> str:
         run_samples=samples_of_run(config.train),
         cache_dir=Path(config.data.cache_dir or run_dir / "cache"),
     )
-    minds = [name for name in ("document_mask", "reset_positions", "eod_mask_loss") if getattr(config.data, name)]
-    if minds and datasets.eod_id is None:
+    wanted = [name for name in ("document_mask", "reset_positions", "eod_mask_loss") if getattr(config.data, name)]
+    if wanted and datasets.eod_id is None:
         raise DataError(
-            f"data.{minds[0]} = true needs to know the token that ends a document: set data.tokenizer, or binarize "
+            f"data.{wanted[0]} = true needs to know the token that ends a document: set data.tokenizer, or binarize "
             "with tools/preprocess_data.py, which writes it beside the data"
         )
     with StopRequest().listening() as stop:

@@ -12,7 +12,7 @@ from megatron_lite.device import memory_of, synchronize
 from megatron_lite.kernels.choice import Choice, kernels_of, optimizer_kernels_of
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.build import build_stage, choice_of, initialize, region_of, split_of
-from megatron_lite.model.operations import Angles, Sight, angles_of
+from megatron_lite.model.operations import Angles, AttentionMetadata, angles_of
 from megatron_lite.model.transformer import Microbatch
 from megatron_lite.optim.adamw import AdamW, AdamWSettings
 from megatron_lite.optim.norm import GradientNorm, clip_coefficient
@@ -163,17 +163,17 @@ class Trainer:
         count = self.mesh.zero.all_reduce(count, "loss.count").wait()
         size = self.config.train.micro_batch_size
         return [
-            Microbatch(part.t().contiguous(), label.t().contiguous(), sight, count)
-            for part, label, sight in zip(
-                tokens.split(size), labels.split(size), self._sights(inputs, positions, size), strict=True
+            Microbatch(part.t().contiguous(), label.t().contiguous(), metadata, count)
+            for part, label, metadata in zip(
+                tokens.split(size), labels.split(size), self._metadata(inputs, positions, size), strict=True
             )
         ]
 
-    def _sights(self, inputs: Tensor, positions: Tensor, size: int) -> list[Sight]:
+    def _metadata(self, inputs: Tensor, positions: Tensor, size: int) -> list[AttentionMetadata]:
         """What attention needs to know of each microbatch; inputs [local batch, S] are of the whole sequence."""
         angles, microbatches = self._angles(positions, inputs.shape[1]), len(inputs) // size
         if self.boundaries is None:
-            return [Sight(angles, self.split)] * microbatches
+            return [AttentionMetadata(angles, self.split)] * microbatches
         numbers = document_numbers(inputs, self.boundaries.end)
         turned, documents = [angles] * microbatches, [None] * microbatches
         if self.boundaries.reset:
@@ -181,7 +181,7 @@ class Trainer:
             turned = [replace(angles, positions=part.t().contiguous()) for part in places.split(size)]
         if self.boundaries.mask:
             documents = documents_of(numbers, self.split.attending).split(size)
-        return [Sight(angle, self.split, seen) for angle, seen in zip(turned, documents, strict=True)]
+        return [AttentionMetadata(angle, self.split, seen) for angle, seen in zip(turned, documents, strict=True)]
 
     def _angles(self, positions: Tensor, length: int) -> Angles:
         model, dtype = self.config.model, getattr(torch, self.resolved.compute_dtype)

@@ -61,9 +61,9 @@ def test_numbers_given_to_kernels_are_not_counted():
 def test_a_read_in_a_block_is_found_where_it_stands(monkeypatch):
     rotate = Block._rotate
 
-    def reads(block, qkv, sight):
-        sight.angles.positions.max().item()
-        return rotate(block, qkv, sight)
+    def reads(block, qkv, metadata):
+        metadata.angles.positions.max().item()
+        return rotate(block, qkv, metadata)
 
     monkeypatch.setattr(Block, "_rotate", reads)
     found = traffic_of(Layout(), rank=0)

@@ -27,7 +27,7 @@ from megatron_lite.parallel.pipeline.routes import (
 )
 from megatron_lite.parallel.pipeline.schedules import Action
 from megatron_lite.parallel.pipeline.stage import Stage, Unit
-from megatron_lite.parallel.zero import Policy, Use, Walk, plan_turns
+from megatron_lite.parallel.zero import Policy, Use, Walk, deferring, plan_turns
 
 Queue = list[Callable[[], None]]
 Output = Tensor | GradientEdge | None
@@ -60,11 +60,11 @@ class Executor:
         self.turns = plan_turns(uses_of(stage, self.actions), rule)
         self.keeps = any(action.kind != "F" for action in self.actions)
 
-    def run(self, batches: Sequence[Any], like: Tensor) -> None:
-        """`batches[m]` is microbatch m; `like` has the shape and dtype of what passes between stages."""
-        self.batches, self.like = batches, like
+    def run(self, batches: Sequence[Any], template: Tensor) -> None:
+        """`batches[m]` is microbatch m; `template` has the shape and dtype of what passes between stages."""
+        self.batches, self.template = batches, template
         self.walk = Walk(self.turns)
-        self.mail = Mail(self.edges, self.actions, like)
+        self.mail = Mail(self.edges, self.actions, template)
         self.at_hand: dict[Key, Tensor] = {}  # results for another chunk of this stage
         self.saved: dict[Key, list[tuple[Tensor, Output]]] = {}  # a forward -> each unit's (input, output)
         self.queued: dict[Key, list[Queue]] = {}  # an input backward -> each unit's weight gradients, last unit first
@@ -79,7 +79,7 @@ class Executor:
     def _forward(self, action: Action) -> None:
         batch = self.batches[action.microbatch]
         x = self._take(action)
-        x = self.like.new_zeros(()) if x is None else x
+        x = self.template.new_zeros(()) if x is None else x
         saved = []
         for unit in units_of(self.stage, action):
             with label(action, unit.shards[0].name):
@@ -143,11 +143,11 @@ class Executor:
             self.at_hand[result_of(action, self.edges.stage)] = result
 
 
-def rehearse(unit: Unit, rule: Policy, batch: Any, like: Tensor) -> None:
+def rehearse(unit: Unit, rule: Policy, batch: Any, template: Tensor) -> None:
     """One unit forward and backward by itself, on a zero input like a message; no other stage takes part."""
     walk = Walk(plan_turns([Use(unit.shards, ()), Use(unit.shards, unit.shards)], rule))
     walk.enter()
-    x = torch.zeros_like(like).requires_grad_()
+    x = torch.zeros_like(template).requires_grad_()
     with torch.set_grad_enabled(unit.recompute != "full"):
         y = unit.forward(x, batch)
     saved, gradient = (x, _output(y)), torch.zeros_like(y) if y.dim() else None
@@ -182,9 +182,6 @@ def _unit_backward(
     if y is None:
         with torch.enable_grad():
             y = _output(unit.forward(x, batch))
-    for weight in weights:
-        weight.later = queue
-    torch.autograd.backward((y,), (gradient,))  # an edge by itself passes for a sequence in some versions
-    for weight in weights:
-        weight.later = None
+    with deferring(weights, queue):
+        torch.autograd.backward((y,), (gradient,))  # an edge by itself passes for a sequence in some versions
     return x.grad

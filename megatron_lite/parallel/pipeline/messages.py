@@ -30,8 +30,8 @@ class Edges:
 class Inbox:
     """Messages of one channel, one receive ahead. `expected` is how many come in the step."""
 
-    def __init__(self, communicator: Communicator, expected: int, like: Tensor, site: str):
-        self.communicator, self.site, self.like = communicator, site, like
+    def __init__(self, communicator: Communicator, expected: int, template: Tensor, site: str):
+        self.communicator, self.site, self.template = communicator, site, template
         self.left = expected
         self.posted: Handle | None = None
         self._post()
@@ -46,7 +46,7 @@ class Inbox:
         self.posted = None
         if self.left:
             self.left -= 1
-            buffer = torch.empty_like(self.like)
+            buffer = torch.empty_like(self.template)
             self.posted = self.communicator.receive(buffer, 1 - self.communicator.rank, self.site)
 
 
@@ -68,16 +68,16 @@ class Outbox:
 
 
 class Mail:
-    """A stage's channels for one step, from the actions it will run. `like` has a message's shape and dtype."""
+    """A stage's channels for one step, from the actions it will run. `template` has a message's shape and dtype."""
 
-    def __init__(self, edges: Edges, actions: Sequence[Action], like: Tensor):
+    def __init__(self, edges: Edges, actions: Sequence[Action], template: Tensor):
         coming = Counter(received_on(action, edges.placement, edges.stage) for action in actions)
         self.inboxes: dict[Channel, Inbox] = {}
         self.outboxes: dict[Channel, Outbox] = {}
         for channel, communicator in edges.channels.items():
             site = SITE[channel.direction]
             if channel.receiver == edges.stage:
-                self.inboxes[channel] = Inbox(communicator, coming[channel], like, site)
+                self.inboxes[channel] = Inbox(communicator, coming[channel], template, site)
             else:
                 self.outboxes[channel] = Outbox(communicator, site)
 
