@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from megatron_lite.kernels.attention_backward import attention_backward, attention_backward_, split_packed
 from megatron_lite.kernels.attention_tiles import (
+    AFTER_LOOPS,
     along_rows,
     by_group,
     check_attention,
@@ -27,7 +28,7 @@ from megatron_lite.kernels.attention_tiles import (
     tiles_for,
     width_of,
 )
-from megatron_lite.kernels.launch import accumulator, accumulator_dtype
+from megatron_lite.kernels.launch import accumulator, accumulator_dtype, for_device
 from megatron_lite.kernels.registration import differentiable, operation
 from megatron_lite.kernels.visibility import Visible, visible_from
 from torch import Tensor
@@ -42,6 +43,9 @@ FORWARD = {
 }
 # Of several groups a program's place takes a few registers more.
 SEVERAL_GROUPS = FORWARD | {64: FORWARD[64] | {"sm_100": FORWARD[128]["sm_100"]}}
+
+# In ranges sm_100 has registers enough.
+AFTER_LOOPS_IN_RANGES = AFTER_LOOPS | {"sm_100": False}
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -87,7 +91,7 @@ def visit_keys(state, query, k, v, k_stride, v_stride, rows, span, tiles, SCALE:
 def forward_kernel(q, k, v, output, log_sum, first, last, q_strides, k_strides, v_strides, output_strides,
                    queries, keys, GROUPS: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
                    ROWS: tl.constexpr, STEP: tl.constexpr, CAUSAL: tl.constexpr, RANGES: tl.constexpr,
-                   SCALE: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+                   SCALE: tl.constexpr, ACC: tl.constexpr, LATE: tl.constexpr):  # fmt: skip
     # Of all heads the last queries first: under causal they have the most to do.
     sequence = tl.program_id(0).to(tl.int64)
     start = (tl.num_programs(1) - 1 - tl.program_id(1)) * ROWS
@@ -105,6 +109,7 @@ def forward_kernel(q, k, v, output, log_sum, first, last, q_strides, k_strides, 
                        D, WIDTH, False)  # fmt: skip
     weighted, total, largest, zero = visit_keys(state, query, k, v, k_strides[3], v_strides[3], rows, span, counts,
                                                 SCALE * LOG2_E, STEP, D, WIDTH, True)  # fmt: skip
+    zero = zero if LATE else 0
     # A query that saw nothing has total 0.
     nothing = total == 0
     total = tl.where(nothing, 1.0, total)
@@ -141,12 +146,13 @@ def _attention(q, k, v, causal, first, last):
     ranges = first is not None
     first, last = (x.contiguous() if ranges else log_sum for x in (first, last))
     tiles = tiles_for(FORWARD if groups == 1 else SEVERAL_GROUPS, head_dim, q.device)
+    late = for_device(AFTER_LOOPS_IN_RANGES if ranges else AFTER_LOOPS, q.device)
     grid = (batch * groups * heads, triton.cdiv(queries, tiles.rows))
     if all(grid):
         forward_kernel[grid](
             q, k, v, output, log_sum, first, last, strides_of(q), strides_of(k), strides_of(v),
             strides_of(by_group(output, groups)), queries, keys, groups, heads, head_dim, width_of(head_dim),
-            tiles.rows, tiles.step, causal, ranges, head_dim**-0.5, accumulator(q.dtype), **tiles.launch.options,
+            tiles.rows, tiles.step, causal, ranges, head_dim**-0.5, accumulator(q.dtype), late, **tiles.launch.options,
         )  # fmt: skip
     return output, log_sum
 

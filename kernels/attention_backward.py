@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from megatron_lite.kernels.attention_tiles import (
+    AFTER_LOOPS,
     along_rows,
     by_group,
     check_attention,
@@ -29,7 +30,7 @@ from megatron_lite.kernels.attention_tiles import (
     width_of,
 )
 from megatron_lite.kernels.checks import check
-from megatron_lite.kernels.launch import accumulator, accumulator_dtype
+from megatron_lite.kernels.launch import accumulator, accumulator_dtype, for_device
 from megatron_lite.kernels.registration import operation
 from megatron_lite.kernels.visibility import Visible
 from torch import Tensor
@@ -53,8 +54,8 @@ SEVERAL_HEADS = KEYS | {
     128: same(128, 64, 8, 2, sm_80=(64, 64, 8, 2), sm_90=(128, 32, 8, 2), gfx942=(128, 32, 4, 1)),
 }
 SEVERAL_HEADS_IN_RANGES = SEVERAL_HEADS | {128: SEVERAL_HEADS[96]}
-# Of partial sums: rows at a time. With 32 of 128 numbers Triton 3.6 spills four registers on sm_80.
-SUM = {width: same(32, 1, 4, 1, sm_80=(min(32, 2048 // width), 1, 4, 1)) for width in (64, 128, 256)}
+# Of partial sums: rows at a time.
+SUM = {width: same(32, 1, 4, 1) for width in (64, 128, 256)}
 ENOUGH = 512  # programs that fill a GPU, at
 ENOUGH_ROWS = 128  # keys each, whatever the target's tile
 
@@ -104,7 +105,7 @@ def dq_visit(state, query, gradient, log_sum, delta, k, v, k_stride, v_stride, r
 def dq_kernel(gradient, q, k, v, output, log_sum, first, last, dq, delta, gradient_strides, q_strides, k_strides,
               v_strides, output_strides, dq_strides, queries, keys, GROUPS: tl.constexpr, HEADS: tl.constexpr,
               D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, CAUSAL: tl.constexpr,
-              RANGES: tl.constexpr, SCALE: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+              RANGES: tl.constexpr, SCALE: tl.constexpr, ACC: tl.constexpr, LATE: tl.constexpr):  # fmt: skip
     # Of all heads the last queries first: under causal they have the most to do.
     sequence = tl.program_id(0)
     start = (tl.num_programs(1) - 1 - tl.program_id(1)) * ROWS
@@ -130,8 +131,8 @@ def dq_kernel(gradient, q, k, v, output, log_sum, first, last, dq, delta, gradie
                      SCALE * LOG2_E, STEP, D, WIDTH, False)  # fmt: skip
     result, zero = dq_visit(state, query, dy, sums, inner, k, v, k_strides[3], v_strides[3], rows, span, counts,
                             SCALE * LOG2_E, STEP, D, WIDTH, True)  # fmt: skip
-    store_rows(row_start(dq, dq_strides, batch, group, head, start), dq_strides[3], left, result * SCALE, zero,
-               ROWS, D, WIDTH)  # fmt: skip
+    store_rows(row_start(dq, dq_strides, batch, group, head, start), dq_strides[3], left, result * SCALE,
+               zero if LATE else 0, ROWS, D, WIDTH)  # fmt: skip
 
 
 @triton.jit
@@ -218,6 +219,7 @@ def dkv_kernel(gradient, q, k, v, log_sum, delta, first, last, dk, dv, gradient_
 @triton.jit
 def sum_kernel(partials, result, partial_strides, strides, keys, GROUPS: tl.constexpr, PARTS: tl.constexpr,
                D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    # A key's parts lie side by side: from one to the next is a number that the compiler knows.
     sequence = tl.program_id(0).to(tl.int64)
     start = tl.program_id(1) * ROWS
     group, batch = sequence % GROUPS, sequence // GROUPS
@@ -225,8 +227,7 @@ def sum_kernel(partials, result, partial_strides, strides, keys, GROUPS: tl.cons
     total = tl.zeros([ROWS, WIDTH], partials.dtype.element_ty)
     partials = row_start(partials, partial_strides, batch, group, 0, start)
     for part in tl.static_range(PARTS):
-        total += load_rows(partials + tl.cast(part, tl.int64) * partial_strides[2], partial_strides[3], left,
-                           ROWS, D, WIDTH, False)  # fmt: skip
+        total += load_rows(partials + part * D, partial_strides[3], left, ROWS, D, WIDTH, False)
     store_rows(row_start(result, strides, batch, group, 0, start), strides[3], left, total, 0, ROWS, D, WIDTH)
 
 
@@ -249,7 +250,7 @@ def _launch_dq(gradient, q, k, v, output, log_sum, causal, first, last, dq) -> T
             gradient, q, k, v, output, log_sum, first, last, dq, delta,
             *map(strides_of, (gradient, q, k, v, output, dq)), queries, keys, groups, heads, head_dim,
             width_of(head_dim), tiles.rows, tiles.step, causal, ranges, head_dim**-0.5, accumulator(q.dtype),
-            **tiles.launch.options,
+            for_device(AFTER_LOOPS, q.device), **tiles.launch.options,
         )  # fmt: skip
     return delta
 
@@ -264,8 +265,7 @@ def _launch_dkv(gradient, q, k, v, log_sum, delta, causal, first, last, dk, dv, 
     several = SEVERAL_HEADS_IN_RANGES if ranges else SEVERAL_HEADS
     tiles = tiles_for(KEYS if parts == heads else several, head_dim, q.device)
     grid = (batch * groups * parts, triton.cdiv(keys, tiles.rows))
-    shape = (2, batch, groups, parts, keys, head_dim)
-    into = (dk, dv) if parts == 1 else dk.new_empty(shape, dtype=accumulator_dtype(dk.dtype)).unbind()
+    into = (dk, dv) if parts == 1 else _partials(dk, parts)
     dkv_kernel[grid](
         gradient, q, k, v, log_sum, delta, first, last, *into,
         *map(strides_of, (gradient, q, k, v, *into)), queries, keys, groups, heads, parts, head_dim,
@@ -275,6 +275,13 @@ def _launch_dkv(gradient, q, k, v, log_sum, delta, causal, first, last, dk, dv, 
     if parts > 1:
         for partials, result in zip(into, (dk, dv), strict=True):
             _sum(partials, result)
+
+
+def _partials(result: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+    """Room for the parts of two results [B, G, S, D], each [B, G, parts, S, D] with a key's parts side by side."""
+    *sequences, head_dim = result.shape
+    room = result.new_empty((2, *sequences, parts, head_dim), dtype=accumulator_dtype(result.dtype))
+    return room.transpose(-3, -2).unbind()
 
 
 def _sum(partials: Tensor, result: Tensor) -> None:

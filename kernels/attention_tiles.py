@@ -29,6 +29,10 @@ class Tiles:
 
 Table = dict[str, Tiles]
 
+# Whether places of results are found after the loops, see `store_rows`: NVIDIA's assembler would keep them in registers
+# meanwhile. The price is a number that counts tiles.
+AFTER_LOOPS = by_target(True, {"gfx942": False})
+
 
 def same(rows: int, step: int, warps: int, stages: int, **others: tuple[int, ...]) -> Table:
     """(rows, step, warps, stages, and stages at ranges' edges where others) for all targets but those named."""
