@@ -44,6 +44,8 @@ FILES = {
     "attention_backward_": "attention",
     "cross_entropy_statistics": "cross_entropy",
     "cross_entropy_gradient_": "cross_entropy",
+    "entropy_statistics": "entropy",
+    "entropy_gradient_": "entropy",
     "embedding_backward_": "embedding",
     "add_product_": "weight_gradient",
 }
@@ -65,6 +67,8 @@ class Kernels:
     attention_backward_: Callable
     cross_entropy_statistics: Callable
     cross_entropy_gradient_: Callable
+    entropy_statistics: Callable
+    entropy_gradient_: Callable
     embedding_backward_: Callable
     add_product_: Callable
 

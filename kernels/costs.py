@@ -127,6 +127,16 @@ def cross_entropy_gradient_(rows: int, columns: int, real: int, element: int, ex
     return Cost(read, rows * columns * element, 0, 3 * rows * real)
 
 
+def entropy_statistics(rows: int, columns: int, real: int, element: int, exact: int = 4) -> Cost:
+    """As cross_entropy_statistics, and two more numbers of a row."""
+    return cross_entropy_statistics(rows, columns, real, element, exact) + Cost(0, rows * 2 * exact, 0, 2 * rows * real)
+
+
+def entropy_gradient_(rows: int, columns: int, real: int, element: int, exact: int = 4) -> Cost:
+    """As cross_entropy_gradient_; a row has five numbers: the mean logit and the entropy's gradient too."""
+    return cross_entropy_gradient_(rows, columns, real, element, exact) + Cost(rows * 2 * exact, 0, 0, 3 * rows * real)
+
+
 @dataclass(frozen=True)
 class Attention:
     """Sizes of attention. `document`: sequences are documents of this length, known to the kernel as ranges (0: none).

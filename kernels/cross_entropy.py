@@ -142,11 +142,25 @@ def read_of(real: int, logits: Tensor) -> int:
     return padded(real, logits.shape[-1], logits.element_size())
 
 
-def _check(name: str, logits: Tensor, target: Tensor, real: int) -> None:
+def check_logits(name: str, logits: Tensor, target: Tensor, real: int) -> None:
     check(name, "logits", logits, logits, dtype=FLOATS)
     check(name, "target", target, logits, logits.shape[:-1], torch.int64)
     if not 0 <= real <= logits.shape[-1]:
         raise ValueError(f"{name}: real is {real}, must be from 0 to the {logits.shape[-1]} columns of logits")
+
+
+def check_numbers(name: str, logits: Tensor, **numbers: Tensor) -> None:
+    """What each row has beside its label."""
+    for what, tensor in numbers.items():
+        check(name, what, tensor, logits, logits.shape[:-1], accumulator_dtype(logits.dtype))
+
+
+def rows_in_place(name: str, logits: Tensor) -> Tensor:
+    """[.., columns] as [rows, columns] in the same memory; where that cannot be, a ValueError."""
+    rows = logits.reshape(logits.shape[:-1].numel(), logits.shape[-1])
+    if rows.data_ptr() != logits.data_ptr() or rows.stride(-1) != 1:
+        raise ValueError(f"{name}: logits has strides {logits.stride()}, must be rows without gaps, evenly apart")
+    return rows
 
 
 def _fake_statistics(logits, target, real):
@@ -161,7 +175,7 @@ def cross_entropy_statistics(logits, target, real):
     log_sum is -inf where there is nothing to sum, target_logit 0 where the label is not here. Its gradient makes a copy
     of the logits; `cross_entropy_gradient_` does without.
     """
-    _check("cross_entropy_statistics", logits, target, real)
+    check_logits("cross_entropy_statistics", logits, target, real)
     log_sum, target_logit = _fake_statistics(logits, target, real)
     if log_sum.numel():
         rows = rows_of(logits)
@@ -185,17 +199,10 @@ def cross_entropy_gradient_(logits, target, real, log_sum, loss_gradient, log_su
     log_sum_gradient [..] is h, each 0 where a label does not count; all in float32 (float64 for float64). Columns from
     `real` on become 0.
     """
-    name, exact = "cross_entropy_gradient_", accumulator_dtype(logits.dtype)
-    _check(name, logits, target, real)
-    for what, tensor in (
-        ("log_sum", log_sum),
-        ("loss_gradient", loss_gradient),
-        ("log_sum_gradient", log_sum_gradient),
-    ):
-        check(name, what, tensor, logits, logits.shape[:-1], exact)
-    rows = logits.reshape(target.numel(), logits.shape[-1])
-    if rows.data_ptr() != logits.data_ptr() or rows.stride(-1) != 1:
-        raise ValueError(f"{name}: logits has strides {logits.stride()}, must be rows without gaps, evenly apart")
+    name = "cross_entropy_gradient_"
+    check_logits(name, logits, target, real)
+    check_numbers(name, logits, log_sum=log_sum, loss_gradient=loss_gradient, log_sum_gradient=log_sum_gradient)
+    rows = rows_in_place(name, logits)
     if logits.numel():
         gradient_kernel[(rows.shape[0],)](
             rows, target.contiguous(), log_sum.contiguous(), loss_gradient.contiguous(), log_sum_gradient.contiguous(),

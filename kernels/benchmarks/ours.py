@@ -4,7 +4,7 @@ With sequence parallelism, one sequence of 8,192 tokens, bfloat16. `Sizes` says 
 gate sees tensor parallel 4 too. Attention also with heads of 64. `trained.py` has other models' shapes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from megatron_lite.kernels import (
     attention_backward,
     cross_entropy,
     embedding,
+    entropy,
     rms_norm,
     rope,
     square_norm,
@@ -29,6 +30,7 @@ from megatron_lite.kernels.reference import adamw as torch_adamw
 from megatron_lite.kernels.reference import attention as torch_attention
 from megatron_lite.kernels.reference import cross_entropy as torch_cross_entropy
 from megatron_lite.kernels.reference import embedding as torch_embedding
+from megatron_lite.kernels.reference import entropy as torch_entropy
 from megatron_lite.kernels.reference import rms_norm as torch_rms_norm
 from megatron_lite.kernels.reference import rope as torch_rope
 from megatron_lite.kernels.reference import square_norm as torch_square_norm
@@ -214,32 +216,54 @@ def attending(sizes: Sizes, suffix: str, document: int = TOKENS) -> list[Operati
     ]  # fmt: skip
 
 
+def _logits(sizes: Sizes, numbers: int = 0) -> Callable[[Memory], tuple]:
+    """A rank's logits and labels, and so many numbers of each token."""
+
+    def inputs(memory: Memory):
+        logits, target = memory.normal(TOKENS, sizes.words), memory.integers(sizes.words * sizes.tensor, TOKENS)
+        return logits, target, sizes.real, *(memory.normal(TOKENS, dtype=float32) for _ in range(numbers))
+
+    return inputs
+
+
+def _over_logits(sizes: Sizes, times: int, single: tuple[str, ...]) -> Kernel:
+    """A kernel that goes over them so many times; one that writes them too has a second loop, of their end."""
+
+    def loops(a) -> dict[str, Loop]:
+        whole = Loop(sizes.real // a["TILE"], bytes=times * WIDE * a["TILE"])
+        return {"start": whole} if times == 1 else {"start in range(0": whole, "start in range(WHOLE": Loop(1)}
+
+    return Kernel(TOKENS * sizes.words, loops, ("target", "log_sums", *single))
+
+
 def loss(sizes: Sizes) -> list[Operation]:
-    def statistics(memory: Memory):
-        return memory.normal(TOKENS, sizes.words), memory.integers(sizes.words * sizes.tensor, TOKENS), sizes.real
-
-    def gradient(memory: Memory):
-        return *statistics(memory), *(memory.normal(TOKENS, dtype=float32) for _ in range(3))
-
-    def whole(a, times: int) -> Loop:
-        return Loop(sizes.real // a["TILE"], bytes=times * WIDE * a["TILE"])
-
-    elements = TOKENS * sizes.words
+    shape = TOKENS, sizes.words, sizes.real, WIDE
     return [
         Operation(
             "cross_entropy_statistics", cross_entropy.cross_entropy_statistics,
-            torch_cross_entropy.cross_entropy_statistics, statistics,
-            cost.cross_entropy_statistics(TOKENS, sizes.words, sizes.real, WIDE),
-            {"statistics_kernel": Kernel(elements, lambda a: {"start": whole(a, 1)},
-                                         ("target", "log_sums", "target_logits"))},
+            torch_cross_entropy.cross_entropy_statistics, _logits(sizes), cost.cross_entropy_statistics(*shape),
+            {"statistics_kernel": _over_logits(sizes, 1, ("target_logits",))},
         ),
         Operation(
             "cross_entropy_gradient_", cross_entropy.cross_entropy_gradient_,
-            torch_cross_entropy.cross_entropy_gradient_, gradient,
-            cost.cross_entropy_gradient_(TOKENS, sizes.words, sizes.real, WIDE),
-            {"gradient_kernel": Kernel(elements,
-                                       lambda a: {"start in range(0": whole(a, 2), "start in range(WHOLE": Loop(1)},
-                                       ("target", "log_sums", "loss_gradients", "log_sum_gradients"))},
+            torch_cross_entropy.cross_entropy_gradient_, _logits(sizes, 3), cost.cross_entropy_gradient_(*shape),
+            {"gradient_kernel": _over_logits(sizes, 2, ("loss_gradients", "log_sum_gradients"))},
+        ),
+    ]  # fmt: skip
+
+
+def entropies(sizes: Sizes) -> list[Operation]:
+    shape = TOKENS, sizes.words, sizes.real, WIDE
+    of_gradients = "mean_logits", "loss_gradients", "log_sum_gradients", "entropy_gradients"
+    return [
+        Operation(
+            "entropy_statistics", entropy.entropy_statistics, torch_entropy.entropy_statistics, _logits(sizes),
+            cost.entropy_statistics(*shape),
+            {"statistics_kernel": _over_logits(sizes, 1, ("target_logits", "mean_logits", "maxima"))},
+        ),
+        Operation(
+            "entropy_gradient_", entropy.entropy_gradient_, torch_entropy.entropy_gradient_, _logits(sizes, 5),
+            cost.entropy_gradient_(*shape), {"gradient_kernel": _over_logits(sizes, 2, of_gradients)},
         ),
     ]  # fmt: skip
 
@@ -305,7 +329,7 @@ def operations() -> list[Operation]:
         *norm(TENSOR_8, adds=False), *norm(TENSOR_8, adds=True), partials(TENSOR_8), *gated(TENSOR_8), turned(TENSOR_8),
         *attending(TENSOR_8, ""), *attending(TENSOR_8, " in documents", DOCUMENT),
         *attending(small, " with small heads"), *attending(small, " with small heads in documents", DOCUMENT),
-        *loss(TENSOR_8), looked_up(TENSOR_8), _product(TENSOR_8), *optimizer(),
+        *loss(TENSOR_8), *entropies(TENSOR_8), looked_up(TENSOR_8), _product(TENSOR_8), *optimizer(),
     ]  # fmt: skip
 
 
@@ -314,7 +338,7 @@ def named(operations: Iterable[Operation], suffix: str) -> list[Operation]:
 
 
 def at_tensor_4() -> list[Operation]:
-    """Those whose machine code is another than at tensor parallel 8."""
+    """Those whose machine code is another than at tensor parallel 8; the loss stands for the entropy too."""
     several = [
         *gated(TENSOR_4), turned(TENSOR_4), *attending(TENSOR_4, ""), *attending(TENSOR_4, " in documents", DOCUMENT),
         *loss(TENSOR_4),

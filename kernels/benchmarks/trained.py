@@ -13,6 +13,7 @@ from megatron_lite.kernels.benchmarks.ours import (
     TENSOR_8,
     TOKENS,
     attending,
+    entropies,
     gated,
     looked_up,
     loss,
@@ -46,6 +47,7 @@ def operations() -> list[Operation]:
         found += named(gated(replace(TENSOR_8, columns=columns)), f", {columns} columns")
     for words, padding in WORDS:
         found += named(loss(replace(TENSOR_8, words=words, padding=padding)), f", {words - padding} words")
+    found += named(entropies(replace(TENSOR_8, words=50_304, padding=47)), ", 50257 words")
     for head, groups, queries, documents in HEADS:
         sizes = replace(TENSOR_8, head=head, groups=groups, queries=queries)
         shape = f", {groups} x {queries} heads of {head}"

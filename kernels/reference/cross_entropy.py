@@ -1,5 +1,7 @@
 """Vocabulary-parallel cross-entropy in plain PyTorch; kernels/cross_entropy.py says what it computes."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,18 @@ def cross_entropy_statistics(logits: Tensor, target: Tensor, real: int) -> tuple
 def cross_entropy_gradient_(
     logits: Tensor, target: Tensor, real: int, log_sum: Tensor, loss_gradient: Tensor, log_sum_gradient: Tensor
 ) -> None:
+    share = loss_gradient + log_sum_gradient
+    softmax_times_(logits, target, real, log_sum, loss_gradient, lambda x, share: share, share)
+
+
+def softmax_times_(
+    logits: Tensor, target: Tensor, real: int, log_sum: Tensor, loss_gradient: Tensor,
+    factor: Callable[..., Tensor], *numbers: Tensor,
+) -> None:  # fmt: skip
+    """Put exp(logits - log_sum) factor(logits, *numbers) - [column is the label] loss_gradient in the logits' place.
+
+    Columns from `real` on become 0. `factor` is given rows [n, real] and their numbers [n, 1], of each number [..].
+    """
     logits[..., real:] = 0
     if real == 0:
         return
@@ -29,11 +43,12 @@ def cross_entropy_gradient_(
     log_sum = torch.where(log_sum == float("-inf"), float("inf"), log_sum)
     here, place = _place(target, real)
     hit = torch.where(here, loss_gradient, torch.zeros_like(loss_gradient)).neg_()
-    of_rows = (log_sum, loss_gradient + log_sum_gradient, hit, place.squeeze(-1))
+    of_rows = (log_sum, hit, place.squeeze(-1), *numbers)
     columns = (x.reshape(-1, 1).split(ROWS) for x in of_rows)
     rows = logits[..., :real].flatten(0, -2)
-    for part, its_log_sum, share, its_hit, its_place in zip(rows.split(ROWS), *columns, strict=True):
+    for part, its_log_sum, its_hit, its_place, *its_numbers in zip(rows.split(ROWS), *columns, strict=True):
         gradient = part.to(log_sum.dtype)  # the logits themselves where the dtypes agree
+        share = factor(gradient, *its_numbers)
         gradient.sub_(its_log_sum).exp_().mul_(share).scatter_add_(-1, its_place, its_hit)
         if gradient.data_ptr() != part.data_ptr():
             part.copy_(gradient)
@@ -46,12 +61,17 @@ def combine_statistics(pairs: Tensor) -> tuple[Tensor, Tensor]:
     """
     largest = pairs[:, 0].amax(0)
     largest = torch.where(largest == float("-inf"), torch.zeros_like(largest), largest)
-    parts = torch.exp(pairs[:, 0] - largest)
+    total = in_rank_order(torch.exp(pairs[:, 0] - largest))
+    # At most one rank has the label; the others' zeros change nothing.
+    return largest + torch.log(total), pairs[:, 1].sum(0)
+
+
+def in_rank_order(parts: Tensor) -> Tensor:
+    """The sum [..] of the ranks' parts [ranks, ..], one after another."""
     total = parts[0]
     for part in parts[1:]:
         total = total + part
-    # At most one rank has the label; the others' zeros change nothing.
-    return largest + torch.log(total), pairs[:, 1].sum(0)
+    return total
 
 
 def _place(target: Tensor, real: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from megatron_lite.kernels import adamw, cross_entropy, embedding, rms_norm, rope, swiglu
+from megatron_lite.kernels import adamw, cross_entropy, embedding, entropy, rms_norm, rope, swiglu
 from support.kernels.far import FAR, far, room
 from support.kernels.harness import fresh, random
 from support.kernels.planted import planted
@@ -50,13 +50,27 @@ def losses(place) -> list[Tensor]:
     return [log_sum, picked, logits]
 
 
+def entropies(place) -> list[Tensor]:
+    logits, target, one = place(rows(24)), torch.tensor([3, -1, 23]), torch.ones(ROWS)
+    statistics = entropy.entropy_statistics(logits, target, 24)
+    entropy.entropy_gradient_(logits, target, 24, statistics[0], statistics[2], one, one, one)
+    return [*statistics, logits]
+
+
 def embeddings(place) -> list[Tensor]:
     gradient, dy = place(rows(24, F32)), place(rows(24, seed=1))
     embedding.embedding_backward_(gradient, torch.tensor([2, 0, 2]), dy)
     return [gradient]
 
 
-KERNELS = {"RMSNorm": norms, "SwiGLU": feeds, "rotary positions": turns, "loss": losses, "embedding": embeddings}
+KERNELS = {
+    "RMSNorm": norms,
+    "SwiGLU": feeds,
+    "rotary positions": turns,
+    "loss": losses,
+    "entropy": entropies,
+    "embedding": embeddings,
+}
 
 
 def check(run) -> None:
@@ -110,6 +124,8 @@ FAULTS: list[tuple[str, ModuleType, str]] = [
     ("rotary positions", rope, "turn_kernel"),
     ("loss", cross_entropy, "statistics_kernel"),
     ("loss", cross_entropy, "gradient_kernel"),
+    ("entropy", entropy, "statistics_kernel"),
+    ("entropy", entropy, "gradient_kernel"),
 ]
 
 

@@ -9,7 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 CALLS = calls()
 EACH = pytest.mark.parametrize("call", CALLS, ids=str)
-DIFFERENTIABLE = ("rms_norm", "add_rms_norm", "swiglu", "attention", "cross_entropy_statistics")
+DIFFERENTIABLE = (
+    "rms_norm", "add_rms_norm", "swiglu", "attention", "cross_entropy_statistics", "entropy_statistics",
+)  # fmt: skip
 
 
 def test_the_calls_are_of_all_operations():
@@ -90,7 +92,8 @@ CHANGES = {
 }
 # Rows may have any shape, and logits more columns than the vocabulary.
 FREE = [("rms_norm", "x", "deeper"), ("swiglu", "gate_up", "deeper"), ("cross_entropy_statistics", "logits", "longer"),
-        ("cross_entropy_gradient_", "logits", "longer")]  # fmt: skip
+        ("cross_entropy_gradient_", "logits", "longer"), ("entropy_statistics", "logits", "longer"),
+        ("entropy_gradient_", "logits", "longer")]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from megatron_lite.kernels import (
     attention_backward,
     cross_entropy,
     embedding,
+    entropy,
     rms_norm,
     rope,
     square_norm,
@@ -90,6 +91,8 @@ def _losses() -> list[Call]:
     return [
         Call(cross_entropy.cross_entropy_statistics, logits, target, 38),
         Call(cross_entropy.cross_entropy_gradient_, logits, target, 38, number, number, number),
+        Call(entropy.entropy_statistics, logits, target, 38),
+        Call(entropy.entropy_gradient_, logits, target, 38, number, number, number, number, number),
     ]
 
 
