@@ -9,8 +9,9 @@ from megatron_lite.errors import UsageError
 from megatron_lite.kernels.choice import Choice, Kernels, Work, choose
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.initialization import fill_box
+from megatron_lite.model.objective import CrossEntropy, Objective
 from megatron_lite.model.parameters import Specification
-from megatron_lite.model.transformer import Block, Embedding, Head, LossRule
+from megatron_lite.model.transformer import Block, Embedding, Ending, Head
 from megatron_lite.parallel.context import ContextSplit
 from megatron_lite.parallel.pipeline.stage import Stage, Unit
 from megatron_lite.parallel.tensor import Region, ReplicatedRegion, SequenceRegion
@@ -45,8 +46,12 @@ def choice_of(config: Config, device: str) -> Choice:
         raise UsageError(str(error)) from None
 
 
-def build_stage(config: Config, resolved: Resolved, mesh: Mesh, kernels: Kernels) -> Stage:
-    """The units of this rank's stage, with weights still zero."""
+def build_stage(
+    config: Config, resolved: Resolved, mesh: Mesh, kernels: Kernels, objective: Objective | None = None
+) -> Stage:
+    """The units of this rank's stage, with weights still zero. `objective` is what the model ends in (None:
+    pretraining's).
+    """
     model, region = config.model, region_of(config, mesh)
     rule = policy(config.parallel.zero_stage, config.parallel.regather)
     specification = Specification(model, config.train.initializer_range, mesh.tensor.size, mesh.tensor.rank)
@@ -73,8 +78,9 @@ def build_stage(config: Config, resolved: Resolved, mesh: Mesh, kernels: Kernels
     if mesh.has_head:
         tied = embedding if model.tie_word_embeddings else None
         shards = shard("head", specification.head(beside_embedding=mesh.has_embedding))
-        rule = LossRule(config.train.z_loss, config.kernels.loss_chunk)
-        chunks[-1].append(Head(model, shards, region, tied, rule))
+        objective = objective or CrossEntropy(config.train.z_loss)
+        ending = Ending(objective, split_of(config, mesh), config.kernels.loss_chunk)
+        chunks[-1].append(Head(model, shards, region, tied, ending))
     distinct = {id(s): s for chunk in chunks for unit in chunk for s in unit.shards}
     return Stage(tuple(map(tuple, chunks)), tuple(distinct.values()))
 

@@ -14,35 +14,23 @@ import torch
 from torch import Tensor
 
 from megatron_lite.config import ModelConfig
+from megatron_lite.model.batch import Microbatch
+from megatron_lite.model.objective import Objective, Outputs
 from megatron_lite.model.operations import AttentionMetadata, add_norm, causal_attention, norm, rotate, swiglu
-from megatron_lite.parallel.pipeline.stage import Recompute
-from megatron_lite.parallel.tensor import Region, enter_linear, linear_leave
-from megatron_lite.parallel.vocabulary import (
-    Vocabulary,
-    chunked_cross_entropy,
+from megatron_lite.parallel.context import ContextSplit, whole_sequences
+from megatron_lite.parallel.linear_cross_entropy import (
+    ChunkedProjection,
+    linear_cross_entropy,
+    linear_cross_entropy_with_gradients,
     projection_of,
-    vocabulary_cross_entropy,
-    vocabulary_embedding,
 )
+from megatron_lite.parallel.pipeline.stage import End, Recompute
+from megatron_lite.parallel.statistics import LOSS
+from megatron_lite.parallel.tensor import Region, enter_linear, linear_leave
+from megatron_lite.parallel.vocabulary import Vocabulary, vocabulary_cross_entropy, vocabulary_embedding
 from megatron_lite.parallel.zero import Shards, Weight
 
 Projection = Callable[[Tensor], Tensor]
-
-
-@dataclass
-class Microbatch:
-    """What every unit of a stage may read: tokens and labels [T, B], what attention sees, and the loss's divisor.
-
-    Labels outside the vocabulary are not counted. `count` is the step's global number of counted tokens, so that
-    gradients of all microbatches and ranks add up to the mean's. The head leaves its sums in `loss` and `z_loss`.
-    """
-
-    tokens: Tensor
-    labels: Tensor
-    metadata: AttentionMetadata
-    count: Tensor
-    loss: Tensor | None = None
-    z_loss: Tensor | None = None
 
 
 class Embedding:
@@ -68,7 +56,7 @@ class Block:
 
     def forward(self, x: Tensor, batch: Microbatch) -> Tensor:
         return self.transform(
-            x, partial(self._rotate, metadata=batch.metadata), partial(self._attention, metadata=batch.metadata)
+            x, partial(self._rotate, metadata=batch.attention), partial(self._attention, metadata=batch.attention)
         )
 
     def transform(self, x: Tensor, rotate: Projection, attention: Projection) -> Tensor:
@@ -93,20 +81,29 @@ class Block:
 
 
 @dataclass(frozen=True)
-class LossRule:
-    """z_loss * log^2 Z keeps the softmax's normalizer near 1 (PaLM, arXiv 2204.02311, section 5). With `chunk`, so many
-    tokens of each rank go through projection and loss at a time; without, all of a microbatch's.
+class Made:
+    """What the head made of a microbatch: the objective's numbers, and where nothing is trained the outputs too."""
+
+    numbers: dict[str, Tensor]
+    outputs: Outputs | None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the model ends. With `chunk`, so many tokens of each rank go through projection and loss at a time; without,
+    all of a microbatch's.
     """
 
-    z_loss: float
+    objective: Objective
+    split: ContextSplit
     chunk: int | None
 
 
 class Head:
-    """Final norm, output projection, cross-entropy. On the embedding's stage a tied head uses its weight."""
+    """Final norm, output projection, the objective. On the embedding's stage a tied head uses its weight."""
 
-    def __init__(self, model: ModelConfig, shards: Shards, region: Region, tied: Shards | None, rule: LossRule):
-        self.model, self.region, self.rule = model, region, rule
+    def __init__(self, model: ModelConfig, shards: Shards, region: Region, tied: Shards | None, ending: Ending):
+        self.model, self.region, self.ending = model, region, ending
         self.shards = (shards,) if tied is None else (shards, tied)
         self.norm: Weight = shards.weights[-1]
         self.projection: Weight = shards.weights[0] if tied is None else tied.weights[0]
@@ -114,28 +111,50 @@ class Head:
 
     def logits(self, x: Tensor) -> Tensor:
         """Local logits [T, B, V/tp]."""
-        return self._project(self._normed(x))
+        return self._project(self._hidden(x))
 
-    def forward(self, x: Tensor, batch: Microbatch) -> Tensor:
-        """The microbatch's share of the objective, a scalar: (sum of losses + z_loss * sum of lse^2) / count."""
-        h = self._normed(x)
-        if self.rule.chunk is None:
-            return self._whole(h, batch)
-        projection = projection_of(self.projection, self.model.vocab_size, self.region, self.rule.chunk)
-        arguments = h, batch.labels, projection, batch.count, self.rule.z_loss
-        objective, batch.loss, batch.z_loss = chunked_cross_entropy(*arguments)
-        return objective
+    def forward(self, x: Tensor, batch: Microbatch) -> End:
+        """The microbatch's share of the objective, and what is reported of it."""
+        objective, seen = self.ending.objective, (batch.sequences, batch.denominators)
+        h, trains = self._hidden(x), x.requires_grad
+        # One pass is for whom loss and log-sum are enough.
+        one_pass = trains and self.ending.chunk is not None and objective.statistics is LOSS
+        weights = objective.token_weights(*seen) if one_pass else None
+        if weights is None:
+            per_token, gradient = self._per_token(h, batch.labels), None
+        else:
+            per_token, gradient = self._with_gradient(h, batch, weights)
+        whole = whole_sequences(per_token, self.ending.split, "head.outputs")
+        outputs = Outputs(*whole)
+        scalar, numbers = objective.loss(outputs, *seen)
+        root = scalar if weights is None else h
+        return End(root, gradient, Made(numbers, None if trains else outputs))
 
-    def _normed(self, x: Tensor) -> Tensor:
-        return norm(x, self.norm, self.model.rms_norm_eps)[0]
+    def _hidden(self, x: Tensor) -> Tensor:
+        h, temperature = norm(x, self.norm, self.model.rms_norm_eps)[0], self.ending.objective.temperature
+        return h if temperature == 1 else h / temperature
 
     def _project(self, h: Tensor) -> Tensor:
         return enter_linear(h, self.projection, self.region, "head.enter")
 
-    def _whole(self, h: Tensor, batch: Microbatch) -> Tensor:
-        vocabulary = Vocabulary(self.model.vocab_size, self.region.tensor, self.projection.kernels)
-        loss, log_sum = vocabulary_cross_entropy(self._project(h), batch.labels, vocabulary)
-        counted = (batch.labels >= 0) & (batch.labels < self.model.vocab_size)
-        z_loss = self.rule.z_loss * torch.where(counted, log_sum, torch.zeros_like(log_sum)).square()
-        batch.loss, batch.z_loss = loss.detach().sum(), z_loss.detach().sum()
-        return (loss.sum() + z_loss.sum()) / batch.count
+    def _per_token(self, h: Tensor, labels: Tensor) -> Tensor:
+        """(log-probability, log-sum, ..) [n, T, B], which autograd differentiates."""
+        if self.ending.chunk is None:
+            vocabulary = Vocabulary(self.model.vocab_size, self.region.tensor, self.projection.kernels)
+            statistics = self.ending.objective.statistics
+            loss, *others = vocabulary_cross_entropy(self._project(h), labels, vocabulary, statistics)
+        else:
+            loss, *others = linear_cross_entropy(h, labels, self._in_chunks())
+        return torch.stack([-loss, *others])
+
+    @torch.no_grad()
+    def _with_gradient(self, h: Tensor, batch: Microbatch, weights: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The same without a graph, and the gradient of h, where it is known what each token counts."""
+        own = [batch.own(weight) for weight in weights]
+        loss, log_sum, gradient = linear_cross_entropy_with_gradients(h, batch.labels, self._in_chunks(), own)
+        return torch.stack([-loss, log_sum]), gradient
+
+    def _in_chunks(self) -> ChunkedProjection:
+        weight, ending = self.projection, self.ending
+        statistics = ending.objective.statistics
+        return projection_of(weight, self.model.vocab_size, self.region, ending.chunk, statistics)

@@ -56,6 +56,30 @@ class ContextSplit:
         chunks = whole.view(2 * size, -1)
         return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]])
 
+    def places(self, length: int, device: torch.device) -> Tensor:
+        """Where each position stands among those of all ranks, one rank's after another's: int64 [length]."""
+        held = torch.cat([self.positions(length, device, rank) for rank in range(self.communicator.size)])
+        return torch.empty_like(held).scatter_(0, held, torch.arange(length, device=device))
+
+
+def whole_sequences(parts: Tensor, split: ContextSplit, site: str) -> Tensor:
+    """Numbers [n, T, B] of this rank's positions -> [n, B, S] of all; backward keeps this rank's own positions."""
+    return _WholeSequences.apply(parts, split, site)
+
+
+class _WholeSequences(Function):
+    @staticmethod
+    def forward(ctx, parts, split, site):
+        length = parts.shape[1] * split.communicator.size
+        ctx.positions = split.positions(length, parts.device)
+        ranks = split.communicator.all_gather(parts.unsqueeze(0).contiguous(), site).wait()
+        together = ranks.permute(1, 3, 0, 2).flatten(2)
+        return together[:, :, split.places(length, parts.device)]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient[:, :, ctx.positions].transpose(1, 2), None, None
+
 
 @dataclass(frozen=True)
 class Documents:

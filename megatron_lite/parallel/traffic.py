@@ -88,6 +88,8 @@ class StepTraffic(StageSizes):
         queries = model.num_attention_heads // self.resolved.tensor
         key_values = model.num_key_value_heads // self.resolved.tensor
         m = self.passes
+        heads = sum(unit.kind == "head" for unit in self.units)
+        self._add("head.outputs", "all_gather", m * heads, size * 2 * self.tokens * self.exact)
         for unit in (unit for unit in self.units if unit.kind == "block"):
             forwards = m * (1 if unit.recompute == "none" else 2)
             if self.config.parallel.context_kind == "ring":
@@ -142,7 +144,7 @@ class StepTraffic(StageSizes):
             for name in {name for chunk in self.chunks for unit in chunk for name in unit.shards}:
                 self._add("zero.replicate", "all_reduce", 1, self.shard_size(name) * self.exact)
         if resolved.zero_size > 1:
-            self._add("loss.count", "all_reduce", 1, 8)
+            self._add("loss.count", "all_reduce", 1, 8)  # of cross-entropy: one denominator
         if resolved.world_size > 1:
             self._add("step.totals", "all_gather", 1, resolved.world_size * 7 * 8)
         if resolved.tensor > 1 and self.config.parallel.sequence:

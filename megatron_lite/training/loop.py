@@ -170,7 +170,7 @@ class Run:
             memory_kind="accelerator_peak" if accelerator else "resident_set_peak",
             memory_reserved_bytes=int(result.reserved.item()) if accelerator else None,
             memory_free_bytes=int(result.free.item()) if accelerator else None,
-            z_loss=result.z_loss.item() if train.z_loss else None,
+            z_loss=result.numbers["z_loss"].item() if train.z_loss else None,
             valid_loss=self.validation.mean(valid_losses) if valid_losses else None,
             valid_losses=valid_losses,
         )

@@ -11,9 +11,11 @@ from megatron_lite.config import Config, Resolved
 from megatron_lite.device import memory_of, synchronize
 from megatron_lite.kernels.choice import Choice, kernels_of, optimizer_kernels_of
 from megatron_lite.mesh import Mesh
+from megatron_lite.model.batch import Microbatch, Sequences
 from megatron_lite.model.build import build_stage, choice_of, initialize, region_of, split_of
+from megatron_lite.model.objective import CrossEntropy, Objective, Outputs, joined
 from megatron_lite.model.operations import Angles, AttentionMetadata, angles_of
-from megatron_lite.model.transformer import Microbatch
+from megatron_lite.model.transformer import Made
 from megatron_lite.optim.adamw import AdamW, AdamWSettings
 from megatron_lite.optim.norm import GradientNorm, clip_coefficient
 from megatron_lite.parallel.collectives import Recorder
@@ -23,6 +25,7 @@ from megatron_lite.parallel.pipeline.checker import ScheduleError, check
 from megatron_lite.parallel.pipeline.executor import Executor, rehearse
 from megatron_lite.parallel.pipeline.schedules import SCHEDULES, Schedule
 from megatron_lite.parallel.pipeline.stage import Stage, kinds_of
+from megatron_lite.parallel.vocabulary import counted
 from megatron_lite.parallel.zero import Shards, policy
 from megatron_lite.training.boundaries import Boundaries, document_numbers, positions_in
 
@@ -31,14 +34,22 @@ from megatron_lite.training.boundaries import Boundaries, document_numbers, posi
 class StepResult:
     """Tensors on the device, the same on every rank; reading one waits for the step."""
 
-    loss: Tensor  # mean over the step's counted tokens
-    z_loss: Tensor
+    numbers: dict[str, Tensor]  # the objective's, over the whole step
+    denominators: Tensor  # the objective's
     grad_norm: Tensor  # before clipping
-    count: Tensor  # counted tokens
     memory: Tensor  # peak bytes on the fullest rank
     reserved: Tensor  # by the allocator, likewise; 0 on a CPU
     free: Tensor  # bytes of the device with the least left; 0 on a CPU
     stop: Tensor  # how many ranks were asked to stop
+
+    @property
+    def loss(self) -> Tensor:
+        return self.numbers["loss"]
+
+    @property
+    def count(self) -> Tensor:
+        """What the loss was divided by: of a mean over tokens, how many were counted."""
+        return self.denominators[0]
 
 
 def schedule_of(config: Config, resolved: Resolved, microbatches: int) -> Schedule:
@@ -49,7 +60,8 @@ def schedule_of(config: Config, resolved: Resolved, microbatches: int) -> Schedu
 class Trainer:
     """A stage, its optimizer and its executors. `schedule` makes one for a number of microbatches (None: the
     configuration's); `end_of_document` is the token that ends one (None: documents change nothing, whatever the
-    configuration says); `choice` the kernels (None: what the configuration means on the mesh's device).
+    configuration says); `choice` the kernels (None: what the configuration means on the mesh's device); `objective`
+    what is descended (None: pretraining's cross-entropy).
 
     Memory of a step's microbatches is freed as their backward ends.
     """
@@ -63,17 +75,19 @@ class Trainer:
         recorder: Recorder | None = None,
         end_of_document: int | None = None,
         choice: Choice | None = None,
+        objective: Objective | None = None,
     ):
         self.config, self.resolved, self.mesh, self.recorder = config, resolved, mesh, recorder
         self.choice = choice or choice_of(config, mesh.device.type)
-        self.stage: Stage = build_stage(config, resolved, mesh, kernels_of(self.choice))
+        self.objective = objective or CrossEntropy(config.train.z_loss)
+        self.stage: Stage = build_stage(config, resolved, mesh, kernels_of(self.choice), self.objective)
         initialize(self.stage, config.train.seed)
         optim, kernels = config.optim, optimizer_kernels_of(self.choice)
         self.optimizer = AdamW(self.stage.shards, AdamWSettings(optim.betas, optim.eps, optim.weight_decay), kernels)
         self.norm = GradientNorm.of(self.stage.shards, mesh, kernels)
         self.rule = policy(config.parallel.zero_stage, config.parallel.regather)
         self.schedule = schedule or partial(schedule_of, config, resolved)
-        self.executors: dict[tuple[int, bool], Executor] = {}
+        self.executors: dict[tuple[int, str], Executor] = {}
         self.region, self.split = region_of(config, mesh), split_of(config, mesh)
         self.boundaries = Boundaries.of(config.data, end_of_document)
 
@@ -94,7 +108,7 @@ class Trainer:
         for unit in kinds_of(self.stage):
             rehearse(unit, self.rule, batches[0], self._message())
         self._finish_gradients()
-        self._totals(self.norm.local_square_sum(), batches, stop=False)
+        self._totals(self.norm.local_square_sum(), batches[0].denominators, [], stop=False)
         synchronize(self.mesh.device)
 
     def train_step(self, samples: Tensor, learning_rate: float, stop: bool = False) -> StepResult:
@@ -111,38 +125,49 @@ class Trainer:
     def gradients(self, samples: Tensor, stop: bool = False) -> StepResult:
         """Forward and backward: every gradient, summed over microbatches and ranks, in its shard.
 
-        Nothing here divides: the head divides each microbatch's objective by the step's counted tokens.
+        Nothing here divides: the objective divides each microbatch's loss by the step's denominators.
         """
         self._phase("count")
         batches = self._microbatches(samples)
         for shards in self.stage.shards:
             shards.open_gradients()
-        self._executor(len(batches)).run(batches, self._message())
+        made = self._executor(len(batches)).run(batches, self._message())
         self._phase("finish")
         with label("finish"):
             self._finish_gradients()
-            return self._totals(self.norm.local_square_sum(), batches, stop)
+            return self._totals(self.norm.local_square_sum(), batches[0].denominators, made, stop)
 
     def update(self, grad_norm: Tensor, learning_rate: float) -> None:
         with label("update"):
             self.optimizer.step(learning_rate, clip_coefficient(grad_norm, self.config.optim.grad_clip))
 
     def evaluate(self, samples: Tensor) -> StepResult:
-        """Mean loss of as many samples as a training step takes; weights and gradients stay as they are."""
+        """The objective's numbers of as many samples as a training step takes; nothing is trained."""
+        denominators, made = self._forward(samples)
+        nothing = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
+        return self._totals(nothing, denominators, made, stop=False)
+
+    def outputs(self, samples: Tensor) -> Outputs | None:
+        """The head's numbers of every token of this data rank's samples, [local batch, S] each; nothing is trained.
+        They stay where the model ends: None on other stages.
+        """
+        _, made = self._forward(samples)
+        return joined([one.outputs for one in made]) if made else None
+
+    def _forward(self, samples: Tensor) -> tuple[Tensor, list[Made]]:
         self._phase("count")
         batches = self._microbatches(samples)
-        self._executor(len(batches), evaluates=True).run(batches, self._message())
-        return self._totals(torch.zeros((), dtype=torch.float64, device=self.mesh.device), batches, stop=False)
+        return batches[0].denominators, self._executor(len(batches), "F").run(batches, self._message())
 
-    def _executor(self, microbatches: int, evaluates: bool = False) -> Executor:
-        """Planned once for each number of microbatches; evaluation runs the schedule's forwards alone."""
-        if (microbatches, evaluates) not in self.executors:
+    def _executor(self, microbatches: int, kinds: str = "FBIW") -> Executor:
+        """Planned once for each number of microbatches; of the schedule's actions those of some kinds: F is forward."""
+        if (microbatches, kinds) not in self.executors:
             actions = self._proved(microbatches).actions[self.mesh.stage]
-            if evaluates:
-                actions = tuple(action for action in actions if action.kind == "F")
-            executor = Executor(self.stage, actions, self.rule, self.mesh.edges, self.recorder)
-            self.executors[microbatches, evaluates] = executor
-        return self.executors[microbatches, evaluates]
+            actions = tuple(action for action in actions if action.kind in kinds)
+            self.executors[microbatches, kinds] = Executor(
+                self.stage, actions, self.rule, self.mesh.edges, self.recorder
+            )
+        return self.executors[microbatches, kinds]
 
     def _proved(self, microbatches: int) -> Schedule:
         """The step's schedule. Raises ScheduleError where it is incomplete, would stand still, or is another mesh's."""
@@ -153,21 +178,31 @@ class Trainer:
         return schedule
 
     def _microbatches(self, samples: Tensor) -> list[Microbatch]:
-        """Cut [local batch, S + 1] into this rank's positions of each microbatch, with the step's token count."""
+        """Cut [local batch, S + 1] into microbatches, and sum up the objective's denominators over the step."""
         inputs, labels = samples[:, :-1], samples[:, 1:]
         if self.boundaries is not None:
             labels = self.boundaries.counted(inputs, labels)
-        positions = self.split.positions(inputs.shape[1], samples.device)
-        tokens, labels = inputs[:, positions], labels[:, positions]
-        count = ((labels >= 0) & (labels < self.config.model.vocab_size)).sum(dtype=torch.float64)
-        count = self.mesh.zero.all_reduce(count, "loss.count").wait()
         size = self.config.train.micro_batch_size
-        return [
-            Microbatch(part.t().contiguous(), label.t().contiguous(), metadata, count)
-            for part, label, metadata in zip(
-                tokens.split(size), labels.split(size), self._metadata(inputs, positions, size), strict=True
-            )
+        sequences = [
+            Sequences(tokens, label, counted(label, self.config.model.vocab_size))
+            for tokens, label in zip(inputs.split(size), labels.split(size), strict=True)
         ]
+        denominators = self._denominators(sequences)
+        positions = self.split.positions(inputs.shape[1], samples.device)
+        return [
+            Microbatch(
+                one.tokens[:, positions].t().contiguous(), one.labels[:, positions].t().contiguous(),
+                attention, positions, one, denominators,
+            )
+            for one, attention in zip(sequences, self._metadata(inputs, positions, size), strict=True)
+        ]  # fmt: skip
+
+    def _denominators(self, sequences: Sequence[Sequences]) -> Tensor:
+        """The objective's, over all microbatches and data ranks; context ranks see the same sequences: one counts."""
+        mine = torch.stack([self.objective.denominators(one) for one in sequences]).sum(0)
+        if self.mesh.context.rank > 0:
+            mine.zero_()
+        return self.mesh.zero.all_reduce(mine, "loss.count").wait()
 
     def _metadata(self, inputs: Tensor, positions: Tensor, size: int) -> list[AttentionMetadata]:
         """What attention needs to know of each microbatch; inputs [local batch, S] are of the whole sequence."""
@@ -206,20 +241,26 @@ class Trainer:
                 self.stage.shards, lambda local: local.name == "embed", self.mesh.embedding, "tied_gradient.sum"
             )
 
-    def _totals(self, square_sum: Tensor, batches: Sequence[Microbatch], stop: bool) -> StepResult:
-        """What every rank adds to the step's result: one all-gather of seven numbers, combined in rank order."""
-        count = batches[0].count
-        loss = z_loss = torch.zeros_like(square_sum)
-        if self.mesh.has_head and self.mesh.tensor.rank == 0:
-            loss = torch.stack([batch.loss for batch in batches]).sum(dtype=torch.float64) / count
-            z_loss = torch.stack([batch.z_loss for batch in batches]).sum(dtype=torch.float64) / count
+    def _totals(self, square_sum: Tensor, denominators: Tensor, made: Sequence[Made], stop: bool) -> StepResult:
+        """What every rank adds to the step's result: one all-gather of a few numbers, combined in rank order."""
+        objective = self.objective
+        # Tensor and context ranks made the same numbers: one of them counts.
+        mine = made if self.mesh.tensor.rank == self.mesh.context.rank == 0 else []
+        sums = [square_sum.new_zeros(()) + sum(one.numbers[name] for one in mine) for name in objective.sums]
+        lowest = square_sum.new_full((), float("-inf"))
+        maxima = [torch.stack([lowest, *(one.numbers[name] for one in mine)]).amax() for name in objective.maxima]
         # Filled by the device: a tensor made here and copied there would have the host wait for the whole backward.
         memory = memory_of(self.mesh.device)
-        known = (stop, memory.peak, memory.reserved, memory.free)
-        mine = torch.stack([square_sum, loss, z_loss, *(square_sum.new_full((), float(value)) for value in known)])
-        ranks = self.mesh.world.all_gather(mine.unsqueeze(0), "step.totals").wait()
-        sums, most = ranks.sum(0), ranks.amax(0)
-        return StepResult(sums[1], sums[2], sums[0].sqrt(), count, most[4], most[5], ranks[:, 6].min(), sums[3])
+        known = [square_sum.new_full((), float(x)) for x in (stop, memory.peak, memory.reserved, memory.free)]
+        row = torch.stack([square_sum, *sums, *maxima, *known]).unsqueeze(0)
+        ranks = self.mesh.world.all_gather(row, "step.totals").wait()
+        added, most = ranks.sum(0), ranks.amax(0)
+        last = 1 + len(sums)
+        numbers = dict(zip(objective.sums, added[1:last], strict=True))
+        numbers |= dict(zip(objective.maxima, most[last:], strict=False))
+        return StepResult(
+            numbers, denominators, added[0].sqrt(), most[-3], most[-2], ranks[:, -1].min(), stop=added[-4]
+        )
 
     def _phase(self, name: str) -> None:
         if self.recorder is not None:

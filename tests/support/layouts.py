@@ -10,6 +10,7 @@ from megatron_lite.kernels.choice import Choice
 
 from megatron_lite.config import Config, Resolved, config_from_tree, resolve
 from megatron_lite.mesh import MeshShape, build_mesh
+from megatron_lite.model.objective import Objective
 from megatron_lite.optim.norm import counts_here
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.collectives import Event, Recorder
@@ -137,13 +138,14 @@ def global_batch(step: int, config: Config) -> torch.Tensor:
 
 
 def build_trainer(layout: Layout, recorder: Recorder | None = None, config: Config | None = None,
-                  device: str = "cpu", choice: Choice | None = None) -> Trainer:  # fmt: skip
+                  device: str = "cpu", choice: Choice | None = None,
+                  objective: Objective | None = None) -> Trainer:  # fmt: skip
     config = config or layout.config()
     resolved = resolve(config, layout.world)
     shape = MeshShape(layout.pipeline, layout.data, layout.context, layout.tensor, layout.zero_group)
     schedule = partial(layout.schedule_of, config, resolved)
     mesh = build_mesh(shape, torch.device(device), schedule(resolved.microbatches).placement, recorder)
-    trainer = Trainer(config, resolved, mesh, schedule, recorder, end_of_document=3, choice=choice)
+    trainer = Trainer(config, resolved, mesh, schedule, recorder, end_of_document=3, choice=choice, objective=objective)
     trainer.rehearse()
     return trainer
 
@@ -190,7 +192,7 @@ def run_rank(layout: Layout) -> RankOutcome:
     for step in range(1, layout.steps + 1):
         result = trainer.gradients(my_samples(trainer, step))
         outcome.losses.append(result.loss.item())
-        outcome.z_losses.append(result.z_loss.item())
+        outcome.z_losses.append(result.numbers["z_loss"].item())
         outcome.norms.append(result.grad_norm.item())
         if step == 1:
             outcome.gradients = owned_blocks(trainer, "gradient")

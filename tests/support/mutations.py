@@ -22,9 +22,9 @@ PACKAGE = Path(megatron_lite.__file__).parent
 KERNELS = Path(megatron_lite.kernels.__file__).parent  # setup.py maps them into the package
 # The code that makes the numbers of a step.
 NUMERIC = (
-    "kernels.linear_cross_entropy",
     "kernels.reference.attention",
     "kernels.reference.rms_norm",
+    "model.objective",
     "model.operations",
     "model.parameters",
     "model.transformer",
@@ -38,6 +38,7 @@ NUMERIC = (
     "parallel.zero",
     "parallel.collectives",
     "parallel.context",
+    "parallel.linear_cross_entropy",
     "parallel.pipeline.executor",
     "parallel.pipeline.messages",
     "training.step",

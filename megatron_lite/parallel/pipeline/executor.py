@@ -26,11 +26,11 @@ from megatron_lite.parallel.pipeline.routes import (
     stays,
 )
 from megatron_lite.parallel.pipeline.schedules import Action
-from megatron_lite.parallel.pipeline.stage import Stage, Unit
+from megatron_lite.parallel.pipeline.stage import End, Stage, Unit
 from megatron_lite.parallel.zero import Policy, Use, Walk, deferring, plan_turns
 
 Queue = list[Callable[[], None]]
-Output = Tensor | GradientEdge | None
+Output = tuple[Tensor | GradientEdge, Tensor | None] | None
 
 
 def units_of(stage: Stage, action: Action) -> Iterator[Unit]:
@@ -60,23 +60,45 @@ class Executor:
         self.turns = plan_turns(uses_of(stage, self.actions), rule)
         self.keeps = any(action.kind != "F" for action in self.actions)
 
-    def run(self, batches: Sequence[Any], template: Tensor) -> None:
-        """`batches[m]` is microbatch m; `template` has the shape and dtype of what passes between stages."""
-        self.batches, self.template = batches, template
-        self.walk = Walk(self.turns)
-        self.mail = Mail(self.edges, self.actions, template)
-        self.at_hand: dict[Key, Tensor] = {}  # results for another chunk of this stage
-        self.saved: dict[Key, list[tuple[Tensor, Output]]] = {}  # a forward -> each unit's (input, output)
-        self.queued: dict[Key, list[Queue]] = {}  # an input backward -> each unit's weight gradients, last unit first
-        run = {"F": self._forward, "B": self._backward, "I": self._input_backward, "W": self._weight_backward}
+    def run(self, batches: Sequence[Any], template: Tensor) -> list[Any]:
+        """What the model's end made of each microbatch, in order; nothing where it lies on another stage.
+
+        `batches[m]` is microbatch m; `template` has the shape and dtype of what passes between stages.
+        """
+        step = _Step(self, batches, template)
+        run = {"F": step.forward, "B": step.backward, "I": step.input_backward, "W": step.weight_backward}
         for action in self.actions:
             if self.recorder is not None:
                 self.recorder.phase = str(action)
             run[action.kind](action)
+        return step.finish()
+
+
+class _Step:
+    """What one step holds of a stage.
+
+    at_hand  results for another chunk of this stage
+    saved    a forward -> each unit's input and output
+    queued   an input backward -> each unit's weight gradients, last unit first
+    made     by microbatch, where the model ends here
+    """
+
+    def __init__(self, executor: Executor, batches: Sequence[Any], template: Tensor):
+        self.stage, self.edges, self.keeps = executor.stage, executor.edges, executor.keeps
+        self.batches, self.template = batches, template
+        self.walk = Walk(executor.turns)
+        self.mail = Mail(self.edges, executor.actions, template)
+        self.at_hand: dict[Key, Tensor] = {}
+        self.saved: dict[Key, list[tuple[Tensor, Output]]] = {}
+        self.queued: dict[Key, list[Queue]] = {}
+        self.made: dict[int, Any] = {}
+
+    def finish(self) -> list[Any]:
         self.walk.finish()
         self.mail.finish()
+        return [made for _, made in sorted(self.made.items())]
 
-    def _forward(self, action: Action) -> None:
+    def forward(self, action: Action) -> None:
         batch = self.batches[action.microbatch]
         x = self._take(action)
         x = self.template.new_zeros(()) if x is None else x
@@ -88,21 +110,24 @@ class Executor:
                 with torch.set_grad_enabled(self.keeps and unit.recompute != "full"):
                     y = unit.forward(x, batch)
                 saved.append((x, _output(y)))
+                if isinstance(y, End):
+                    self.made[action.microbatch] = y.made
                 x = y
                 self.walk.leave()
         if self.keeps:
             self.saved[self._key("forward", action)] = saved
-        self._hand_on(action, x.detach())
+        if isinstance(x, Tensor):
+            self._hand_on(action, x.detach())
 
-    def _backward(self, action: Action) -> None:
+    def backward(self, action: Action) -> None:
         self._walk_back(action, queues=None)
 
-    def _input_backward(self, action: Action) -> None:
+    def input_backward(self, action: Action) -> None:
         queues = self.queued[self._key("backward", action)] = []
         self._walk_back(action, queues)
 
     @torch.no_grad()
-    def _weight_backward(self, action: Action) -> None:
+    def weight_backward(self, action: Action) -> None:
         queues = self.queued.pop(self._key("backward", action))
         for unit in units_of(self.stage, action):
             with label(action, unit.shards[0].name):
@@ -150,7 +175,7 @@ def rehearse(unit: Unit, rule: Policy, batch: Any, template: Tensor) -> None:
     x = torch.zeros_like(template).requires_grad_()
     with torch.set_grad_enabled(unit.recompute != "full"):
         y = unit.forward(x, batch)
-    saved, gradient = (x, _output(y)), torch.zeros_like(y) if y.dim() else None
+    saved, gradient = (x, _output(y)), None if isinstance(y, End) else torch.zeros_like(y)
     del y
     walk.leave()
     walk.enter()
@@ -164,13 +189,15 @@ def _run(queue: Queue) -> None:
         compute()
 
 
-def _output(y: Tensor) -> Output:
-    """What backward needs of a unit's output: its place in the graph. Its numbers live on as the next unit's input, or
-    go with the message that carries them. None where the unit will be run again.
+def _output(y: Tensor | End) -> Output:
+    """Where backward begins, and with which gradient where the output itself knows it. None where the unit will be run
+    again, or has no backward. The output's numbers live on as the next unit's input, or go with the message that
+    carries them: what is kept is its place in the graph, and of a scalar, which costs nothing, itself.
     """
-    if not y.requires_grad:
+    root, gradient = (y.root, y.gradient) if isinstance(y, End) else (y, None)
+    if not root.requires_grad:
         return None
-    return y if y.dim() == 0 else get_gradient_edge(y)
+    return (root if root.dim() == 0 else get_gradient_edge(root)), gradient
 
 
 def _unit_backward(
@@ -182,6 +209,8 @@ def _unit_backward(
     if y is None:
         with torch.enable_grad():
             y = _output(unit.forward(x, batch))
+    root, known = y
     with deferring(weights, queue):
-        torch.autograd.backward((y,), (gradient,))  # an edge by itself passes for a sequence in some versions
+        # An edge by itself passes for a sequence in some versions.
+        torch.autograd.backward((root,), (gradient if known is None else known,))
     return x.grad

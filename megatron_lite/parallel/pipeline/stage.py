@@ -10,6 +10,17 @@ from megatron_lite.parallel.zero import Shards
 Recompute = Literal["none", "selective", "full"]
 
 
+@dataclass(frozen=True)
+class End:
+    """What the model's last unit gives: where backward begins and with which gradient (None: a scalar's, 1), and what
+    it made of the microbatch, for whoever runs the stage.
+    """
+
+    root: Tensor
+    gradient: Tensor | None
+    made: Any
+
+
 class Unit(Protocol):
     """What ZeRO gathers, recomputes and walks over at once; the model says what they are.
 
@@ -19,8 +30,8 @@ class Unit(Protocol):
     shards: tuple[Shards, ...]
     recompute: Recompute
 
-    def forward(self, x: Tensor, batch: Any) -> Tensor:
-        """`batch` is the microbatch as the model knows it; the executor hands it on."""
+    def forward(self, x: Tensor, batch: Any) -> Tensor | End:
+        """`batch` is the microbatch as the model knows it; the executor hands it on. The model's last unit ends it."""
 
 
 @dataclass(frozen=True)

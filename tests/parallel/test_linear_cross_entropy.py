@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from megatron_lite.kernels import cross_entropy as triton
-from megatron_lite.kernels import linear_cross_entropy as fused
+from megatron_lite.kernels.interpreter import make_exact
 from megatron_lite.kernels.reference import cross_entropy as reference
 from megatron_lite.kernels.reference.weight_gradient import add_product_
 from support.kernels.harness import error, fresh, random, size_of, strided, surrounded, untouched
@@ -17,9 +17,16 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from megatron_lite.parallel import linear_cross_entropy as fused
+
 TOKENS, HIDDEN, VOCAB = 12, 5, 23
 IGNORED = -100
 LABELS = torch.zeros(TOKENS, dtype=torch.int64)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def exact_interpreter():
+    make_exact()
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,15 @@ def projection(weight, chunk, operations=reference, first=0, vocab_size=VOCAB, s
         cross_entropy_statistics=operations.cross_entropy_statistics,
         cross_entropy_gradient_=operations.cross_entropy_gradient_,
     )
-    return fused.Projection(summed, first, vocab_size, chunk, kernels, seams)
+    return fused.ChunkedProjection(summed, first, vocab_size, chunk, kernels, seams)
+
+
+def in_forward(h, labels, head, scale, z_loss=0.0):
+    """(sum of losses, z_loss times the sum of log_sum^2, dh) where every token's part of either counts `scale`."""
+    share = torch.full(labels.shape, float(scale), dtype=torch.float64)
+    losses, log_sums, dh = fused.linear_cross_entropy_with_gradients(h, labels, head, (share, z_loss * share))
+    counted = (labels >= 0) & (labels < VOCAB)
+    return losses.sum(), z_loss * torch.where(counted, log_sums, 0.0).square().sum(), dh
 
 
 def inputs(dtype=torch.float64, padding=0):
@@ -75,7 +90,7 @@ def test_gradients_in_forward_are_those_of_full_logits_for_any_chunk(operations,
     h, weight, labels = inputs(padding=3)
     losses, z_losses, dh, dw = expected(h, weight, labels, z_loss, 0.25)
     head = projection(weight, chunk, operations)
-    loss, z, found = fused.linear_cross_entropy_with_gradients(h, labels, head, torch.tensor(0.25), z_loss)
+    loss, z, found = in_forward(h, labels, head, torch.tensor(0.25), z_loss)
     assert_near(loss, losses.sum())
     assert_near(z, z_losses)
     assert_near(found, dh)
@@ -116,7 +131,7 @@ def test_tokens_in_several_dimensions_keep_them():
     h, weight, labels = inputs()
     h, labels = h.view(6, 2, HIDDEN), labels.view(6, 2)
     loss, log_sum = fused.linear_cross_entropy(h, labels, projection(weight, 5))
-    _, _, dh = fused.linear_cross_entropy_with_gradients(h, labels, projection(weight, 5), 1.0)
+    _, _, dh = in_forward(h, labels, projection(weight, 5), 1.0)
     assert loss.shape == log_sum.shape == (6, 2) and dh.shape == h.shape
 
 
@@ -124,7 +139,7 @@ def test_where_no_label_counts_losses_and_gradients_are_zero():
     h, weight, labels = inputs()
     labels.fill_(IGNORED)
     head = projection(weight, 5)
-    loss, z, dh = fused.linear_cross_entropy_with_gradients(h, labels, head, 1.0, z_loss=0.1)
+    loss, z, dh = in_forward(h, labels, head, 1.0, z_loss=0.1)
     assert loss == 0 and z == 0 and torch.equal(dh, torch.zeros_like(h))
     loss, _ = fused.linear_cross_entropy(h.requires_grad_(), labels, head)
     loss.sum().backward()
@@ -136,7 +151,7 @@ def test_in_bfloat16_losses_are_float32_and_the_weights_gradient_is_summed_in_fl
     h, weight, labels = inputs(torch.bfloat16)
     losses, _, dh, dw = expected(h, weight, labels, 0.0, 1 / 16)
     head = projection(weight, 5)
-    loss, _, found = fused.linear_cross_entropy_with_gradients(h, labels, head, 1 / 16)
+    loss, _, found = in_forward(h, labels, head, 1 / 16)
     assert loss.dtype == torch.float32 and found.dtype == torch.bfloat16
     assert_near(loss, losses.sum(), 2e-3)
     assert_near(found, dh, 5e-3)
@@ -150,7 +165,7 @@ def test_in_bfloat16_losses_are_float32_and_the_weights_gradient_is_summed_in_fl
 def both_ways(h, weight, labels, chunk, operations=reference, z_loss=0.1, scale=0.25):
     """[losses' sum, z-losses, dh, dW] by gradients in forward, and by gradients in backward."""
     head = projection(weight, chunk, operations)
-    loss, z, dh = fused.linear_cross_entropy_with_gradients(h, labels, head, scale, z_loss)
+    loss, z, dh = in_forward(h, labels, head, scale, z_loss)
     forward = [loss, z, dh, head.weight.gradient - 1]
     head, leaf = projection(weight, chunk, operations), h.detach().requires_grad_()
     losses, log_sum = fused.linear_cross_entropy(leaf, labels, head)
@@ -240,7 +255,7 @@ class InForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, weight, labels, operations):
         head = projection(weight, 2, operations)
-        loss, z, dh = fused.linear_cross_entropy_with_gradients(h, labels, head, 0.25, 0.1)
+        loss, z, dh = in_forward(h, labels, head, 0.25, 0.1)
         ctx.save_for_backward(dh, head.weight.gradient - 1)
         return (loss + z) * 0.25
 
@@ -291,7 +306,7 @@ def test_one_chunks_logits_are_the_largest_tensor_and_one_chunks_live_at_once(re
         if recomputes:
             fused.linear_cross_entropy(h.requires_grad_(), labels, head)[0].sum().backward()
         else:
-            fused.linear_cross_entropy_with_gradients(h, labels, head, 1.0)
+            in_forward(h, labels, head, 1.0)
     assert watch.largest == chunk * vocab_size and watch.most == 1
 
 
@@ -340,7 +355,7 @@ def test_ranks_with_parts_of_tokens_and_vocabulary_together_are_one(ranks, chunk
         mine = weight.chunk(ranks)[rank]
         head = projection(mine, chunk, first=rank * rows, seams=meeting.seams(rank))
         if not recomputes:
-            loss, z, part_dh = fused.linear_cross_entropy_with_gradients(part, labels, head, 0.25, 0.1)
+            loss, z, part_dh = in_forward(part, labels, head, 0.25, 0.1)
             return loss, z, part_dh, head.weight.gradient - 1
         loss, log_sum = fused.linear_cross_entropy(part.requires_grad_(), labels, head)
         z = 0.1 * torch.where(counted, log_sum, 0.0).square().sum()
@@ -377,7 +392,7 @@ def test_the_next_chunk_is_asked_for_before_a_chunk_is_worked_on_and_the_last_wa
 
     h, weight, labels = inputs()
     seams = fused.Seams(seam("gather"), fused.Here, seam("scatter"))
-    fused.linear_cross_entropy_with_gradients(h, labels, projection(weight, 4, seams=seams), 1.0)
+    in_forward(h, labels, projection(weight, 4, seams=seams), 1.0)
     one = ["gather done", "gather", "scatter"]
     assert events == [
         "gather", *one, "gather done", "gather", "scatter", "scatter done",
@@ -405,4 +420,4 @@ def test_what_does_not_fit_together_is_named(change, message):
     with pytest.raises(ValueError, match=f"^linear_cross_entropy: {message}"):
         fused.linear_cross_entropy(given["h"], given["labels"], head)
     with pytest.raises(ValueError, match=f"^linear_cross_entropy: {message}"):
-        fused.linear_cross_entropy_with_gradients(given["h"], given["labels"], head, 1.0)
+        in_forward(given["h"], given["labels"], head, 1.0)
