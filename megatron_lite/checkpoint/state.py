@@ -9,7 +9,6 @@ from megatron_lite.checkpoint.index import KINDS
 from megatron_lite.config import Config
 from megatron_lite.mesh import Mesh
 from megatron_lite.optim.adamw import AdamW
-from megatron_lite.optim.norm import counts_here
 from megatron_lite.parallel.layout import Box
 from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.parallel.zero import Shards
@@ -42,7 +41,7 @@ def owned_boxes(state: Sequence[tuple[Shards, Flats]], mesh: Mesh) -> Iterator[t
     """The boxes that this rank saves, each element of the model on exactly one rank."""
     for shards, flats in state:
         for local, box in shards.layout.boxes(shards.sharding.rank):
-            if counts_here(local, shards, mesh):
+            if shards.owned_here(local, mesh.tensor):
                 yield box, flats
 
 

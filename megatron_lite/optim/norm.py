@@ -8,17 +8,7 @@ from torch import Tensor
 
 from megatron_lite.kernels.choice import OptimizerKernels
 from megatron_lite.mesh import Mesh
-from megatron_lite.parallel.layout import Local
 from megatron_lite.parallel.zero import Shards
-
-
-def counts_here(local: Local, shards: Shards, mesh: Mesh) -> bool:
-    """Whether this rank is the one that counts (and saves) its part of a weight.
-
-    Of a weight's replicas over the tensor axis, over the zero axis at stage 0 and over tied stages, the first counts.
-    """
-    first_of_tensor = not local.replicated or mesh.tensor.rank == 0
-    return local.owner and first_of_tensor and shards.replicas.rank == 0
 
 
 @dataclass(frozen=True)
@@ -49,7 +39,7 @@ def _counted(shards: Shards, mesh: Mesh) -> list[Tensor]:
     """The parts of a shard's gradient that count here, neighbours as one: long, and mostly from the buffer's start."""
     ranges: list[list[int]] = []
     for local, begin, end in shards.layout.ranges():
-        if not counts_here(local, shards, mesh):
+        if not shards.owned_here(local, mesh.tensor):
             continue
         if ranges and ranges[-1][1] == begin:
             ranges[-1][1] = end

@@ -176,6 +176,14 @@ class Shards:
         """Buffers of a reduction under way."""
         return [] if self._reducing is None else self._reducing.buffers
 
+    def owned_here(self, local: Local, tensor: Communicator) -> bool:
+        """Whether this rank is the one that counts (and saves) its part of a weight.
+
+        Of a weight's replicas over the tensor axis, over the zero axis at stage 0 and over tied stages, the first does.
+        """
+        first_of_tensor = not local.replicated or tensor.rank == 0
+        return local.owner and first_of_tensor and self.replicas.rank == 0
+
     def refresh(self) -> None:
         """After the masters changed: renew what is gathered."""
         if self.compute is not self.master:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from megatron_lite.config import Config, Resolved
 from megatron_lite.parallel.pipeline.routes import Channel, needed_by, received_on, sent_on, stays
 from megatron_lite.parallel.pipeline.schedules import Action, Schedule
-from megatron_lite.parallel.sizes import StageSizes, Unit
+from megatron_lite.planning.sizes import StageSizes, Unit
 from megatron_lite.planning.unit_memory import Tape, UnitMemory
 
 

@@ -17,6 +17,7 @@ from megatron_lite.config import Config, Resolved, resolve
 from megatron_lite.device import total_memory
 from megatron_lite.place import Place
 from megatron_lite.planning.memory_forms import peak_memory
+from megatron_lite.planning.traffic import regather_costs
 from megatron_lite.training.launch import World
 from megatron_lite.training.step import schedule_of
 
@@ -118,11 +119,25 @@ def with_regather(config: Config, choice: str) -> Config:
 def decided(config: Config, place: Place, world: World) -> Config:
     """The configuration with `auto` decided, the same on every rank; all of them call it, before the mesh is built.
 
-    The first rank logs the decision.
+    The first rank logs the decision, and what either choice costs.
     """
-    if config.parallel.zero_regather != "auto":
-        return config
     resolved = resolve(config, place.world_size)
+    if config.parallel.zero_regather == "auto":
+        config = with_regather(config, _decision(config, resolved, place, world).chosen)
+    if place.first and config.parallel.zero_stage == 3 and resolved.zero_size > 1:
+        log.info(_costs(config, resolved))
+    return config
+
+
+def _costs(config: Config, resolved: Resolved) -> str:
+    costs = regather_costs(config, resolved, schedule_of(config, resolved, resolved.microbatches), stage=0)
+    return (
+        f"zero_regather: microbatch moves {costs.microbatch / 1e9:,.3g} GB a rank a step; step moves "
+        f"{costs.step / 1e9:,.3g} GB and holds {costs.held / 1e9:,.3g} GB of weights and gradients"
+    )
+
+
+def _decision(config: Config, resolved: Resolved, place: Place, world: World) -> Decision:
     stage = place.rank // (place.world_size // resolved.pipeline)  # the mesh's slowest axis
     mine = needed(config, resolved, [stage], total_memory(world.device, place.local_world_size))
     word = {"need": asdict(mine), "before": _before(config) if place.first else None}
@@ -132,7 +147,7 @@ def decided(config: Config, place: Place, world: World) -> Config:
     decision = decide(widest, margin_of(world.device.type), before and tuple(before))
     if place.first:
         log.info(str(decision))
-    return with_regather(config, decision.chosen)
+    return decision
 
 
 def _widest(needs: Sequence[Need]) -> Need:

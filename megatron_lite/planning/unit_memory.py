@@ -19,7 +19,7 @@ parallel/context.py). Kernels take nothing beside their results; PyTorch's opera
 """
 
 from megatron_lite.kernels.costs import PARTIALS
-from megatron_lite.parallel.sizes import StageSizes, Unit
+from megatron_lite.planning.sizes import StageSizes, Unit
 
 
 class Tape:

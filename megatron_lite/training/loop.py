@@ -22,7 +22,6 @@ from megatron_lite.errors import DataError, MegatronLiteError, UsageError
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.collectives import default_store
-from megatron_lite.parallel.traffic import regather_costs
 from megatron_lite.parallel.transcript import TranscriptChecker
 from megatron_lite.training.flops import flops_per_token, model_flops_utilization, peak_flops
 from megatron_lite.training.launch import World
@@ -114,8 +113,6 @@ class Run:
             write_run_files(self.run_dir, self.config, self.resolved)
             log.info(self._describe())
             log.info(self.trainer.choice)
-            if self.config.parallel.zero_stage == 3 and self.resolved.zero_size > 1:
-                log.info(self._regather_choice())
         total = self.config.train.steps
         writer = MetricsWriter(self.run_dir, start_step=self.done, total_steps=total) if self.writes else nullcontext()
         stopped = False
@@ -218,15 +215,6 @@ class Run:
             batch_size=partial(batch_size_after, train=self.config.train),
             data_rank=self.mesh.coordinate["data"],
             data_size=self.resolved.data,
-        )
-
-    def _regather_choice(self) -> str:
-        """Both policies' costs, so that the one chosen is chosen knowingly."""
-        schedule = schedule_of(self.config, self.resolved, self.resolved.microbatches)
-        costs = regather_costs(self.config, self.resolved, schedule, self.mesh.stage)
-        return (
-            f"zero_regather: microbatch moves {costs.microbatch / 1e9:,.3g} GB a rank a step; step moves "
-            f"{costs.step / 1e9:,.3g} GB and holds {costs.held / 1e9:,.3g} GB of weights and gradients"
         )
 
     def _describe(self) -> str:

@@ -14,8 +14,8 @@ from megatron_lite.model.parameters import Specification
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.layout import ShardLayout
 from megatron_lite.parallel.ledger import ledger
-from megatron_lite.parallel.sizes import StageSizes
-from megatron_lite.parallel.traffic import step_traffic
+from megatron_lite.planning.sizes import StageSizes
+from megatron_lite.planning.traffic import step_traffic
 from megatron_lite.training.step import schedule_of
 
 # Heads of 10 numbers; blocks and heads whose weights are no multiple of 16 in all, on one tensor rank and on two.

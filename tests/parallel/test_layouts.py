@@ -22,7 +22,7 @@ from torch import from_numpy
 from megatron_lite.config import resolve
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.ledger import Entry, connect_ledger, ledger
-from megatron_lite.parallel.traffic import connect_traffic, step_traffic
+from megatron_lite.planning.traffic import connect_traffic, step_traffic
 
 TOLERANCE = 1e-10
 CUBE = Layout(tensor=2, pipeline=2, data=2)

@@ -13,7 +13,7 @@ from support.layouts import Layout, differences, run_layout
 from megatron_lite.config import resolve
 from megatron_lite.errors import UsageError
 from megatron_lite.parallel.ledger import ledger
-from megatron_lite.parallel.traffic import step_traffic
+from megatron_lite.planning.traffic import step_traffic
 
 CHOICES = {
     "tensor": (1, 2),

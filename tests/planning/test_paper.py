@@ -9,10 +9,10 @@ import torch
 from support.layouts import Layout, build_trainer, my_samples
 
 from megatron_lite.config import load_config, resolve
-from megatron_lite.parallel.traffic import regather_costs, step_traffic
 from megatron_lite.planning.memory import StorageTracker
 from megatron_lite.planning.memory_forms import peak_memory
 from megatron_lite.planning.paper import step_on_paper
+from megatron_lite.planning.traffic import regather_costs, step_traffic
 from megatron_lite.training.step import schedule_of
 from tools.step_on_paper import enough, phase_table, recompute_table, table
 

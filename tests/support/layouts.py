@@ -11,7 +11,6 @@ from megatron_lite.kernels.choice import Choice
 from megatron_lite.config import Config, Resolved, config_from_tree, resolve
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.model.objective import Objective
-from megatron_lite.optim.norm import counts_here
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.collectives import Event, Recorder
 from megatron_lite.parallel.pipeline.schedules import Schedule, split_backward
@@ -161,7 +160,7 @@ def owned_blocks(trainer: Trainer, which: str) -> Blocks:
     for shards in trainer.stage.shards:
         flat = getattr(shards, which)
         for local, box in shards.layout.boxes(shards.sharding.rank):
-            if counts_here(local, shards, trainer.mesh):
+            if shards.owned_here(local, trainer.mesh.tensor):
                 values = flat[box.offset : box.offset + box.size].view(box.shape)
                 blocks.append((box.logical.name, box.slices, values.to(torch.float64).numpy().copy()))
     return blocks

@@ -17,7 +17,7 @@ from math import ceil
 from megatron_lite.config import Config, Resolved
 from megatron_lite.parallel.pipeline.routes import channels_of, received_on, sent_on
 from megatron_lite.parallel.pipeline.schedules import Schedule
-from megatron_lite.parallel.sizes import StageSizes, Unit
+from megatron_lite.planning.sizes import StageSizes, Unit
 
 Traffic = dict[tuple[str, str], tuple[int, int]]  # (site, operation) -> (calls, bytes)
 
