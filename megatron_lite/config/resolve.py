@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from megatron_lite.config.alignment import vocabulary_share
+from megatron_lite.config.schedules import CHUNKS, passes_in_groups
 from megatron_lite.config.tree import Config, ParallelConfig
 from megatron_lite.config.work import block_products, head_products
 from megatron_lite.errors import UsageError
@@ -176,19 +177,12 @@ def _stage_layers(config: Config) -> tuple[int, ...]:
     return tuple(given)
 
 
-# Chunks a stage of each schedule: exactly, or at least.
-_EXACT_CHUNKS = {"gpipe": 1, "zb_h1": 1, "zb_v": 2}
-_LEAST_CHUNKS = {"1f1b": 1, "interleaved_1f1b": 2}
-
-
 def _check_schedule(parallel: ParallelConfig, microbatches: int) -> None:
     name, chunks = parallel.schedule, parallel.virtual_stages
-    exact, least = _EXACT_CHUNKS.get(name), _LEAST_CHUNKS.get(name)
-    if exact is not None and chunks != exact:
-        raise UsageError(f"parallel.virtual_stages = {chunks}: must be {exact} with parallel.schedule = {name}")
-    if least is not None and chunks < least:
-        raise UsageError(f"parallel.virtual_stages = {chunks}: must be {least} or more with parallel.schedule = {name}")
-    if chunks > 1 and name in _LEAST_CHUNKS and microbatches % parallel.pipeline:
+    rule = CHUNKS[name]
+    if chunks < rule.least or (rule.most is not None and chunks > rule.most):
+        raise UsageError(f"parallel.virtual_stages = {chunks}: must be {rule} with parallel.schedule = {name}")
+    if passes_in_groups(name, chunks) and microbatches % parallel.pipeline:
         raise UsageError(
             f"microbatches a step = {microbatches}: must be a multiple of parallel.pipeline = {parallel.pipeline} "
             f"with parallel.virtual_stages = {chunks}"
@@ -205,8 +199,8 @@ def _check_ramp(config: Config, samples: int) -> None:
             f"train.batch_ramp.start = {ramp.start}: must reach train.global_batch_size = {train.global_batch_size} in "
             f"steps of train.batch_ramp.increment = {ramp.increment}"
         )
-    interleaved = config.parallel.virtual_stages > 1 and config.parallel.schedule in _LEAST_CHUNKS
-    groups = config.parallel.pipeline if interleaved else 1
+    parallel = config.parallel
+    groups = parallel.pipeline if passes_in_groups(parallel.schedule, parallel.virtual_stages) else 1
     for name, value in (("start", ramp.start), ("increment", ramp.increment)):
         if value % (samples * groups):
             raise UsageError(

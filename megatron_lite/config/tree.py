@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from megatron_lite.config.complaints import show, suggest
+from megatron_lite.config.schedules import CHUNKS
 from megatron_lite.errors import UsageError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -331,7 +332,7 @@ class Config(Section):
 
 # What the program can do of what the keys promise. A value joins its row with the code that makes it true.
 ACCEPTED_TODAY: Mapping[str, tuple[Any, ...]] = {
-    "parallel.schedule": ("gpipe", "1f1b", "interleaved_1f1b", "zb_h1", "zb_v"),
+    "parallel.schedule": tuple(CHUNKS),
     "parallel.context_kind": ("ring", "ulysses"),
     "kernels.backend": ("auto", "torch", "triton"),
     "kernels.attention": ("auto", "flash_attn", "triton", "sdpa"),
