@@ -1,27 +1,28 @@
 """What a microbatch is to the model: whole sequences as an objective sees them, and a rank's positions of them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from megatron_lite.model.operations import AttentionMetadata
+from megatron_lite.parallel.vocabulary import counted
 
 
 @dataclass(frozen=True)
 class Sequences:
     """Whole sequences of a microbatch, the same on every tensor, context and pipeline rank of a data rank.
 
-    tokens   int64 [B, S]
-    labels   int64 [B, S]; those outside the vocabulary do not count
-    counted  bool [B, S]: which labels do
-    columns  what else an objective asked for, by name: [B, S], aligned with the labels, or a number a document
+    tokens, labels  int64 [B, S]; labels outside the vocabulary do not count
     """
 
     tokens: Tensor
     labels: Tensor
-    counted: Tensor
-    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    vocab_size: int
+
+    @property
+    def counted(self) -> Tensor:
+        """bool [B, S]: which labels count."""
+        return counted(self.labels, self.vocab_size)
 
 
 @dataclass(frozen=True)

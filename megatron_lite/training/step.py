@@ -25,7 +25,6 @@ from megatron_lite.parallel.pipeline.checker import ScheduleError, check
 from megatron_lite.parallel.pipeline.executor import Executor, rehearse
 from megatron_lite.parallel.pipeline.schedules import SCHEDULES, Schedule
 from megatron_lite.parallel.pipeline.stage import Stage, kinds_of
-from megatron_lite.parallel.vocabulary import counted
 from megatron_lite.parallel.zero import Shards, policy
 from megatron_lite.training.boundaries import Boundaries, document_numbers, positions_in
 
@@ -184,7 +183,7 @@ class Trainer:
             labels = self.boundaries.counted(inputs, labels)
         size = self.config.train.micro_batch_size
         sequences = [
-            Sequences(tokens, label, counted(label, self.config.model.vocab_size))
+            Sequences(tokens, label, self.config.model.vocab_size)
             for tokens, label in zip(inputs.split(size), labels.split(size), strict=True)
         ]
         denominators = self._denominators(sequences)

@@ -22,8 +22,8 @@ Tensors = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Layout:
-    """One case of the equality tests. `split` delays weight gradients by that many actions; with `resets` positions
-    begin anew with each document, whose end predicts nothing.
+    """One case of the equality tests. `objective`: where there is none pretraining's. `split` delays weight gradients
+    by that many actions; with `resets` positions begin anew with each document, whose end predicts nothing.
     """
 
     tensor: int = 1
@@ -42,6 +42,7 @@ class Layout:
     documents: bool = False
     resets: bool = False
     loss_chunk: int | None = None
+    objective: Objective | None = None
     layers: int = 4
     stage_layers: tuple[int, ...] | None = None
     split: int | None = None
@@ -66,6 +67,7 @@ class Layout:
         words += ["resets"] if self.resets else []
         words += ["tied"] if self.tied else []
         words += [f"chunk{self.loss_chunk}"] if self.loss_chunk else []
+        words += [] if self.objective is None else [type(self.objective).__name__.lower()]
         words += [f"recompute-{self.recompute}"] if self.recompute != "none" else []
         words += [f"split{self.split}"] if self.split is not None else []
         words += [f"layers{self.layers}"] if self.layers != 4 else []
@@ -108,8 +110,8 @@ class Layout:
     def single(self) -> "Layout":
         """The same model on one process, nothing sharded, split or recomputed."""
         return Layout(
-            tied=self.tied, documents=self.documents, resets=self.resets, layers=self.layers, dtype=self.dtype,
-            steps=self.steps,
+            tied=self.tied, documents=self.documents, resets=self.resets, objective=self.objective,
+            layers=self.layers, dtype=self.dtype, steps=self.steps,
         )  # fmt: skip
 
 
@@ -118,7 +120,7 @@ class Outcome:
     """What a run is compared by. `gradients` are those of step 1, before clipping."""
 
     losses: list[float] = field(default_factory=list)
-    z_losses: list[float] = field(default_factory=list)
+    z_losses: list[float] = field(default_factory=list)  # or the last that another objective adds up
     norms: list[float] = field(default_factory=list)
     gradients: Tensors = field(default_factory=dict)
     weights: Tensors = field(default_factory=dict)
@@ -137,14 +139,15 @@ def global_batch(step: int, config: Config) -> torch.Tensor:
 
 
 def build_trainer(layout: Layout, recorder: Recorder | None = None, config: Config | None = None,
-                  device: str = "cpu", choice: Choice | None = None,
-                  objective: Objective | None = None) -> Trainer:  # fmt: skip
+                  device: str = "cpu", choice: Choice | None = None) -> Trainer:  # fmt: skip
     config = config or layout.config()
     resolved = resolve(config, layout.world)
     shape = MeshShape(layout.pipeline, layout.data, layout.context, layout.tensor, layout.zero_group)
     schedule = partial(layout.schedule_of, config, resolved)
     mesh = build_mesh(shape, torch.device(device), schedule(resolved.microbatches).placement, recorder)
-    trainer = Trainer(config, resolved, mesh, schedule, recorder, end_of_document=3, choice=choice, objective=objective)
+    trainer = Trainer(
+        config, resolved, mesh, schedule, recorder, end_of_document=3, choice=choice, objective=layout.objective
+    )
     trainer.rehearse()
     return trainer
 
@@ -191,7 +194,7 @@ def run_rank(layout: Layout) -> RankOutcome:
     for step in range(1, layout.steps + 1):
         result = trainer.gradients(my_samples(trainer, step))
         outcome.losses.append(result.loss.item())
-        outcome.z_losses.append(result.numbers["z_loss"].item())
+        outcome.z_losses.append(result.numbers[trainer.objective.sums[-1]].item())
         outcome.norms.append(result.grad_norm.item())
         if step == 1:
             outcome.gradients = owned_blocks(trainer, "gradient")

@@ -23,7 +23,9 @@ KERNELS = Path(megatron_lite.kernels.__file__).parent  # setup.py maps them into
 # The code that makes the numbers of a step.
 NUMERIC = (
     "kernels.reference.attention",
+    "kernels.reference.entropy",
     "kernels.reference.rms_norm",
+    "kernels.reference.rope",
     "model.objective",
     "model.operations",
     "model.parameters",
@@ -43,6 +45,22 @@ NUMERIC = (
     "parallel.pipeline.messages",
     "training.step",
 )
+# Where what is divided is no number of a step.
+NO_NUMBERS = {
+    "parallel.pipeline.drawing": "lengths on a picture",
+    "parallel.pipeline.simulator": "the share of time that a schedule is idle",
+    "parallel.words": "seconds to wait",
+    "training.charts": "lengths on a picture",
+    "training.flops": "the share of a device's peak",
+    "training.launch": "paths",
+    "training.loop": "paths, seconds, rates that are reported",
+    "training.mesh_drawing": "lengths on a picture",
+    "training.metrics": "paths, units",
+    "training.profile": "paths",
+    "training.report": "paths, rates that are reported",
+    "training.run_files": "paths",
+    "training.validation": "means of validation losses: tests/training/test_data_in_runs.py",
+}
 
 
 @dataclass(frozen=True)
@@ -153,6 +171,19 @@ def divisions() -> list[Division]:
         for number, (path, node) in enumerate(_normalizations(_parse(module))):
             found.append(Division(module, path, number, ast.unparse(node)))
     return found
+
+
+def unwatched() -> list[str]:
+    """Modules of a step's rooms in which something is divided, and which are in neither list."""
+    found = []
+    for room in ("kernels.reference", "model", "optim", "parallel", "training"):
+        first, _, rest = room.partition(".")
+        folder = KERNELS / rest if first == "kernels" else PACKAGE / room
+        for path in folder.rglob("*.py"):
+            module = ".".join([room, *path.relative_to(folder).with_suffix("").parts])
+            if module not in (*NUMERIC, *NO_NUMBERS) and any(_normalizations(_parse(module))):
+                found.append(module)
+    return sorted(found)
 
 
 def _parse(module: str) -> ast.Module:

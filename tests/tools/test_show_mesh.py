@@ -17,7 +17,7 @@ def test_the_picture_in_the_readme_is_the_quickstarts_layout(tmp_path: Path) -> 
     picture = tmp_path / "mesh.svg"
     done = run("--world-size", "8", "--svg", str(picture))
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "tensor 2 × pipeline 2 × data 2; 4 microbatches a step, stage layers [2, 2]\n"
+    assert done.stdout == "tensor 2 × pipeline 2 × data 2; 4 microbatches a step, stage layers [3, 1]\n"
     assert picture.read_bytes() == (ROOT / "examples" / "figures" / "mesh.svg").read_bytes()
 
 

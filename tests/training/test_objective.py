@@ -47,10 +47,10 @@ class Found:
     events: list[Event]
 
 
-def run(layout: Layout, objective: Objective) -> Found:
+def run(layout: Layout) -> Found:
     recorder = Recorder()
     config = layout.config(micro_batch_size=2)
-    trainer = build_trainer(layout, recorder, config, objective=objective)
+    trainer = build_trainer(layout, recorder, config)
     coordinate = trainer.mesh.coordinate
     samples = unequal(config).chunk(trainer.resolved.data)[coordinate["data"]]
     outputs = trainer.outputs(samples)
@@ -66,7 +66,8 @@ def run(layout: Layout, objective: Objective) -> Found:
 
 
 def on_layout(ranks, layout: Layout, objective: Objective) -> list[Found]:
-    return [run(layout, objective)] if layout.world == 1 else ranks.run(run, layout.world, layout, objective)
+    layout = replace(layout, objective=objective)
+    return [run(layout)] if layout.world == 1 else ranks.run(run, layout.world, layout)
 
 
 def plain(
@@ -129,7 +130,7 @@ def test_a_forward_pass_alone_gives_every_tokens_log_probability_where_the_model
 def test_what_an_objective_says_beforehand_adds_up_to_its_loss(objective):
     samples = unequal(Layout().config())
     tokens, labels = samples[:, :-1], samples[:, 1:]
-    sequences = Sequences(tokens, labels, labels >= 0)
+    sequences = Sequences(tokens, labels, vocab_size=61)
     numbers = torch.randn(2, *labels.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     outputs = Outputs(numbers[0].where(sequences.counted, 0.0), numbers[1])
     denominators = 3 * objective.denominators(sequences)
