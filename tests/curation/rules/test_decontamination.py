@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from megatron_lite.curation._text import count_words
 
 from megatron_lite.curation import _lists
+from megatron_lite.curation._text import count_words
 from megatron_lite.curation.config import make_rules
 from megatron_lite.curation.documents import Document
 from megatron_lite.curation.rules.decontamination import Decontamination, cached_table
