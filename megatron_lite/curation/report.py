@@ -156,8 +156,8 @@ def summary_lines(curation: Curation) -> Iterator[str]:
     for name in (name for name in curation.finished if "." not in name and name != CORPUS):
         flow = tally_of(row.counts["tally"] for row in curation.finished[name]).total()
         dropped = flow.entered.documents - flow.left.documents
-        left = f"{flow.left.documents:>12,}{flow.left.bytes / 1e6:>10.1f}"
-        yield f"{name:<12}{flow.entered.documents:>12,}{flow.entered.bytes / 1e6:>10.1f}{dropped:>10,}{left}"
+        remains = f"{flow.left.documents:>12,}{flow.left.bytes / 1e6:>10.1f}"
+        yield f"{name:<12}{flow.entered.documents:>12,}{flow.entered.bytes / 1e6:>10.1f}{dropped:>10,}{remains}"
     for part in ("train", "valid"):
         left = tally_of(row.counts[part] for row in curation.finished[CORPUS]).total().left
         yield f"{part:<12}{'':>32}{left.documents:>12,}{left.bytes / 1e6:>10.1f}"

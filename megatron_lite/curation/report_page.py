@@ -162,7 +162,7 @@ def example(record: Json) -> tuple[str, str]:
 def lengths(report: Json) -> Markup:
     """Documents by their number of words, as read and as kept."""
     read = report["stages"][0]["total"]["lengths"]
-    kept = Counter()
+    kept: Counter[str] = Counter()
     for part in report["corpus"].values():
         for flow in part.values():
             kept.update(flow["lengths"])
@@ -183,7 +183,7 @@ def length_label(bits: int) -> str:
 
 def languages(report: Json) -> list[tuple[str, str, str]]:
     """(language, documents, share) of what is kept, the most frequent first."""
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for part in report["corpus"].values():
         for flow in part.values():
             counts.update(flow["languages"])

@@ -14,7 +14,7 @@ class Size(NamedTuple):
     bytes: int = 0  # of UTF-8
     words: int = 0  # the splitter's (words.py), symbols left out
 
-    def __add__(self, other: "Size") -> "Size":
+    def __add__(self, other: "Size") -> "Size":  # type: ignore[override]  # sizes add up, tuples join
         return Size(*(a + b for a, b in zip(self, other, strict=True)))
 
     def __sub__(self, other: "Size") -> "Size":

@@ -73,7 +73,7 @@ def main() -> None:
     folder = Path(__file__).resolve().parent
     members: dict[str, list[int]] = {"letter": [], "digit": [], "number": [], "spaceless": [], "mark": []}
     for code in range(0x110000):
-        members.get(class_of(code, unicodedata2), []).append(code)
+        members.get(class_of(code, unicodedata2) or "none", []).append(code)
     uppercase = [code for code in range(0x110000) if unicodedata2.category(chr(code)) == "Lu"]
     is_terminal = regex.compile(r"\p{Sentence_Terminal}").match
     terminal = [code for code in range(0x110000) if is_terminal(chr(code)) or code in MORE_TERMINALS]

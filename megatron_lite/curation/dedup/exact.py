@@ -103,8 +103,9 @@ def _keys(options: Exact, documents: Sequence[Document]) -> tuple[np.ndarray, np
         high, low, _, _ = _dedup.units(texts, "document", "words", 0)
         return numbers, high, low
     if options.by == "url":
-        numbers = np.array([i for i, document in enumerate(documents) if document.url], np.int64)
-        texts = [normalize_url(documents[i].url) for i in numbers]
+        urls = [(i, document.url) for i, document in enumerate(documents) if document.url]
+        numbers = np.array([i for i, _ in urls], np.int64)
+        texts = [normalize_url(url) for _, url in urls]
     digests = b"".join(xxhash.xxh3_128_digest(text.encode()) for text in texts)
     halves = np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2)
     return numbers, np.ascontiguousarray(halves[:, 0]), np.ascontiguousarray(halves[:, 1])

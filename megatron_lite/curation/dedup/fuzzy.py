@@ -136,7 +136,8 @@ def describe(options: Fuzzy, shard: Path, number: int, run: Path, members: Path,
 
 def _shingles(options: Fuzzy, shard: Path, rows: np.ndarray) -> Columns:
     """Band hashes and shingles of these documents."""
-    texts, wanted = {}, set(rows.tolist())
+    texts: dict[int, str] = {}
+    wanted = set(rows.tolist())
     for begin, documents in read_batches(shard):
         texts |= {row: document.text for row, document in enumerate(documents, begin) if row in wanted}
     ordered = [texts[row] for row in rows.tolist()]
@@ -153,7 +154,7 @@ def choose(options: Fuzzy, descriptions: Sequence[Path], old: int, part: Range, 
     found = gather(descriptions, ("key", "root", "row", "length"), part, options.settings)
     members = {**found.columns, "shard": found.shard}
     if options.verify is not None:
-        members["root"] = _verified_roots(options, descriptions, part)
+        members["root"] = _verified_roots(options, options.verify, descriptions, part)
     order = np.lexsort((members["row"], members["shard"]))
     verdicts, sizes = choose_kept({name: column[order] for name, column in members.items()}, options.keep, old)
     write_findings(findings, verdicts, options.settings)
@@ -164,8 +165,10 @@ def _stays(verdicts: Columns) -> np.ndarray:
     return (verdicts["kept_shard"] == verdicts["shard"]) & (verdicts["kept_row"] == verdicts["row"])
 
 
-def _verified_roots(options: Fuzzy, descriptions: Sequence[Path], part: Range) -> np.ndarray:
-    """Clusters of a range by exact similarity. A pair to compare shares a band hash, so it shares a cluster already."""
+def _verified_roots(options: Fuzzy, least: float, descriptions: Sequence[Path], part: Range) -> np.ndarray:
+    """Clusters of a range by exact similarity of at least so much. A pair to compare shares a band hash, so it shares a
+    cluster already.
+    """
     bands, sizes, shingles = [], [], []
     for path in descriptions:
         columns = read_columns(path, options.settings)
@@ -175,7 +178,7 @@ def _verified_roots(options: Fuzzy, descriptions: Sequence[Path], part: Range) -
         sizes.append(np.diff(starts))
         shingles.append(columns["shingles"][starts[0] : starts[-1]])
     starts = np.cumsum(np.concatenate([[0], *sizes]), dtype=np.int64)
-    return _dedup.verified_roots(np.concatenate(bands), starts, np.concatenate(shingles), options.verify)
+    return _dedup.verified_roots(np.concatenate(bands), starts, np.concatenate(shingles), least)
 
 
 def judge(

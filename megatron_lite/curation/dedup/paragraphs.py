@@ -59,13 +59,15 @@ LINES = Units("line", minimum_count=7)
 
 
 def scan(options: Units, shard: Path, run: Path) -> dict[str, int]:
-    high, low, documents, occurrences = [], [], 0, 0
+    highs: list[np.ndarray] = []
+    lows: list[np.ndarray] = []
+    documents = occurrences = 0
     for _, batch in read_batches(shard):
         batch_high, batch_low, _, _ = _units(options, batch)
-        high.append(batch_high)
-        low.append(batch_low)
+        highs.append(batch_high)
+        lows.append(batch_low)
         documents, occurrences = documents + len(batch), occurrences + len(batch_high)
-    high, low = (np.concatenate(half or [np.empty(0, np.uint64)]) for half in (high, low))
+    high, low = (np.concatenate(half or [np.empty(0, np.uint64)]) for half in (highs, lows))
     order = order_by_key(high, low)
     high, low = high[order], low[order]
     first = np.flatnonzero(differs_from_previous(high, low))

@@ -78,14 +78,14 @@ def repeat(options: Substring, runs: Sequence[Path], old: int, part: Range, repe
 def rescan(options: Substring, shard: Path, number: int, repeats: Sequence[Path], keys: Path) -> dict[str, int]:
     """`number` is the shard's in the order of runs."""
     wanted = _wanted(options, number, repeats)
-    high, low, windows = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)], 0
+    highs, lows, windows = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)], 0
     # A shard without such anchors has no such windows.
     for _, batch in read_batches(shard) if len(wanted) else ():
         batch_high, batch_low, _, _ = _windows(options, batch, wanted)
-        high.append(batch_high)
-        low.append(batch_low)
+        highs.append(batch_high)
+        lows.append(batch_low)
         windows += len(batch_high)
-    high, low = np.concatenate(high), np.concatenate(low)
+    high, low = np.concatenate(highs), np.concatenate(lows)
     order = order_by_key(high, low)
     high, low = high[order], low[order]
     first = differs_from_previous(high, low)

@@ -10,11 +10,13 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeVar
 
 from megatron_lite.workers import end_with_parent
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Engine(Protocol):
@@ -39,7 +41,7 @@ class WorkerLost(Exception):
 
 @dataclass
 class _Worker:
-    process: multiprocessing.Process
+    process: BaseProcess
     connection: Connection
     index: int | None = None  # the item in hand
 
@@ -62,10 +64,11 @@ class Pool:
         try:
             for worker, (index, item) in zip(self._workers, waiting, strict=False):
                 self._hand(worker, index, function, item)
-            while busy := {worker.connection: worker for worker in self._workers if worker.index is not None}:
-                for connection in wait(list(busy)):
-                    worker = busy[connection]
-                    index, result = worker.index, _receive(worker)
+            while busy := [(worker.index, worker) for worker in self._workers if worker.index is not None]:
+                at_work: dict[object, tuple[int, _Worker]] = {worker.connection: (at, worker) for at, worker in busy}
+                for connection in wait([worker.connection for _, worker in busy]):
+                    index, worker = at_work[connection]
+                    result = _receive(worker, index)
                     worker.index = None
                     if following := next(waiting, None):
                         self._hand(worker, following[0], function, following[1])
@@ -104,23 +107,25 @@ class Pool:
             raise WorkerLost(index, _end_of(worker.process)) from None
 
 
-def _receive(worker: _Worker) -> Any:
+def _receive(worker: _Worker, index: int) -> Any:
     try:
         succeeded, value = worker.connection.recv()
     except (EOFError, ConnectionResetError):
-        raise WorkerLost(worker.index, _end_of(worker.process)) from None
+        raise WorkerLost(index, _end_of(worker.process)) from None
     if not succeeded:
         raise value
     return value
 
 
-def _end_of(process: multiprocessing.Process) -> str:
+def _end_of(process: BaseProcess) -> str:
     process.join()
-    if process.exitcode == -signal.SIGKILL:
+    code = process.exitcode
+    assert code is not None  # it has ended
+    if code == -signal.SIGKILL:
         return "killed by SIGKILL, as by a machine that runs out of memory: try fewer workers or smaller shards"
-    if process.exitcode < 0:
-        return f"killed by {signal.Signals(-process.exitcode).name}"
-    return f"exit code {process.exitcode}"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
 
 
 def _serve(connection: Connection) -> None:

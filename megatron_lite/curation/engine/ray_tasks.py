@@ -4,13 +4,15 @@ Tasks over whole shards, not Ray Data over rows: nothing here needs Ray to move 
 """
 
 import importlib.util
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from megatron_lite.curation.engine.pool import WorkerLost
 from megatron_lite.errors import MegatronLiteError, UsageError
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class RayTasks:
@@ -27,7 +29,7 @@ class RayTasks:
         self._ray = ray
         options: dict[str, Any] = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
         try:
-            ray.init(log_to_driver=False, logging_level="error", **options)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as error:  # Ray raises Exception itself, for a start that takes too long
             raise MegatronLiteError(f"engine = ray: Ray does not start: {' '.join(str(error).split())}") from error
 

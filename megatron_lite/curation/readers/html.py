@@ -33,7 +33,7 @@ def decode_html(page: bytes, declared: str | None) -> str:
         declared = found[1].decode("ascii")
     known = map_encoding_to_html5(declared, fallback_utf8=False) if declared else None
     # No other encoding is tried where one byte does not fit: that would turn every other letter into two.
-    return bytes_to_str(page, known or detect_encoding(page), errors="replace", fallback_encodings=())
+    return bytes_to_str(page, known or detect_encoding(page) or "utf-8", errors="replace", fallback_encodings=())
 
 
 def extract(page: str, skip: tuple[str, ...] = ()) -> str:

@@ -15,7 +15,7 @@ from megatron_lite.curation.config import Format, ReadingConfig
 from megatron_lite.curation.documents import Document
 from megatron_lite.curation.readers.inputs import Slice
 from megatron_lite.curation.readers.opening import open_input
-from megatron_lite.curation.readers.refusals import Refusal, Refused, check_size, check_text, damage, decode, excerpt_of
+from megatron_lite.curation.readers.refusals import Refusal, Refused, check_text, damage, decode, excerpt_of, too_large
 from megatron_lite.lines import TooLong, read_lines
 
 
@@ -35,7 +35,7 @@ def read_jsonl(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[Do
 
 def _document(part: Slice, offset: int, line: bytes | TooLong, form: Format, reading: ReadingConfig) -> Document:
     if isinstance(line, TooLong):
-        check_size(line.length, reading)
+        raise too_large(line.length, reading)
     if not line or line.isspace():
         raise Refused("blank_line")
     notes: dict[str, Any] = {}

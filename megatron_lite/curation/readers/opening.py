@@ -4,7 +4,7 @@ import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 
@@ -14,7 +14,7 @@ BUFFER = 1 << 17
 
 
 @contextlib.contextmanager
-def open_input(path: str) -> Iterator[BinaryIO]:
+def open_input(path: str) -> Iterator[io.BufferedIOBase]:
     """The bytes of a file. Raises FileNotFoundError or PermissionError; MegatronLiteError where reading fails."""
     try:
         # By itself, fsspec takes as long to find out that a path is local as a small file takes to be read.
@@ -27,7 +27,7 @@ def open_input(path: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_up_to(file: BinaryIO, limit: int) -> bytes:
+def read_up_to(file: io.BufferedIOBase, limit: int) -> bytes:
     """The rest of a file, or a little more than `limit` bytes of it, in no more memory than there is to read."""
     pieces, size = [], 0
     while size <= limit and (piece := file.read(BUFFER)):
@@ -46,7 +46,7 @@ class _Watched(io.RawIOBase):
     def seekable(self) -> bool:
         return self._file.seekable()
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # what a BufferedReader passes
         try:
             data = self._file.read(len(buffer))
         except Exception as error:  # whatever a remote file system's client raises

@@ -75,7 +75,11 @@ def decode(data: bytes, reading: ReadingConfig, notes: dict[str, Any]) -> str:
 
 def check_size(size: int, reading: ReadingConfig) -> None:
     if size > reading.max_record_bytes:
-        raise Refused("too_large", f"{size:,} bytes are above {reading.max_record_bytes:,}")
+        raise too_large(size, reading)
+
+
+def too_large(size: int, reading: ReadingConfig) -> Refused:
+    return Refused("too_large", f"{size:,} bytes are above {reading.max_record_bytes:,}")
 
 
 def check_text(text: Any, reading: ReadingConfig, notes: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from io import BufferedIOBase
+from typing import Any
 
 from fastwarc.stream_io import GzipReader
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
@@ -37,7 +38,7 @@ def read_warc(part: Slice, form: Format, reading: ReadingConfig) -> Iterator[Doc
             yield damage(error, f"{part.path}: from record {following} on")
 
 
-def _records(raw: BinaryIO, path: str) -> Iterator[WarcRecord]:
+def _records(raw: BufferedIOBase, path: str) -> Iterator[WarcRecord]:
     """Raises EOFError for a file that is cut short; fastwarc takes a header or member without an end for its end."""
     members = GzipReader(raw) if path.endswith(".gz") else None
     plain = path.endswith(_PLAIN)

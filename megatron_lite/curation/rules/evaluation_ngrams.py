@@ -75,8 +75,11 @@ class _Builder:
     def __init__(self, words: int, most_items: int):
         self._words, self._most_items = words, most_items
         self._sets: list[str] = []
-        self._hashes, self._items, self._starts = [], [], []
-        self._set_of, self._number_of = [], []
+        self._hashes: list[np.ndarray] = []
+        self._items: list[np.ndarray] = []
+        self._starts: list[np.ndarray] = []
+        self._set_of: list[int] = []
+        self._number_of: list[int] = []
         self._lengths: set[int] = set()
 
     def add(self, name: str, files: Sequence[Path]) -> Built:

@@ -34,7 +34,7 @@ class LicenceHeader:
 
     def __call__(self, document: Document) -> None:
         text = document.text
-        kept = FOR_MACHINES.match(text).end()
+        kept = found.end() if (found := FOR_MACHINES.match(text)) else 0
         head = text[: kept + self.max_characters]
         end = kept
         while (comment := COMMENT.match(head, end)) and NAMES_LICENCE.search(comment[0]):

@@ -83,11 +83,11 @@ def find(text: str, kinds: frozenset[str]) -> list[tuple[int, int, str]]:
     if not places:
         return []
     data = text.encode()
-    spans = []
+    spans: list[tuple[int, int, str]] = []
     for place, at in places:
         for kind, look in AT_PLACE[PII_PLACES[place]]:
-            if kind in kinds and (span := look(data, at)):
-                spans.append((*span, kind))
+            if kind in kinds and (found := look(data, at)):
+                spans.append((*found, kind))
                 break
     spans.sort(key=lambda span: (span[0], span[2] != "key", -span[1]))
     apart: list[tuple[int, int, str]] = []

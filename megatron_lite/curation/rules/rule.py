@@ -1,7 +1,7 @@
 """What a rule is, and how a number is held against a threshold."""
 
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -18,12 +18,15 @@ class Rule(Protocol):
 
     name: ClassVar[str]
     version: ClassVar[int]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __call__(self, document: Document) -> Drop | None: ...
 
 
 class CachedProperties:
     """A frozen dataclass with cached properties that goes to other processes without them."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}

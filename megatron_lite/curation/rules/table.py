@@ -19,10 +19,11 @@ from megatron_lite.curation.rules.licence import Licence
 from megatron_lite.curation.rules.licence_header import LicenceHeader
 from megatron_lite.curation.rules.pii import Pii
 from megatron_lite.curation.rules.refinedweb import RefinedWebLineRules
+from megatron_lite.curation.rules.rule import Rule
 from megatron_lite.curation.rules.toxicity import Toxicity
 from megatron_lite.curation.rules.urls import Urls
 
-RULES = {
+RULES: dict[str, type[Rule]] = {
     rule.name: rule
     for rule in (
         GopherQuality,

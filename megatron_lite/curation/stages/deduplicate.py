@@ -5,7 +5,7 @@ elsewhere. Steps over ranges of hashes take so many ranges as keep one in memory
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,14 +22,14 @@ Options = exact.Exact | fuzzy.Fuzzy | paragraphs.Units | substring.Substring
 RunStage = Callable[[Stage], list[Row]]
 ENDING = ".columns"  # of the files of hashes (dedup/runs.py)
 
-SCANS = {
+SCANS: Mapping[type[Options], Callable[..., dict[str, int]]] = {
     exact.Exact: exact.scan,
     fuzzy.Fuzzy: fuzzy.scan,
     paragraphs.Units: paragraphs.scan,
     substring.Substring: substring.scan,
 }
 # Steps over a range of all files of the step before: step(options, files, old, range, path).
-RANGED = {
+RANGED: Mapping[str, Callable[..., dict[str, int]]] = {
     "exact.find": exact.find,
     "fuzzy.pair": fuzzy.pair,
     "fuzzy.choose": fuzzy.choose,
@@ -175,9 +175,12 @@ class JudgeByRuns:
     findings: tuple[File, ...]
 
     def __call__(self, task: Task, outputs: Outputs) -> dict[str, Any]:
-        judge = exact.judge if isinstance(self.options, exact.Exact) else fuzzy.judge
         (shard,) = paths_of(task.inputs)
-        judged = judge(self.options, shard, task.argument, paths_of(self.runs), paths_of(self.findings))
+        files = shard, task.argument, paths_of(self.runs), paths_of(self.findings)
+        if isinstance(self.options, exact.Exact):
+            judged = exact.judge(self.options, *files)
+        else:
+            judged = fuzzy.judge(self.options, *files)
         return {"tally": write_judged(sized(judged), outputs)}
 
 

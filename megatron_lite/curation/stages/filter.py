@@ -1,7 +1,7 @@
 """Documents through the rules of their source, in order, until one drops them."""
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +13,8 @@ from megatron_lite.curation.rules.rule import Rule
 from megatron_lite.curation.shards import read_shard
 from megatron_lite.curation.stages.judging import Judged, write_judged
 from megatron_lite.curation.tally import note_size, noted_size
+
+Count = defaultdict[str, float]  # from 0 on
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,13 @@ class Filter:
 
     def __call__(self, task: Task, outputs: Outputs) -> dict[str, Any]:
         rules = task.argument.rules
-        counts = {rule.name: Counter() for rule in rules}
+        counts: dict[str, Count] = {rule.name: defaultdict(int) for rule in rules}
         documents = read_shard(Path(task.inputs[0].path))
         tally = write_judged(judge(rules, documents, counts), outputs)
         return {"tally": tally, "rules": {name: dict(count) for name, count in counts.items()}}
 
 
-def judge(rules: Sequence[Rule], documents: Iterable[Document], counts: dict[str, Counter]) -> Iterator[Judged]:
+def judge(rules: Sequence[Rule], documents: Iterable[Document], counts: Mapping[str, Count]) -> Iterator[Judged]:
     """A document that is kept names the rules it has passed, beside what they have noted in its metadata."""
     for document in documents:
         entered, untouched, drop = noted_size(document), document.text, None
@@ -77,7 +79,7 @@ def is_file(name: str) -> bool:
         return False
 
 
-def apply(rule: Rule, document: Document, count: Counter) -> Drop | None:
+def apply(rule: Rule, document: Document, count: Count) -> Drop | None:
     """The rule's verdict; a document that it leaves without text is dropped too."""
     before, started = document.text, time.perf_counter()
     drop = rule(document)

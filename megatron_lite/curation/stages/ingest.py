@@ -41,7 +41,8 @@ class Ingest:
 
 class _Writer:
     def __init__(self, outputs: Outputs, shard_bytes: int, stack: ExitStack):
-        self.tally, self.mended = Tally(), Counter()
+        self.tally = Tally()
+        self.mended: Counter[str] = Counter()
         self._outputs, self._shard_bytes, self._stack = outputs, shard_bytes, stack
         self._refused: RecordWriter | None = None
         self._begin_shard()

@@ -30,7 +30,10 @@ GROUPS = frozenset(
 def main() -> None:
     import joblib  # executes what the package's files say: run this for a package that you trust
 
-    folder = Path(find_spec("profanity_check").submodule_search_locations[0]) / "data"
+    package = find_spec("profanity_check")
+    if package is None or not package.submodule_search_locations:
+        raise SystemExit("this takes the package alt-profanity-check")
+    folder = Path(package.submodule_search_locations[0]) / "data"
     vectorizer, model = joblib.load(folder / "vectorizer.joblib"), joblib.load(folder / "model.joblib")
     parts = [(part.estimator, part.calibrators[0]) for part in model.calibrated_classifiers_]
     weights = np.mean([-sigmoid.a_ * machine.coef_[0] for machine, sigmoid in parts], axis=0)
