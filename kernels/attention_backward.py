@@ -281,7 +281,8 @@ def _partials(result: Tensor, parts: int) -> tuple[Tensor, Tensor]:
     """Room for the parts of two results [B, G, S, D], each [B, G, parts, S, D] with a key's parts side by side."""
     *sequences, head_dim = result.shape
     room = result.new_empty((2, *sequences, parts, head_dim), dtype=accumulator_dtype(result.dtype))
-    return room.transpose(-3, -2).unbind()
+    first, second = room.transpose(-3, -2).unbind()
+    return first, second
 
 
 def _sum(partials: Tensor, result: Tensor) -> None:
@@ -295,7 +296,9 @@ def _sum(partials: Tensor, result: Tensor) -> None:
 
 def _given(first: Tensor | None, last: Tensor | None, any_tensor: Tensor) -> tuple[bool, Tensor, Tensor]:
     """Whether there are ranges, and what stands for them in a launch."""
-    return (False, any_tensor, any_tensor) if first is None else (True, first.contiguous(), last.contiguous())
+    if first is None or last is None:
+        return False, any_tensor, any_tensor
+    return True, first.contiguous(), last.contiguous()
 
 
 def _check(name, gradient, q, k, v, output, log_sum, causal, *ranges) -> None:
@@ -359,7 +362,8 @@ def _backward(*arguments):
 def _backward_into(*arguments):
     *inputs, dq, dk, dv = arguments
     _check("attention_backward_", *inputs)
-    _check_results("attention_backward_", *inputs[1:4], dq, dk, dv)
+    _, q, k, v, *_ = inputs
+    _check_results("attention_backward_", q, k, v, dq, dk, dv)
     _run(*arguments)
 
 

@@ -91,7 +91,7 @@ def along_rows(x: Tensor) -> Tensor:
 def strides_of(x: Tensor) -> tuple[int, int, int, int]:
     """Of batch, group, head in the group and row; keys and values [B, G, S, D] have one head in a group."""
     batch, group, *head, row, _ = x.stride()
-    return batch, group, *(head or [0]), row
+    return batch, group, head[0] if head else 0, row
 
 
 @triton.jit

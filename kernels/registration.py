@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterator
 import torch
 from megatron_lite.kernels.checks import check
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils.flop_counter import register_flop_formula
 
 NAMESPACE = "megatron_lite"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 
-def operation(schema: str, fake: Callable, flops: Callable | None = None) -> Callable[[Callable], Callable]:
+def operation(schema: str, fake: Callable, flops: Callable | None = None) -> Callable[[Callable], OpOverload]:
     """`fake` takes the same arguments; `flops` their shapes, as torch's flop counter hands them on."""
 
-    def register(launch: Callable) -> Callable:
+    def register(launch: Callable) -> OpOverload:
         name = schema.split("(")[0]
         LIBRARY.define(schema)
         for key in ("CPU", "CUDA"):
@@ -59,6 +60,6 @@ def _tensors(arguments: list[tuple[str, object]]) -> Iterator[tuple[str, Tensor]
                 yield name, item
 
 
-def differentiable(forward: Callable, keep: Callable, backward: Callable) -> None:
+def differentiable(forward: OpOverload, keep: Callable, backward: Callable) -> None:
     """Give an operation its gradient: `keep(ctx, inputs, output)` saves, `backward(ctx, *gradients)` answers."""
     torch.library.register_autograd(forward, backward, setup_context=keep, lib=LIBRARY)

@@ -11,6 +11,7 @@ Version 3 before September 2025 takes that request and drops it (flash-attention
 On meta tensors, as in a step on paper, the functions give sizes and call nothing.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -48,9 +49,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Visible | 
     if q.is_meta:
         return _empty(q), q.new_empty(q.shape[:-1], dtype=torch.float32)
     lengths = None if visible is None else lengths_of(visible)
-    inputs = [_to_theirs(x, lengths) for x in (q, k, v)]
+    their_q, their_k, their_v = (_to_theirs(x, lengths) for x in (q, k, v))
     forward = _third_forward if _on_hopper(q) else _second_forward
-    output, log_sum = forward(*inputs, q.shape[-1] ** -0.5, causal or lengths is not None, lengths)
+    output, log_sum = forward(their_q, their_k, their_v, q.shape[-1] ** -0.5, causal or lengths is not None, lengths)
     return _to_ours(output, q), log_sum if lengths is None else _by_sequence(log_sum, q)
 
 
@@ -85,8 +86,8 @@ def attention_backward_(
     places = [into if _evenly(into, lengths) else _empty(into) for into in (dq, dk, dv)]
     results = [_to_theirs(_in_one(place), lengths) for place in places]
     backward = _third_backward if _on_hopper(q) else _second_backward
-    backward(*(_to_theirs(x, lengths) for x in given), log_sum, *results, q.shape[-1] ** -0.5,
-             causal or lengths is not None, lengths)  # fmt: skip
+    tensors = [*(_to_theirs(x, lengths) for x in given), log_sum, *results]
+    backward(tensors, q.shape[-1] ** -0.5, causal or lengths is not None, lengths)
     for into, place in zip((dq, dk, dv), places, strict=True):
         if place is not into:
             into.copy_(place)
@@ -102,7 +103,9 @@ def lengths_of(visible: Visible) -> Lengths:
     return visible.lengths
 
 
-def _second_forward(q, k, v, scale: float, causal: bool, lengths: Lengths | None):
+def _second_forward(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, lengths: Lengths | None
+) -> tuple[Tensor, Tensor]:
     interface = import_module("flash_attn.flash_attn_interface")
     if lengths is None:
         return interface._flash_attn_forward(
@@ -115,17 +118,18 @@ def _second_forward(q, k, v, scale: float, causal: bool, lengths: Lengths | None
     )[:2]  # fmt: skip
 
 
-def _second_backward(dout, q, k, v, out, log_sum, dq, dk, dv, scale: float, causal: bool, lengths: Lengths | None):
+def _second_backward(tensors: Sequence[Tensor], scale: float, causal: bool, lengths: Lengths | None) -> None:
+    """Of (dout, q, k, v, out, log_sum, dq, dk, dv)."""
     interface = import_module("flash_attn.flash_attn_interface")
     options = {
         "dropout_p": 0.0, "softmax_scale": scale, "causal": causal, "window_size_left": -1, "window_size_right": -1,
         "softcap": 0.0, "alibi_slopes": None, "deterministic": True,
     }  # fmt: skip
     if lengths is None:
-        interface._flash_attn_backward(dout, q, k, v, out, log_sum, dq, dk, dv, **options)
+        interface._flash_attn_backward(*tensors, **options)
     else:
         interface._flash_attn_varlen_backward(
-            dout, q, k, v, out, log_sum, dq, dk, dv, cu_seqlens_q=lengths.bounds, cu_seqlens_k=lengths.bounds,
+            *tensors, cu_seqlens_q=lengths.bounds, cu_seqlens_k=lengths.bounds,
             max_seqlen_q=lengths.longest, max_seqlen_k=lengths.longest, **options,
         )  # fmt: skip
 
@@ -135,7 +139,9 @@ def _third_lengths(lengths: Lengths | None) -> tuple[tuple, tuple]:
     return ((None,) * 2, (None,) * 2) if lengths is None else ((lengths.bounds,) * 2, (lengths.longest,) * 2)
 
 
-def _third_forward(q, k, v, scale: float, causal: bool, lengths: Lengths | None):
+def _third_forward(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, lengths: Lengths | None
+) -> tuple[Tensor, Tensor]:
     """By position: between its betas version 3 renamed parameters, and kept their order."""
     bounds, longest = _third_lengths(lengths)
     return import_module("flash_attn_interface")._flash_attn_forward(
@@ -151,10 +157,12 @@ def _third_forward(q, k, v, scale: float, causal: bool, lengths: Lengths | None)
     )[:2]  # fmt: skip
 
 
-def _third_backward(dout, q, k, v, out, log_sum, dq, dk, dv, scale: float, causal: bool, lengths: Lengths | None):
+def _third_backward(tensors: Sequence[Tensor], scale: float, causal: bool, lengths: Lengths | None) -> None:
+    """Of the same."""
+    *inputs, dq, dk, dv = tensors
     bounds, longest = _third_lengths(lengths)
     import_module("flash_attn_interface")._flash_attn_backward(
-        dout, q, k, v, out, log_sum,
+        *inputs,
         *bounds, None, None,  # cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k
         *longest,  # max_seqlen_q, max_seqlen_k
         dq, dk, dv, scale, causal, deterministic=True,

@@ -110,13 +110,20 @@ def compiled(specimen: Specimen) -> Facts:
     return _amd(specimen, kernel, threads)
 
 
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"the compiler's tools do not say {pattern}")
+    return int(found[1])
+
+
 def _nvidia(specimen: Specimen, kernel: CompiledKernel, capability: int, threads: int) -> Facts:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
         code = read_nvidia(_tool("nvdisasm", "-c", "-gi", file.name))
-    registers, shared = int(re.search(r"REG:(\d+)", usage)[1]), kernel.metadata.shared
+    registers, shared = _number(r"REG:(\d+)", usage), kernel.metadata.shared
     held = Held(registers, _count(code, r"LDL|STL"), shared,
                 nvidia_occupancy(capability, registers, shared, threads // 32))  # fmt: skip
     return _facts(specimen, NVIDIA, code, threads, held)
@@ -126,7 +133,7 @@ def _amd(specimen: Specimen, kernel: CompiledKernel, threads: int) -> Facts:
     text = kernel.asm["amdgcn"]
     number = {name: int(value) for name, value in re.findall(r"^\s+\.(\w+): +(\d+)$", text, re.MULTILINE)}
     # A quarter of a multiprocessor holds at most 8 waves.
-    waves = int(re.search(r"; Occupancy: (\d+)", text)[1])
+    waves = _number(r"; Occupancy: (\d+)", text)
     # Scalar registers spill into lanes of vector registers, those into the matrix units' accumulators while there are
     # some: no memory is set aside then.
     spills = number["vgpr_spill_count"] if number["private_segment_fixed_size"] else 0

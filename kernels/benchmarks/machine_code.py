@@ -47,7 +47,8 @@ class MachineLoop:
 
 def read_nvidia(text: str) -> Code:
     """What `nvdisasm -c -gi` says of a file with one kernel, without the padding: NOP, and a jump to itself."""
-    code, places, fresh = Code(), (), False
+    code, fresh = Code(), False
+    places: Source = ()
     for line in text.splitlines():
         if match := re.match(r"(\.L_x_\d+):", line):
             code.labels[match[1]] = len(code)
@@ -68,7 +69,8 @@ def read_nvidia(text: str) -> Code:
 def read_amd(text: str) -> Code:
     """LLVM's assembly of one kernel."""
     files = {name: str(Path(folder, name)) for folder, name in re.findall(r'\.file\s+\d+ "([^"]*)" "([^"]*)"', text)}
-    code, places = Code(), ()
+    code = Code()
+    places: Source = ()
     for line in text.splitlines():
         if match := re.match(r"(\.LBB\d+_\d+):", line):
             code.labels[match[1]] = len(code)
@@ -184,8 +186,8 @@ def runs_of(code: Code, loops: Loops, bytes_of: Mapping[int, int]) -> list[float
     ways = reached(code)
     runs = [1.0 if index in ways else 0.0 for index in range(len(code))]
     compiled_from: dict[Source, list[Moving]] = {}
-    for source, own, loop in _with_sources(code):
-        compiled_from.setdefault(source, []).append((sum(bytes_of.get(index, 0) for index in own), loop))
+    for source, own, machine_loop in _with_sources(code):
+        compiled_from.setdefault(source, []).append((sum(bytes_of.get(index, 0) for index in own), machine_loop))
     for several, loop in _declared(loops, compiled_from):
         moved, main = max(several, key=lambda pair: pair[0])
         held = max(1, round(moved / loop.bytes)) if loop.bytes else 1
@@ -213,8 +215,7 @@ def _with_sources(code: Code) -> list[tuple[Source, frozenset[int], MachineLoop]
         fitting = (
             [one for one in nest if one not in within and all(one in outer for outer in around)] for nest in nests
         )
-        counts = Counter(next(iter(nest), None) for nest in fitting)
-        del counts[None]
+        counts = Counter(nest[0] for nest in fitting if nest)
         if not counts:
             raise ValueError(f"no `for` for the loop at {code.instructions[loop.branch].places}")
         found.append((max(counts, key=lambda source: (counts[source], source)), own, loop))
@@ -239,9 +240,10 @@ def _declared(loops: Loops, compiled_from: Mapping[Source, list[Moving]]) -> lis
         if not keys:
             raise ValueError(f"the specimen does not say how many turns `for {header}` takes")
         by_key.setdefault(max(keys, key=len), []).append(compiled_from[source])
-    pairs = []
+    pairs: list[tuple[list[Moving], Loop]] = []
     for key, found in by_key.items():
-        given = loops[key] if isinstance(loops[key], tuple) else (loops[key],)
+        declared = loops[key]
+        given = declared if isinstance(declared, tuple) else (declared,)
         if len(found) == 1 and len(found[0]) == len(given):
             # Triton 3.6 does not tell NVIDIA's assembler where a function was inlined: the order in the code does.
             found = [[one] for one in sorted(found[0], key=lambda pair: min(pair[1].body))]
@@ -260,7 +262,8 @@ def line_at(place: Place) -> str:
 @cache
 def _for_statements(file: str) -> list[tuple[int, int]]:
     """First and last line of each."""
-    return [(node.lineno, node.end_lineno) for node in ast.walk(ast.parse(_text(file))) if isinstance(node, ast.For)]
+    nodes = [node for node in ast.walk(ast.parse(_text(file))) if isinstance(node, ast.For)]
+    return [(node.lineno, node.end_lineno or node.lineno) for node in nodes]
 
 
 @cache

@@ -32,7 +32,9 @@ def specimens() -> list[Specimen]:
     return found
 
 
-def _peer(name: str, kernel, warps: int, arguments: dict, elements: int, stages: int = 3, **loops: Loop) -> Specimen:
+def _peer(
+    name: str, kernel, warps: int, arguments: dict, elements: int, stages: int = 3, **loops: Loop | tuple[Loop, ...]
+) -> Specimen:
     """`elements` are one program's."""
     while not isinstance(kernel, JITFunction):
         kernel = kernel.fn  # under an autotuner or heuristics

@@ -19,11 +19,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes = figure.subplots()
     height = 0.8 / len(makers)
     for index, by in enumerate(makers):
-        mine = [row for row in timed if row.by == by]
-        places = [operations.index(row.operation) + index * height for row in mine]
-        whiskers = [[row.median_ms - (row.low_ms or row.median_ms) for row in mine],
-                    [(row.high_ms or row.median_ms) - row.median_ms for row in mine]]  # fmt: skip
-        axes.barh(places, [row.median_ms for row in mine], height, label=by, xerr=whiskers)
+        mine = [(row, row.median_ms) for row in timed if row.by == by and row.median_ms is not None]
+        places = [operations.index(row.operation) + index * height for row, _ in mine]
+        whiskers = [[median - (row.low_ms or median) for row, median in mine],
+                    [(row.high_ms or median) - median for row, median in mine]]  # fmt: skip
+        axes.barh(places, [median for _, median in mine], height, label=by, xerr=whiskers)
     axes.set(xscale="log", xlabel="milliseconds", title=TITLES[timed[0].kind].format(timed[0].device))
     axes.set_yticks([place + height * (len(makers) - 1) / 2 for place in range(len(operations))], operations)
     axes.invert_yaxis()

@@ -62,7 +62,8 @@ def recording(target: str) -> Iterator[list[Launched]]:
         arguments = {name: _described(values.pop(name)) for name in kernel.arg_names}
         noted.append(Launched(kernel, arguments, values, prod(grid)))
 
-    JITFunction.run, launch.target_of = note, lambda device: target
+    JITFunction.run = note
+    launch.target_of = lambda device: target  # type: ignore[assignment]  # a cached function is put back below
     try:
         yield noted
     finally:

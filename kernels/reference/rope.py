@@ -12,9 +12,9 @@ def rope_tables(
 
     Computed in float64, kept in `dtype` or float32, the wider of the two.
     """
-    double = {"dtype": torch.float64, "device": device}
-    frequency = theta ** (-torch.arange(0, head_dim, 2, **double) / head_dim)
-    angle = torch.arange(length, **double).unsqueeze(-1) * frequency
+    pairs = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device)
+    frequency = theta ** (-pairs / head_dim)
+    angle = torch.arange(length, dtype=torch.float64, device=device).unsqueeze(-1) * frequency
     kept = torch.promote_types(dtype, torch.float32)
     return angle.cos().to(kept), angle.sin().to(kept)
 
