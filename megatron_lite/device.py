@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -85,7 +86,7 @@ def backend(device: torch.device) -> str:
     return {"cuda": "nccl", "xpu": "xccl"}.get(device.type, "gloo")
 
 
-def group_options(device: torch.device, urgency: Urgency, timeout: timedelta | None):
+def group_options(device: torch.device, urgency: Urgency, timeout: timedelta | None) -> Any:
     """Options of a process group on NCCL; None elsewhere.
 
     first   its kernels go before products that were issued at the same time, or a gather that a product could hide
@@ -108,7 +109,7 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def to_device(array, device: torch.device) -> torch.Tensor:
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """Copy a numpy array to the device, through pinned memory where that makes the copy asynchronous."""
     tensor = torch.from_numpy(array)
     if device.type == "cpu":

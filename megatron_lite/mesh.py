@@ -87,12 +87,12 @@ class Mesh:
     @property
     def has_embedding(self) -> bool:
         """Whether the model begins on this rank's stage."""
-        return self.stage == _ends(self.edges.placement)[0]
+        return self.stage == self.edges.placement.ends[0]
 
     @property
     def has_head(self) -> bool:
         """Whether it ends here."""
-        return self.stage == _ends(self.edges.placement)[1]
+        return self.stage == self.edges.placement.ends[1]
 
 
 def build_mesh(shape: MeshShape, device: torch.device, placement: Placement | None = None,
@@ -127,7 +127,7 @@ def build_mesh(shape: MeshShape, device: torch.device, placement: Placement | No
         context=make("context", grid[p, d, :, t], urgency="first"),
         zero=zero, sharding=sharding, replicas=replicas,
         edges=_edges(placement, line, rank, make),
-        embedding=make("embedding", [line[stage] for stage in _ends(placement)]),
+        embedding=make("embedding", [line[stage] for stage in placement.ends]),
         words=words or _words(device, rank, world_size),
     )  # fmt: skip
     connect(mesh, recorder)
@@ -227,8 +227,3 @@ def matchings(channels: Sequence[Channel]) -> list[list[Channel]]:
         else:
             group.append(channel)
     return found
-
-
-def _ends(placement: Placement) -> tuple[int, int]:
-    """The stages where the model begins and ends."""
-    return placement.place(0)[0], placement.place(placement.stages * placement.chunks - 1)[0]

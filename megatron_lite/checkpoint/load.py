@@ -164,7 +164,7 @@ def _reads(checkpoint: Checkpoint, box: Box) -> Iterable[Read]:
 
 
 @torch.no_grad()
-def _copy(file, box: Box, flats: Flats, read: Read) -> None:
+def _copy(file: Any, box: Box, flats: Flats, read: Read) -> None:
     for kind, flat in flats.items():
         stored: Tensor = file.get_slice(key(kind, box.logical.name, read.block))[read.source]
         view(flat, box)[read.target].copy_(stored)

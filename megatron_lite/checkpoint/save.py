@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from megatron_lite.checkpoint import directory as names
 from megatron_lite.checkpoint import files
 from megatron_lite.checkpoint.agreement import together
@@ -30,6 +32,7 @@ from megatron_lite.checkpoint.index import (
 )
 from megatron_lite.checkpoint.state import Trainable, owned_boxes, training_state, view
 from megatron_lite.data.tokenizer import Tokenizer
+from megatron_lite.files import sync
 
 
 def save(
@@ -69,7 +72,8 @@ def save(
 def _write_rank(partial: Path, trainer: Trainable) -> None:
     """This rank's tensors and the list of them; a rank that owns nothing writes an empty list."""
     name = f"rank_{trainer.mesh.rank:05d}.safetensors"
-    tensors, parameters = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    parameters: dict[str, Parameter] = {}
     for box, flats in owned_boxes(training_state(trainer), trainer.mesh):
         block, logical = Block(name, box.start, box.shape), box.logical
         for kind, flat in flats.items():
@@ -105,7 +109,7 @@ def _merge(partial: Path, trainer: Trainable, progress: Progress, tokenizer: Tok
     for path in paths:
         files.remove_file(path)
     index.save(partial)
-    files.sync(partial)
+    sync(partial)
 
 
 def _part(partial: Path, rank: int) -> Path:

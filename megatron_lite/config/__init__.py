@@ -6,7 +6,7 @@ Every complaint is a UsageError of one line that names the key, its value, and t
 from megatron_lite.config.load import config_from_tree, dump, load_config, parse_arguments
 from megatron_lite.config.presets import PRESETS
 from megatron_lite.config.ramp import batch_size_after, samples_of_run
-from megatron_lite.config.resolve import Resolved, resolve
+from megatron_lite.config.resolve import Recompute, Resolved, resolve
 from megatron_lite.config.tree import (
     BatchRamp,
     BlendEntry,
@@ -33,6 +33,7 @@ __all__ = [
     "OptimConfig",
     "ParallelConfig",
     "ProfileConfig",
+    "Recompute",
     "Resolved",
     "TrainConfig",
     "batch_size_after",

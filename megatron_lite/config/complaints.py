@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 
 def nearest(value: Any, names: Iterable[Any]) -> str | None:
@@ -37,7 +38,7 @@ def describe(error: ValidationError, root: type[BaseModel]) -> str:
     return f"{line} (and {len(told) - 1} more)" if len(told) > 1 else line
 
 
-def _describe_one(complaint: dict[str, Any], root: type[BaseModel]) -> str:
+def _describe_one(complaint: ErrorDetails, root: type[BaseModel]) -> str:
     location, kind, value = complaint["loc"], complaint["type"], complaint["input"]
     key = _dotted(location)
     if kind == "extra_forbidden":

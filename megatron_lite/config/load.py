@@ -95,7 +95,9 @@ def print_config(config: BaseModel) -> NoReturn:
 def _describe_keys() -> str:
     lines = ["keys of the configuration (--print-config shows their values):"]
     for name, field in Config.model_fields.items():
-        lines += textwrap.wrap(f"{name}: {', '.join(field.annotation.model_fields)}", 100, subsequent_indent="    ")
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            lines += textwrap.wrap(f"{name}: {', '.join(section.model_fields)}", 100, subsequent_indent="    ")
     return "\n  ".join([*lines, f"model.preset: {', '.join(PRESETS)}"])
 
 

@@ -1,12 +1,15 @@
 """Every number that follows from a configuration and a world size, computed once, and the checks between them."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from megatron_lite.config.alignment import vocabulary_share
 from megatron_lite.config.schedules import CHUNKS, passes_in_groups
 from megatron_lite.config.tree import Config, ParallelConfig
 from megatron_lite.config.work import block_products, head_products
 from megatron_lite.errors import UsageError
+
+Recompute = Literal["none", "selective", "full"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Resolved:
     head_dim: int
     padded_vocab_size: int  # the vocabulary rounded up to a multiple of 16 x `tensor`
     stage_layers: tuple[int, ...]  # blocks of each piece: of each stage, or with virtual stages of each chunk, in order
-    recompute: tuple[str, ...]  # for each block of the model: none, selective or full
+    recompute: tuple[Recompute, ...]  # for each block of the model: none, selective or full
     compute_dtype: str  # weights and activations
     master_dtype: str  # master weights, moments, gradient accumulation
     grad_reduce_dtype: str
@@ -224,9 +227,10 @@ def _check_zero_group(parallel: ParallelConfig, zero_size: int) -> None:
         raise UsageError(f"parallel.zero_group = {group}: must divide data x context = {zero_size}")
 
 
-def _recompute(policy: str, layers: int) -> tuple[str, ...]:
+def _recompute(policy: str, layers: int) -> tuple[Recompute, ...]:
     """`every_N` recomputes blocks 0, N, 2N, ... of the model in full."""
-    if not policy.startswith("every_"):
-        return (policy,) * layers
+    for everywhere in get_args(Recompute):
+        if policy == everywhere:
+            return (everywhere,) * layers
     step = int(policy.removeprefix("every_"))
     return tuple("none" if layer % step else "full" for layer in range(layers))

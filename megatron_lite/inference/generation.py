@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from megatron_lite.errors import UsageError
+from megatron_lite.inference.cache import Cache
 from megatron_lite.inference.model import LanguageModel
 from megatron_lite.inference.sampling import Sampling, choose
 
@@ -49,7 +50,7 @@ def generate(model: LanguageModel, prompts: Sequence[Sequence[int]], sampling: S
     return found
 
 
-def _prefill(model: LanguageModel, prompts: Sequence[Sequence[int]], lengths: Tensor, cache) -> Tensor:
+def _prefill(model: LanguageModel, prompts: Sequence[Sequence[int]], lengths: Tensor, cache: Cache) -> Tensor:
     """All prompts in one pass, short ones filled up at the end, where nothing of theirs looks."""
     longest = int(lengths.max())
     tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=model.device)

@@ -14,6 +14,7 @@ from megatron_lite.inference.cache import Cache, slice_of
 from megatron_lite.kernels.choice import kernels_of
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.build import build_stage, choice_of
+from megatron_lite.model.transformer import Block, Embedding, Head
 from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.parallel.vocabulary import vocabulary_embedding
 
@@ -46,13 +47,21 @@ class LanguageModel:
         V is the vocabulary without its padding. `end` lies past all positions. What comes before the new tokens must be
         in the cache, which then holds them too.
         """
-        embedding, *blocks, head = self.stage.units
+        embedding, blocks, head = _parts(self.stage)
         new = slice_of(positions, end, self.config.model, self.dtype)
         x = vocabulary_embedding(tokens.t().contiguous(), embedding.embed, embedding.region, anchor=None)
         for number, block in enumerate(blocks):
             x = block.transform(x, *cache.attention(block, number, new))
         x = x[last, torch.arange(len(last), device=x.device)]
         return head.logits(x.unsqueeze(0)).squeeze(0)[:, : self.config.model.vocab_size]
+
+
+def _parts(stage: Stage) -> tuple[Embedding, list[Block], Head]:
+    """The units of a stage that holds the whole model."""
+    embedding, *blocks, head = stage.units
+    if not (isinstance(embedding, Embedding) and isinstance(head, Head)):
+        raise TypeError("a stage that does not hold the whole model")
+    return embedding, [block for block in blocks if isinstance(block, Block)], head
 
 
 def load_model(checkpoint: Checkpoint, mesh: Mesh) -> LanguageModel:

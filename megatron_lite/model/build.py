@@ -1,5 +1,6 @@
 """From a configuration and a place in the mesh to this rank's stage: which layers, which slices, which shards."""
 
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -13,6 +14,7 @@ from megatron_lite.model.objective import CrossEntropy, Objective
 from megatron_lite.model.parameters import Specification
 from megatron_lite.model.transformer import Block, Embedding, Ending, Head
 from megatron_lite.parallel.context import ContextSplit
+from megatron_lite.parallel.layout import Local
 from megatron_lite.parallel.pipeline.stage import Stage, Unit
 from megatron_lite.parallel.tensor import Region, ReplicatedRegion, SequenceRegion
 from megatron_lite.parallel.zero import Numerics, ShardGroups, Shards, build_shards, policy
@@ -23,7 +25,7 @@ def region_of(config: Config, mesh: Mesh) -> Region:
 
 
 def split_of(config: Config, mesh: Mesh) -> ContextSplit:
-    return ContextSplit(mesh.context, config.parallel.context_kind)
+    return ContextSplit(mesh.context, "ulysses" if config.parallel.context_kind == "ulysses" else "ring")
 
 
 def numerics_of(resolved: Resolved, device: torch.device, kernels: Kernels) -> Numerics:
@@ -59,7 +61,7 @@ def build_stage(
     numerics = numerics_of(resolved, mesh.device, kernels)
     groups = ShardGroups(mesh.zero, mesh.sharding, mesh.replicas)
 
-    def shard(name: str, locals_) -> Shards:
+    def shard(name: str, locals_: Sequence[Local]) -> Shards:
         return build_shards(name, locals_, groups, rule, numerics)
 
     placement = mesh.edges.placement

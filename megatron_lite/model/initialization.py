@@ -37,7 +37,7 @@ def normal(key: int, index: Tensor) -> Tensor:
     return torch.sqrt(-2.0 * torch.log1p(-radius)) * torch.cos(2.0 * pi * angle)
 
 
-def _global_index(box: Box, begin: int, count: int, device) -> Tensor:
+def _global_index(box: Box, begin: int, count: int, device: torch.device) -> Tensor:
     """Row-major positions in the logical parameter of the block's elements [begin, begin + count)."""
     position = torch.arange(begin, begin + count, device=device)
     if len(box.shape) == 1:

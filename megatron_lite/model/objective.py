@@ -8,7 +8,7 @@ None there, and autograd differentiates `loss`.
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
@@ -38,8 +38,18 @@ class Outputs:
 
 def joined(outputs: Sequence[Outputs]) -> Outputs:
     """Those of several microbatches, one after the other."""
-    given = zip(*(astuple(one) for one in outputs), strict=True)
-    return Outputs(*(None if some[0] is None else torch.cat(some) for some in given))
+    return Outputs(
+        torch.cat([one.log_probability for one in outputs]),
+        torch.cat([one.log_sum for one in outputs]),
+        _joined([one.entropy for one in outputs]),
+        _joined([one.is_largest for one in outputs]),
+    )
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """None where the objective did not want them."""
+    given = [part for part in parts if part is not None]
+    return torch.cat(given) if given else None
 
 
 class Objective(Protocol):
@@ -51,10 +61,17 @@ class Objective(Protocol):
     statistics   what the head works out of each token's logits
     """
 
-    sums: tuple[str, ...]
-    maxima: tuple[str, ...]
-    temperature: float
-    statistics: Statistics
+    @property
+    def sums(self) -> tuple[str, ...]: ...
+
+    @property
+    def maxima(self) -> tuple[str, ...]: ...
+
+    @property
+    def temperature(self) -> float: ...
+
+    @property
+    def statistics(self) -> Statistics: ...
 
     def denominators(self, sequences: Sequences) -> Tensor:
         """float64 [n]: what these sequences add to what the step's losses are divided by; the step sums them up."""

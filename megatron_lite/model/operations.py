@@ -7,6 +7,7 @@ head. The packed projection [T, B, G (R + 2) D] holds for each key-value head it
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ class _AddNorm(Function):
         return both, both, None, None
 
 
-def _norm_backward(ctx, gradient: Tensor, beside: Tensor | None) -> Tensor:
+def _norm_backward(ctx: Any, gradient: Tensor, beside: Tensor | None) -> Tensor:
     seen, scales = ctx.saved_tensors
     weight = ctx.weight
     result, partials = weight.kernels.rms_norm_backward(gradient, beside, seen, weight.data, scales)
@@ -100,7 +101,7 @@ class _Rotate(Function):
         return gradient, None, None, None, None
 
 
-def _turn(qkv: Tensor, arguments, back: bool) -> None:
+def _turn(qkv: Tensor, arguments: tuple[Angles, int, int, Kernels], back: bool) -> None:
     angles, queries, head_dim, kernels = arguments
     positions = angles.positions.expand(qkv.shape[:2])
     kernels.rope_(qkv, angles.cos, angles.sin, positions, queries, head_dim, back)

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from megatron_lite.config import ModelConfig
+from megatron_lite.config import ModelConfig, Recompute
 from megatron_lite.model.batch import Microbatch
 from megatron_lite.model.objective import Objective, Outputs
 from megatron_lite.model.operations import AttentionMetadata, add_norm, causal_attention, norm, rotate, swiglu
@@ -24,7 +24,7 @@ from megatron_lite.parallel.linear_cross_entropy import (
     linear_cross_entropy_with_gradients,
     projection_of,
 )
-from megatron_lite.parallel.pipeline.stage import End, Recompute
+from megatron_lite.parallel.pipeline.stage import End
 from megatron_lite.parallel.statistics import LOSS
 from megatron_lite.parallel.tensor import Region, enter_linear, linear_leave
 from megatron_lite.parallel.vocabulary import Vocabulary, vocabulary_cross_entropy, vocabulary_embedding
@@ -115,15 +115,15 @@ class Head:
 
     def forward(self, x: Tensor, batch: Microbatch) -> End:
         """The microbatch's share of the objective, and what is reported of it."""
-        objective, seen = self.ending.objective, (batch.sequences, batch.denominators)
+        objective, chunk, seen = self.ending.objective, self.ending.chunk, (batch.sequences, batch.denominators)
         h, trains = self._hidden(x), x.requires_grad
         # One pass is for whom loss and log-sum are enough.
-        one_pass = trains and self.ending.chunk is not None and objective.statistics is LOSS
+        one_pass = trains and chunk is not None and objective.statistics is LOSS
         weights = objective.token_weights(*seen) if one_pass else None
-        if weights is None:
+        if weights is None or chunk is None:
             per_token, gradient = self._per_token(h, batch.labels), None
         else:
-            per_token, gradient = self._with_gradient(h, batch, weights)
+            per_token, gradient = self._with_gradient(h, batch, weights, chunk)
         whole = whole_sequences(per_token, self.ending.split, "head.outputs")
         outputs = Outputs(*whole)
         scalar, numbers = objective.loss(outputs, *seen)
@@ -139,22 +139,24 @@ class Head:
 
     def _per_token(self, h: Tensor, labels: Tensor) -> Tensor:
         """(log-probability, log-sum, ..) [n, T, B], which autograd differentiates."""
-        if self.ending.chunk is None:
+        chunk = self.ending.chunk
+        if chunk is None:
             vocabulary = Vocabulary(self.model.vocab_size, self.region.tensor, self.projection.kernels)
             statistics = self.ending.objective.statistics
             loss, *others = vocabulary_cross_entropy(self._project(h), labels, vocabulary, statistics)
         else:
-            loss, *others = linear_cross_entropy(h, labels, self._in_chunks())
+            loss, *others = linear_cross_entropy(h, labels, self._in_chunks(chunk))
         return torch.stack([-loss, *others])
 
     @torch.no_grad()
-    def _with_gradient(self, h: Tensor, batch: Microbatch, weights: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _with_gradient(
+        self, h: Tensor, batch: Microbatch, weights: tuple[Tensor, Tensor], chunk: int
+    ) -> tuple[Tensor, Tensor]:
         """The same without a graph, and the gradient of h, where it is known what each token counts."""
         own = [batch.own(weight) for weight in weights]
-        loss, log_sum, gradient = linear_cross_entropy_with_gradients(h, batch.labels, self._in_chunks(), own)
+        loss, log_sum, gradient = linear_cross_entropy_with_gradients(h, batch.labels, self._in_chunks(chunk), own)
         return torch.stack([-loss, log_sum]), gradient
 
-    def _in_chunks(self) -> ChunkedProjection:
-        weight, ending = self.projection, self.ending
-        statistics = ending.objective.statistics
-        return projection_of(weight, self.model.vocab_size, self.region, ending.chunk, statistics)
+    def _in_chunks(self, chunk: int) -> ChunkedProjection:
+        statistics = self.ending.objective.statistics
+        return projection_of(self.projection, self.model.vocab_size, self.region, chunk, statistics)

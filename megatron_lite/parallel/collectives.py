@@ -8,9 +8,11 @@ With a `Recorder` attached, each issue and each wait becomes an `Event`. Bytes f
 larger side of the operation: an all-gather's output, a reduce-scatter's input, else the tensor itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import wraps
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -21,6 +23,12 @@ from megatron_lite.parallel.labels import label
 # The names changed after torch 2.11; this is the only place that knows.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+class Work(Protocol):
+    """An operation under way, as torch.distributed gives it."""
+
+    def wait(self, timeout: timedelta = ...) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Recorder:
     def record(self, event: Event) -> None:
         self.events.append(event)
 
-    def complete(self, work, issued: tuple[Event, ...]) -> None:
+    def complete(self, work: Work, issued: tuple[Event, ...]) -> None:
         """Wait for an operation and write that down."""
         work.wait()
         for event in issued:
@@ -62,7 +70,7 @@ class Handle:
 
     def __init__(
         self,
-        work,
+        work: Work | None,
         result: Tensor,
         source: Tensor | None = None,
         recorder: Recorder | None = None,
@@ -98,7 +106,7 @@ def named(issue: Callable[..., Handle]) -> Callable[..., Handle]:
     """Give a trace the call's site, its last argument, as the name of what it takes and of the wait for it."""
 
     @wraps(issue)
-    def call(communicator: "Communicator", *arguments) -> Handle:
+    def call(communicator: "Communicator", *arguments: Any) -> Handle:
         if communicator.size == 1:
             return issue(communicator, *arguments)
         with label(arguments[-1]):
@@ -112,7 +120,8 @@ def named(issue: Callable[..., Handle]) -> Callable[..., Handle]:
 class Communicator:
     """One process group. `rank` is this process's index in it, `ranks` its members' global ranks."""
 
-    def __init__(self, axis: str, ranks: tuple[int, ...], rank: int, group=None, recorder: Recorder | None = None):
+    def __init__(self, axis: str, ranks: tuple[int, ...], rank: int, group: dist.ProcessGroup | None = None,
+                 recorder: Recorder | None = None):  # fmt: skip
         self.axis, self.ranks, self.rank, self.group, self.recorder = axis, ranks, rank, group, recorder
         self.size = len(ranks)
 
@@ -195,7 +204,7 @@ class Communicator:
         self.recorder.record(event)
         return (event,)
 
-    def _under_way(self, work, result: Tensor, source: Tensor | None, issued: tuple[Event, ...]) -> Handle:
+    def _under_way(self, work: Work | None, result: Tensor, source: Tensor | None, issued: tuple[Event, ...]) -> Handle:
         return Handle(work, result, source, self.recorder, issued)
 
 
@@ -203,9 +212,9 @@ class Communicator:
 class _Several:
     """The works of one group call."""
 
-    works: list
+    works: Sequence[Work]
 
-    def wait(self, *timeout) -> None:
+    def wait(self, *timeout: timedelta) -> None:
         for work in self.works:
             work.wait(*timeout)
 

@@ -138,14 +138,13 @@ class _RingAttention(Function):
         q, k, v = parts_of(packed)
         ring = _Ring(how.split, q.shape[-2], how.documents)
         exact = ring.sum_dtype(q.dtype)
-        output = log_sum = None
         block = (k, v)
         for step in range(ring.size):
             arriving = ring.pass_on(block, "context.ring") if step < ring.size - 1 else None
             queries, keys, causal, visible = ring.part(step)
             its_keys = (x[:, :, keys] for x in block)
             some, its_log_sum = how.kernels.attention(q[..., queries, :], *its_keys, causal, visible)
-            if output is None:
+            if step == 0:
                 output, log_sum = some.to(exact), its_log_sum
             else:
                 _merge(output[:, :, queries], log_sum[:, :, queries], some, its_log_sum)
@@ -175,9 +174,11 @@ class _RingAttention(Function):
 def _ring_backward(gradient: Tensor, parts: Sequence[Tensor], output: Tensor, log_sum: Tensor, ring: "_Ring",
                    kernels: Kernels) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of queries, keys and values, in the dtype of sums."""
+    block: Sequence[Tensor]
+    gradients: Sequence[Tensor]
+    travelling: _Arriving | None = None  # a block's gradients follow it one step later and gather what each rank adds
     q, *block = parts
     exact = ring.sum_dtype(q.dtype)
-    travelling = None  # a block's gradients follow it one step later and gather what each rank adds
     for step in range(ring.size):
         arriving = ring.pass_on(block, "context.ring.again") if step < ring.size - 1 else None
         queries, keys, causal, visible = ring.part(step)
@@ -185,7 +186,7 @@ def _ring_backward(gradient: Tensor, parts: Sequence[Tensor], output: Tensor, lo
         own = [x[:, :, queries] for x in (output, log_sum)]
         its_keys = (x[:, :, keys] for x in block)
         shares = kernels.attention_backward(*some, *its_keys, *own, causal, visible)
-        if step == 0:
+        if travelling is None:
             q_gradient, *gradients = (share.to(exact) for share in shares)
         else:
             q_gradient[..., queries, :] += shares[0]
@@ -194,6 +195,7 @@ def _ring_backward(gradient: Tensor, parts: Sequence[Tensor], output: Tensor, lo
                 total[:, :, keys] += share
         travelling = ring.pass_on(gradients, "context.ring.gradient")
         block = arriving.take() if arriving is not None else block
+    assert travelling is not None  # a ring has a rank
     return q_gradient, *travelling.take()
 
 

@@ -165,7 +165,7 @@ class _Chunk:
         combined = statistics.combined(projection.seams.combine(mine.unsqueeze(0)).wait())
         return statistics.outputs(combined, self.counts), statistics.kept(combined)
 
-    def gradient(self, kept: Numbers, gradients: Sequence[Tensor]) -> Arriving:
+    def gradient(self, kept: Sequence[Tensor], gradients: Sequence[Tensor]) -> Arriving:
         """Starts dh on its way and adds dW, from the outputs' gradients, each [n]. The logits are used up.
 
         `kept` is every token's own: with another log-sum exp(logit - log_sum) may be infinite, and 0 times it is no

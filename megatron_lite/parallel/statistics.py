@@ -9,6 +9,7 @@ what of it a backward needs (`kept`), what is given out (`outputs`), and how gra
 Formulas stand in kernels/cross_entropy.py and kernels/entropy.py.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -37,7 +38,13 @@ class Statistics(Protocol):
         """(loss, log_sum, ..)."""
 
     def gradient_(
-        self, kernels: Kernels, logits: Tensor, target: Tensor, real: int, kept: Numbers, gradients: Numbers
+        self,
+        kernels: Kernels,
+        logits: Tensor,
+        target: Tensor,
+        real: int,
+        kept: Sequence[Tensor],
+        gradients: Sequence[Tensor],
     ) -> None:
         """Put the logits' gradient in their place, from the outputs' gradients: each 0 where a label does not count,
         but for the log-sum's.

@@ -18,6 +18,7 @@ Activations are [T, B, features]; outside a region T is this rank's part under s
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -158,7 +159,7 @@ class _RecomputedLinearLeave(Function):
         return input_gradient, None, None, None, None
 
 
-def _saved(ctx) -> Tensor:
+def _saved(ctx: Any) -> Tensor:
     """The one tensor saved, without its graph: what a queue keeps it would keep alive, down to the unit's input."""
     (x,) = ctx.saved_tensors
     return x.detach()

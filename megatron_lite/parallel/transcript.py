@@ -14,7 +14,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from megatron_lite.errors import MegatronLiteError
-from megatron_lite.parallel.collectives import Event, Recorder
+from megatron_lite.parallel.collectives import Event, Recorder, Work
 
 OPPOSITE = {"send": "recv", "recv": "send"}
 
@@ -36,7 +36,7 @@ class TranscriptChecker(Recorder):
         if event.kind == "issue":
             self._compare(event)
 
-    def complete(self, work, issued: tuple[Event, ...]) -> None:
+    def complete(self, work: Work, issued: tuple[Event, ...]) -> None:
         self.store.set(f"waiting/{self.rank}", " and ".join(map(describe, issued)))
         if not _completes(work, timedelta(seconds=self.patience)):
             raise TranscriptError(f"nothing moved for {self.patience:g} s: {self._waiting()}")
@@ -70,7 +70,7 @@ def describe(event: Event) -> str:
     return f"{event.operation} {event.site}{peer} ({event.axis}, {event.bytes:,} bytes, in {event.phase or 'no phase'})"
 
 
-def _completes(work, patience: timedelta) -> bool:
+def _completes(work: Work, patience: timedelta) -> bool:
     """Wait at most so long; gloo tells a timeout from other failures by its message alone."""
     try:
         work.wait(patience)

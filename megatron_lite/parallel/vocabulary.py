@@ -19,10 +19,11 @@ from megatron_lite.parallel.tensor import Region
 from megatron_lite.parallel.zero import Weight
 
 
-def vocabulary_embedding(tokens: Tensor, weight: Weight, region: Region, anchor: Tensor) -> Tensor:
+def vocabulary_embedding(tokens: Tensor, weight: Weight, region: Region, anchor: Tensor | None) -> Tensor:
     """Tokens [T, B] -> [T or T/tp, B, H]: each rank looks up its own rows, the sum leaves as from a region.
 
-    `anchor` is any tensor that requires a gradient; it makes autograd call this operation's backward.
+    `anchor` is any tensor that requires a gradient; it makes autograd call this operation's backward (None: there
+    will be none).
     """
     return _VocabularyEmbedding.apply(tokens, weight, region, anchor)
 
@@ -100,8 +101,8 @@ class _VocabularyCrossEntropy(Function):
     @staticmethod
     def backward(ctx, loss_gradient, log_sum_gradient, *others):
         logits, target, counts, *kept = ctx.saved_tensors
-        loss_gradient, *others = (torch.where(counts, x, torch.zeros_like(x)) for x in (loss_gradient, *others))
+        loss_gradient, *further = (torch.where(counts, x, torch.zeros_like(x)) for x in (loss_gradient, *others))
         logits, vocabulary = logits.detach(), ctx.vocabulary
-        real, gradients = vocabulary.real(logits.shape[-1]), (loss_gradient, log_sum_gradient, *others)
+        real, gradients = vocabulary.real(logits.shape[-1]), (loss_gradient, log_sum_gradient, *further)
         ctx.statistics.gradient_(vocabulary.kernels, logits, target, real, kept, gradients)
         return logits, None, None, None

@@ -49,55 +49,55 @@ class Words:
 
     def exchange(self, text: str, site: str) -> list[str]:
         """Every rank's text, in rank order; also a barrier. Raises LostRank when one failed or stays away."""
-        if self.size == 1:
+        if self.store is None or self.size == 1:
             return [text]
         self.exchanges += 1
         said, heard = f"{self.exchanges}/said", f"{self.exchanges}/heard"
         if self.rank == 0:
             others = [f"{said}/{rank}" for rank in range(1, self.size)]
-            self._wait_for(others, site)
+            self._wait_for(self.store, others, site)
             texts = [text, *(value.decode() for value in self.store.multi_get(others))]
             self.store.set(heard, json.dumps(texts))
             for key in (*others, f"{self.exchanges - 1}/heard"):  # all read the last one: they spoke in this
                 self.store.delete_key(key)
             return texts
         self.store.set(f"{said}/{self.rank}", text)
-        self._wait_for([heard], site)
+        self._wait_for(self.store, [heard], site)
         return json.loads(self.store.get(heard))
 
     def fail(self, reason: str) -> None:
         """Tell every rank that waits, now or later, that this one is gone."""
-        if self.size > 1:
+        if self.store is not None and self.size > 1:
             self.store.set("failed", f"rank {self.rank}: {reason}")
 
     def part(self, site: str) -> None:
         """A barrier that rank 0 is the last to leave: its process may hold the store, and may end next."""
         self.exchange("", site)
-        if self.size == 1:
+        if self.store is None or self.size == 1:
             return
-        self._stay_until_heard(f"{self.exchanges}/heard by", self.size)
+        self._stay_until_heard(self.store, f"{self.exchanges}/heard by", self.size)
 
-    def _wait_for(self, keys: list[str], site: str) -> None:
+    def _wait_for(self, store: dist.Store, keys: list[str], site: str) -> None:
         begin = time.monotonic()
-        while not self.store.check(keys):
+        while not store.check(keys):
             waited = time.monotonic() - begin
-            if self.store.check(["failed"]):
-                reason = self.store.get("failed").decode()
-                self._stay_until_heard("failed/heard by", self.size - 1)  # all but the one that failed
+            if store.check(["failed"]):
+                reason = store.get("failed").decode()
+                self._stay_until_heard(store, "failed/heard by", self.size - 1)  # all but the one that failed
                 raise LostRank(f"{site}: {reason}")
             if waited > self.patience:
-                missing = [key for key in keys if not self.store.check([key])]
+                missing = [key for key in keys if not store.check([key])]
                 who = [int(key.rsplit("/", 1)[1]) for key in missing] if self.rank == 0 else [0]
                 raise LostRank(f"{site}: no word from ranks {who} for {self.patience:g} s")
             _pause(waited)
 
-    def _stay_until_heard(self, key: str, count: int) -> None:
+    def _stay_until_heard(self, store: dist.Store, key: str, count: int) -> None:
         """Say that this rank has heard; rank 0 stays until so many have, for a while."""
-        heard = self.store.add(key, 1)
+        heard = store.add(key, 1)
         begin = time.monotonic()
         while self.rank == 0 and heard < count and (waited := time.monotonic() - begin) < GOODBYE:
             _pause(waited)
-            heard = self.store.add(key, 0)
+            heard = store.add(key, 0)
 
 
 def _pause(waited: float) -> None:

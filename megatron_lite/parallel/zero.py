@@ -192,15 +192,17 @@ class Shards:
     # Full weights
 
     def start_gather(self) -> None:
-        self._gathering = self.sharding.all_gather(self.compute, "zero.gather")
+        self._gathering = self._gather()
+
+    def _gather(self) -> Handle:
+        return self.sharding.all_gather(self.compute, "zero.gather")
 
     def wait_gather(self) -> None:
         """Make `weight.data` valid: wait, and copy each weight's rows together."""
         if self.weights[0].full is not None:
             return
-        if self._gathering is None:
-            self.start_gather()
-        shards = self._gathering.wait().view(self.sharding.size, self.layout.size)
+        gathering = self._gather() if self._gathering is None else self._gathering
+        shards = gathering.wait().view(self.sharding.size, self.layout.size)
         for weight, (local, begin, end) in zip(self.weights, self.layout.ranges(), strict=True):
             rows = shards[:, begin:end].reshape(-1, *local.shape[1:])
             weight.full = rows[: local.shape[0]]

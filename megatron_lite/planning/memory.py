@@ -4,7 +4,7 @@ Not seen: what a kernel needs while it runs and gives back, and an allocator's f
 """
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class StorageTracker(TorchDispatchMode):
         self.live -= size
 
 
-def bytes_of(tensors: list[torch.Tensor | None]) -> int:
+def bytes_of(tensors: Iterable[torch.Tensor | None]) -> int:
     """Of the distinct storages behind some tensors."""
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors if t is not None}
     return sum(size for size in storages.values() if size >= SMALLEST)

@@ -173,7 +173,8 @@ class StepMemory(StageSizes):
 
     def _following(self) -> list[tuple[str, ...]]:
         """For each turn, what the next one that needs weights needs."""
-        following, found = (), []
+        following: tuple[str, ...] = ()
+        found: list[tuple[str, ...]] = []
         for position in reversed(range(len(self.turns))):
             found.append(following)
             following = self._needs(position) or following

@@ -95,9 +95,10 @@ def decide(need: Need, margin: Margin, before: tuple[str, str] | None = None) ->
 def needed(config: Config, resolved: Resolved, stages: Iterable[int], device: int) -> Need:
     """Of the fullest of some stages."""
     stages = list(stages)
-    return Need(
-        *(max(_peak(config, resolved, choice, stage) for stage in stages) for choice in ("step", "microbatch")), device
+    step, microbatch = (
+        max(_peak(config, resolved, choice, stage) for stage in stages) for choice in ("step", "microbatch")
     )
+    return Need(step, microbatch, device)
 
 
 def _peak(config: Config, resolved: Resolved, choice: str, stage: int) -> int:

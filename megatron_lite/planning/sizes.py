@@ -56,10 +56,15 @@ class StageSizes:
         return self.tokens // self.resolved.tensor if self.config.parallel.sequence else self.tokens
 
     @property
-    def chunk(self) -> int | None:
-        """Tokens of each rank that go through the loss at a time; None where all do."""
+    def chunked(self) -> bool:
+        """Whether the loss takes a microbatch's tokens a chunk at a time."""
+        return self.config.kernels.loss_chunk is not None
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of each rank that go through the loss at a time."""
         chunk = self.config.kernels.loss_chunk
-        return None if chunk is None else min(chunk, self.outer)
+        return self.outer if chunk is None else min(chunk, self.outer)
 
     def loss_chunks(self) -> Iterator[tuple[int, int]]:
         """(tokens, how many chunks of so many) of a microbatch on this rank."""
@@ -116,7 +121,7 @@ class StageSizes:
         if piece == 0:
             units.insert(0, Unit("embedding", ("embedding",)))
         if piece == last:
-            placement = self.schedule.placement
-            beside = self.config.model.tie_word_embeddings and placement.place(0)[0] == placement.place(last)[0]
+            begin, end = self.schedule.placement.ends
+            beside = self.config.model.tie_word_embeddings and begin == end
             units.append(Unit("head", ("norm", "embedding") if beside else ("head",)))
         return units

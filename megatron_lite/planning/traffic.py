@@ -50,7 +50,7 @@ class StepTraffic(StageSizes):
         m, sequence = self.passes, self.config.parallel.sequence
         for unit in self.units:
             forwards = m * (2 if unit.recompute == "full" else 1)
-            if unit.kind == "head" and self.chunk is not None:
+            if unit.kind == "head" and self.chunked:
                 self._chunked_head(m)
                 continue
             entered = {"block": ("attention.enter", "mlp.enter"), "head": ("head.enter",)}.get(unit.kind, ())
@@ -118,7 +118,8 @@ class StepTraffic(StageSizes):
         each = self.config.parallel.regather == "microbatch"
         regathers = each and self.config.parallel.zero_stage == 3
         reduces_each = each and self.config.parallel.zero_stage >= 2
-        uses, finished = Counter(), Counter()
+        uses: Counter[str] = Counter()
+        finished: Counter[str] = Counter()
         for action in self.actions:
             for unit in self.chunks[action.chunk]:
                 for name in unit.shards:
@@ -154,7 +155,7 @@ class StepTraffic(StageSizes):
             if size:
                 self._add("norm_gradient.sum", "all_reduce", 1, size * self.exact)
         placement = self.schedule.placement
-        ends = placement.place(0)[0], placement.place(len(resolved.stage_layers) - 1)[0]
+        ends = placement.ends
         if model.tie_word_embeddings and ends[0] != ends[1] and self.stage in ends:
             self._add("tied_gradient.sum", "all_reduce", 1, self.shard_rows_size("embedding") * self.exact)
 
@@ -182,7 +183,7 @@ class ConnectTraffic(StepTraffic):
         sizes += [self.sharding] if self.sharding != resolved.zero_size else []  # else it is the group `zero`
         if self.config.parallel.zero_stage == 0:  # nothing is sharded: the whole of `zero` holds replicas
             sizes = sizes[:4]
-        ends = {placement.place(0)[0], placement.place(len(resolved.stage_layers) - 1)[0]}
+        ends = set(placement.ends)
         sizes += [len(ends)] if self.stage in ends else []
         self._add("connect.group", "all_reduce", sum(size > 1 for size in sizes), 4)
         if resolved.context > 1:

@@ -121,7 +121,7 @@ class UnitMemory:
     @property
     def chunked(self) -> bool:
         """Whether the head's loss, and the gradients of its product, are worked out chunk by chunk in forward."""
-        return self.sizes.chunk is not None
+        return self.sizes.chunked
 
     def logits(self) -> int:
         """The head's at once, over which their gradient is written."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
@@ -43,7 +44,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        def ask(number, frame):
+        def ask(number: int, frame: FrameType | None) -> None:
             self.asked = True
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -114,9 +115,12 @@ class Run:
             log.info(self._describe())
             log.info(self.trainer.choice)
         total = self.config.train.steps
-        writer = MetricsWriter(self.run_dir, start_step=self.done, total_steps=total) if self.writes else nullcontext()
+        writer = MetricsWriter(self.run_dir, start_step=self.done, total_steps=total) if self.writes else None
         stopped = False
-        with writer, Trace(self.config.train.profile, self.run_dir, self.mesh.rank, self.done) as trace:
+        with (
+            writer or nullcontext(),
+            Trace(self.config.train.profile, self.run_dir, self.mesh.rank, self.done) as trace,
+        ):
             while self.done < total and not stopped:
                 with trace.step(self.done + 1):
                     stopped = self._step(writer)
@@ -141,14 +145,22 @@ class Run:
         self.samples += batch
         stopped = bool(result.stop.item() > 0)
         valid_losses = self.validation.losses(step) if not stopped else None
-        if self.writes:
+        if writer is not None:
             writer.write(self._metrics(batch, rate, (seconds, data_seconds), loss, result, valid_losses))
         every = self.config.checkpoint.every
         if stopped or step == train.steps or (every and step % every == 0):
             self._save()
         return stopped
 
-    def _metrics(self, batch, rate, times, loss, result: StepResult, valid_losses) -> StepMetrics:
+    def _metrics(
+        self,
+        batch: int,
+        rate: float,
+        times: tuple[float, float],
+        loss: float,
+        result: StepResult,
+        valid_losses: dict[str, float] | None,
+    ) -> StepMetrics:
         train, (seconds, data_seconds) = self.config.train, times
         tokens = batch * train.sequence_length
         flops = flops_per_token(self.config.model, train.sequence_length) * tokens / seconds
@@ -189,7 +201,7 @@ class Run:
             if self.writes:
                 log.info("resumed from %s", found)
 
-    def _refuse_another_order(self, found: Path, extra: Mapping[str, Any]) -> None:
+    def _refuse_another_order(self, found: checkpoint.Checkpoint, extra: Mapping[str, Any]) -> None:
         """Megatron's order is one of the whole run: in a run of another length, other samples come first."""
         before, now = extra.get("megatron_samples"), samples_of_run(self.config.train)
         if self.config.data.order == "megatron" and before not in (None, now):

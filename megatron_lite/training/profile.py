@@ -28,12 +28,14 @@ class Trace:
     """
 
     def __init__(self, profile: ProfileConfig | None, run_dir: Path, rank: int, done: int):
-        chosen = profile is not None and rank in (profile.ranks or (0,))
-        self.steps = range(max(profile.start, done + 1), profile.last + 1) if chosen else range(0)
+        self.steps = range(0)
         self.running: torch.profiler.profile | None = None
-        if chosen and self.steps:
+        if profile is None or rank not in (profile.ranks or (0,)):
+            return
+        self.steps = range(max(profile.start, done + 1), profile.last + 1)
+        if self.steps:
             self.path = run_dir / "profile" / f"step_{self.steps[0]}" / f"rank_{rank}.json.gz"
-        elif chosen:
+        else:
             log.info(
                 "nothing to trace: train.profile ends with step %d, the run goes on after step %d", profile.last, done
             )
@@ -41,9 +43,9 @@ class Trace:
     def __enter__(self) -> "Trace":
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.running is not None and kind is None:
-            self._write()
+            self._write(self.running)
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
@@ -51,19 +53,20 @@ class Trace:
         if number not in self.steps:
             yield
             return
-        if self.running is None:
-            self.running = torch.profiler.profile()
-            self.running.start()
+        running = self.running
+        if running is None:
+            running = self.running = torch.profiler.profile()
+            running.start()
         with label("step", number):
             yield
         if number == self.steps[-1]:
-            self._write()
+            self._write(running)
 
-    def _write(self) -> None:
-        self.running.stop()
+    def _write(self, running: torch.profiler.profile) -> None:
+        running.stop()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         plain = self.path.with_suffix("")
-        self.running.export_chrome_trace(str(plain))
+        running.export_chrome_trace(str(plain))
         self.running = None
         # Not by export_chrome_trace, which packs line by line and takes ten times as long.
         packed = self.path.with_suffix(".unfinished")

@@ -167,7 +167,8 @@ def validation_rows(records: Records) -> list[tuple[str, str, str]]:
     names = [key.removeprefix(prefix) for key in (validated[-1] if validated else ()) if key.startswith(prefix)]
     if len(names) < 2:
         return []
-    return [(name, *(f"{record[prefix + name]:.3f}" for record in (validated[0], validated[-1]))) for name in names]
+    first, last = validated[0], validated[-1]
+    return [(name, f"{first[prefix + name]:.3f}", f"{last[prefix + name]:.3f}") for name in names]
 
 
 def pipeline_timeline(config: Config, layout: Resolved) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from megatron_lite.config import Config, Resolved, dump
 
@@ -17,4 +18,7 @@ def write_run_files(run_dir: Path, config: Config, resolved: Resolved) -> None:
 def read_layout(run_dir: Path) -> Resolved:
     """The Resolved of a run's layout.json."""
     fields = json.loads((run_dir / "layout.json").read_text(encoding="utf-8"))
-    return Resolved(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    lists_as_tuples: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    return Resolved(**lists_as_tuples)

@@ -18,9 +18,10 @@ from megatron_lite.model.operations import Angles, AttentionMetadata, angles_of
 from megatron_lite.model.transformer import Made
 from megatron_lite.optim.adamw import AdamW, AdamWSettings
 from megatron_lite.optim.norm import GradientNorm, clip_coefficient
-from megatron_lite.parallel.collectives import Recorder
-from megatron_lite.parallel.context import documents_of
+from megatron_lite.parallel.collectives import Communicator, Recorder
+from megatron_lite.parallel.context import Documents, documents_of
 from megatron_lite.parallel.labels import label
+from megatron_lite.parallel.layout import Local
 from megatron_lite.parallel.pipeline.checker import ScheduleError, check
 from megatron_lite.parallel.pipeline.executor import Executor, rehearse
 from megatron_lite.parallel.pipeline.schedules import SCHEDULES, Schedule
@@ -151,7 +152,7 @@ class Trainer:
         They stay where the model ends: None on other stages.
         """
         _, made = self._forward(samples)
-        return joined([one.outputs for one in made]) if made else None
+        return joined([one.outputs for one in made if one.outputs is not None]) if made else None
 
     def _forward(self, samples: Tensor) -> tuple[Tensor, list[Made]]:
         self._phase("count")
@@ -209,7 +210,8 @@ class Trainer:
         if self.boundaries is None:
             return [AttentionMetadata(angles, self.split)] * microbatches
         numbers = document_numbers(inputs, self.boundaries.end)
-        turned, documents = [angles] * microbatches, [None] * microbatches
+        turned = [angles] * microbatches
+        documents: Sequence[Documents | None] = [None] * microbatches
         if self.boundaries.reset:
             places = positions_in(numbers)[:, positions].to(angles.positions.dtype)
             turned = [replace(angles, positions=part.t().contiguous()) for part in places.split(size)]
@@ -266,7 +268,9 @@ class Trainer:
             self.recorder.phase = name
 
 
-def _sum_ranges(stage_shards: Sequence[Shards], chosen, communicator, site: str) -> None:
+def _sum_ranges(
+    stage_shards: Sequence[Shards], chosen: Callable[[Local], bool], communicator: Communicator, site: str
+) -> None:
     """Sum some weights' gradient ranges over a communicator, as one message."""
     if communicator.size == 1:
         return

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from megatron_lite.errors import MegatronLiteError
 from megatron_lite.parallel.pipeline.routes import Channel, Key, needed_by, received_on, result_of, sent_on
-from megatron_lite.parallel.pipeline.schedules import Action, Placement, Schedule
+from megatron_lite.parallel.pipeline.schedules import KINDS, Action, Kind, Placement, Schedule
 
 
 class ScheduleError(MegatronLiteError):
@@ -87,10 +87,11 @@ class _Run:
 
     def describe(self, stage: int, action: Action) -> str:
         """What the stage waits for at its current action."""
-        if self.computed[stage]:
-            channel = sent_on(action, self.placement, stage)
+        channel = sent_on(action, self.placement, stage) if self.computed[stage] else None
+        if channel is not None:
             return f"stage {stage} at {action} waits for stage {channel.receiver} to receive what it sent before"
         needed = needed_by(action, self.placement, stage)
+        assert needed is not None  # what needs and sends nothing does not wait
         source = Action("F" if needed.direction == "forward" else "B", needed.microbatch, needed.chunk)
         return f"stage {stage} at {action} waits for {source} of stage {needed.stage}"
 
@@ -138,7 +139,7 @@ def _partners(placement: Placement, stage: int) -> set[int]:
 def _check_complete(stage: int, actions: tuple[Action, ...], chunks: int, microbatches: int) -> None:
     counts = Counter((a.kind, a.chunk, a.microbatch) for a in actions)
     for kind, chunk, microbatch in counts:
-        if kind not in ("F", "B", "I", "W"):
+        if kind not in KINDS:
             raise ScheduleError(f"stage {stage}: action kind {kind!r} is none of F, B, I, W")
         if not (0 <= chunk < chunks and 0 <= microbatch < microbatches):
             raise ScheduleError(
@@ -147,7 +148,7 @@ def _check_complete(stage: int, actions: tuple[Action, ...], chunks: int, microb
             )
     for chunk in range(chunks):
         for microbatch in range(microbatches):
-            found = {kind: counts[kind, chunk, microbatch] for kind in ("F", "B", "I", "W")}
+            found = {kind: counts[kind, chunk, microbatch] for kind in KINDS}
             backward = ("I", "W") if found["I"] or found["W"] else ("B",)
             for kind, times in found.items():
                 needed = int(kind == "F" or kind in backward)
@@ -159,9 +160,10 @@ def _check_complete(stage: int, actions: tuple[Action, ...], chunks: int, microb
 
 
 def _check_ordered(stage: int, actions: tuple[Action, ...]) -> None:
+    first_of: dict[Kind, Kind] = {"B": "F", "I": "F", "W": "I"}
     position = {(a.kind, a.chunk, a.microbatch): index for index, a in enumerate(actions)}
     for index, action in enumerate(actions):
-        first = {"B": "F", "I": "F", "W": "I"}.get(action.kind)
+        first = first_of.get(action.kind)
         if first and position[first, action.chunk, action.microbatch] > index:
             before = Action(first, action.microbatch, action.chunk)
             raise ScheduleError(f"stage {stage}: {action} comes before {before}")
@@ -174,8 +176,9 @@ def _channels(schedule: Schedule) -> dict[Channel, tuple[list[Key], list[Key]]]:
         for action in actions:
             if (channel := sent_on(action, schedule.placement, stage)) is not None:
                 channels.setdefault(channel, ([], []))[0].append(result_of(action, stage))
-            if (channel := received_on(action, schedule.placement, stage)) is not None:
-                channels.setdefault(channel, ([], []))[1].append(needed_by(action, schedule.placement, stage))
+            needed = needed_by(action, schedule.placement, stage)
+            if needed is not None and (channel := received_on(action, schedule.placement, stage)) is not None:
+                channels.setdefault(channel, ([], []))[1].append(needed)
     return channels
 
 

@@ -30,7 +30,7 @@ from megatron_lite.parallel.pipeline.stage import End, Stage, Unit
 from megatron_lite.parallel.zero import Policy, Use, Walk, deferring, plan_turns
 
 Queue = list[Callable[[], None]]
-Output = tuple[Tensor | GradientEdge, Tensor | None] | None
+Output = tuple[tuple[Tensor] | tuple[GradientEdge], Tensor | None] | None
 
 
 def units_of(stage: Stage, action: Action) -> Iterator[Unit]:
@@ -102,7 +102,7 @@ class _Step:
         batch = self.batches[action.microbatch]
         x = self._take(action)
         x = self.template.new_zeros(()) if x is None else x
-        saved = []
+        saved, ended = [], False
         for unit in units_of(self.stage, action):
             with label(action, unit.shards[0].name):
                 self.walk.enter()
@@ -111,19 +111,21 @@ class _Step:
                     y = unit.forward(x, batch)
                 saved.append((x, _output(y)))
                 if isinstance(y, End):
-                    self.made[action.microbatch] = y.made
-                x = y
+                    self.made[action.microbatch], ended = y.made, True
+                else:
+                    x = y
                 self.walk.leave()
         if self.keeps:
             self.saved[self._key("forward", action)] = saved
-        if isinstance(x, Tensor):
+        if not ended:
             self._hand_on(action, x.detach())
 
     def backward(self, action: Action) -> None:
         self._walk_back(action, queues=None)
 
     def input_backward(self, action: Action) -> None:
-        queues = self.queued[self._key("backward", action)] = []
+        queues: list[Queue] = []
+        self.queued[self._key("backward", action)] = queues
         self._walk_back(action, queues)
 
     @torch.no_grad()
@@ -141,9 +143,9 @@ class _Step:
         for unit in units_of(self.stage, action):
             with label(action, unit.shards[0].name):
                 self.walk.enter()
-                queue = None if queues is None else []
+                queue: Queue | None = None if queues is None else []
                 gradient = _unit_backward(unit, saved.pop(), gradient, self.batches[action.microbatch], queue)
-                if queues is not None:
+                if queues is not None and queue is not None:
                     queues.append(queue)
                 self.walk.leave()
         self._hand_on(action, gradient)
@@ -159,12 +161,16 @@ class _Step:
         channel = received_on(action, self.edges.placement, self.edges.stage)
         return self.at_hand.pop(needed) if channel is None else self.mail.take(channel)
 
-    def _hand_on(self, action: Action, result: Tensor) -> None:
-        """Give the action's result to whoever takes it; nobody does at the model's ends."""
+    def _hand_on(self, action: Action, result: Tensor | None) -> None:
+        """Give the action's result to whoever takes it; nobody does at the model's ends, where there may be none."""
         place = (action, self.edges.placement, self.edges.stage)
-        if (channel := sent_on(*place)) is not None:
+        channel = sent_on(*place)
+        if channel is None and not stays(*place):
+            return
+        assert result is not None  # the model's first unit alone has no input gradient
+        if channel is not None:
             self.mail.put(channel, result)
-        elif stays(*place):
+        else:
             self.at_hand[result_of(action, self.edges.stage)] = result
 
 
@@ -197,7 +203,8 @@ def _output(y: Tensor | End) -> Output:
     root, gradient = (y.root, y.gradient) if isinstance(y, End) else (y, None)
     if not root.requires_grad:
         return None
-    return (root if root.dim() == 0 else get_gradient_edge(root)), gradient
+    # A sequence of one: an edge by itself passes for a sequence in some versions.
+    return ((root,) if root.dim() == 0 else (get_gradient_edge(root),)), gradient
 
 
 def _unit_backward(
@@ -209,8 +216,8 @@ def _unit_backward(
     if y is None:
         with torch.enable_grad():
             y = _output(unit.forward(x, batch))
-    root, known = y
+    assert y is not None  # a unit that is trained has a backward
+    roots, known = y
     with deferring(weights, queue):
-        # An edge by itself passes for a sequence in some versions.
-        torch.autograd.backward((root,), (gradient if known is None else known,))
+        torch.autograd.backward(roots, (gradient if known is None else known,))
     return x.grad

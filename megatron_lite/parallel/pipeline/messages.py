@@ -38,6 +38,7 @@ class Inbox:
 
     def take(self) -> Tensor:
         """The next message, in the order it was sent."""
+        assert self.posted is not None  # the schedule says how many come
         message = self.posted.wait()
         self._post()
         return message

@@ -7,7 +7,7 @@ nothing. A channel is one direction between two stages.
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_lite.parallel.pipeline.schedules import Action, Placement
+from megatron_lite.parallel.pipeline.schedules import Action, Kind, Placement
 
 Direction = Literal["forward", "backward"]
 
@@ -36,9 +36,9 @@ class Key:
     microbatch: int
 
 
-def direction_of(action: Action) -> Direction | None:
-    """None for W, which needs and leaves nothing elsewhere."""
-    return {"F": "forward", "B": "backward", "I": "backward"}.get(action.kind)
+def direction_of(action: Action) -> Direction:
+    """Of what an action takes and hands on; W does neither."""
+    return "forward" if action.kind == "F" else "backward"
 
 
 def result_of(action: Action, stage: int) -> Key:
@@ -72,8 +72,9 @@ def sent_on(action: Action, placement: Placement, stage: int) -> Channel | None:
 
 def channels_of(placement: Placement) -> list[Channel]:
     """Every channel of a pipeline, in order."""
+    kinds: tuple[Kind, ...] = ("F", "B")
     actions = [(stage, Action(kind, 0, chunk)) for stage in range(placement.stages)
-               for chunk in range(placement.chunks) for kind in ("F", "B")]  # fmt: skip
+               for chunk in range(placement.chunks) for kind in kinds]  # fmt: skip
     return sorted({c for stage, action in actions if (c := sent_on(action, placement, stage)) is not None})
 
 

@@ -11,9 +11,10 @@ microbatches, the executor runs it, the simulator times it, the drawing shows it
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Kind = Literal["F", "B", "I", "W"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,13 @@ class Placement:
         chunk, along = divmod(piece, self.stages)
         back = self.vee and chunk % 2 == 1
         return (self.stages - 1 - along if back else along), chunk
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The stages where the model begins and ends."""
+        first, last = self.place(0), self.place(self.stages * self.chunks - 1)
+        assert first is not None and last is not None  # no pipeline is without a piece
+        return first[0], last[0]
 
     def before(self, stage: int, chunk: int) -> tuple[int, int] | None:
         """Where the activations of a piece come from."""
@@ -207,12 +215,14 @@ def zb_v(stages: int, chunks: int, microbatches: int) -> Schedule:
 def _vee_row(stages: int, stage: int, microbatches: int) -> list[Action]:
     row: list[Action] = []
     count: Counter[str] = Counter()
+    named = {f"{kind}{chunk}": (kind, chunk) for kind in KINDS for chunk in (0, 1)}
 
     def run(actions: str, times: int = 1) -> None:
         """Each named kind and chunk on its next microbatch. With few microbatches the phases run past the last."""
         for name in actions.split() * times:
             if count[name] < microbatches:
-                row.append(Action(name[0], count[name], int(name[1])))
+                kind, chunk = named[name]
+                row.append(Action(kind, count[name], chunk))
             count[name] += 1
 
     most = max(2 * stages - 1, microbatches)

@@ -1,13 +1,12 @@
 """What a pipeline rank runs: its share of the model as units in order."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from megatron_lite.config import Recompute
 from megatron_lite.parallel.zero import Shards
-
-Recompute = Literal["none", "selective", "full"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,11 @@ class Unit(Protocol):
     A unit calls for its weights' tensors while it runs, forward and backward, and adds their gradients itself.
     """
 
-    shards: tuple[Shards, ...]
-    recompute: Recompute
+    @property
+    def shards(self) -> tuple[Shards, ...]: ...
+
+    @property
+    def recompute(self) -> Recompute: ...
 
     def forward(self, x: Tensor, batch: Any) -> Tensor | End:
         """`batch` is the microbatch as the model knows it; the executor hands it on. The model's last unit ends it."""
