@@ -5,7 +5,6 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
 
 import zstandard
 
@@ -16,7 +15,7 @@ DAMAGE = (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile)
 
 
 @contextlib.contextmanager
-def decompressed(raw: BinaryIO, name: str) -> Iterator[BinaryIO]:
+def decompressed(raw: io.BufferedIOBase, name: str) -> Iterator[io.BufferedIOBase]:
     """The text bytes of `raw`, all members or frames, compressed as the ending of `name` says: .gz, .zst, else plain.
 
     Reading raises one of DAMAGE where the compressed data is damaged or cut short.
@@ -34,15 +33,15 @@ def decompressed(raw: BinaryIO, name: str) -> Iterator[BinaryIO]:
 class _ZstdReader(io.RawIOBase):
     """Frame after frame of a .zst file. zstandard's own reader takes a file that is cut short for its end."""
 
-    def __init__(self, raw: BinaryIO):
+    def __init__(self, raw: io.BufferedIOBase):
         self._raw = raw
-        self._frame = None
+        self._frame: zstandard.ZstdDecompressionObj | None = None
         self._compressed, self._text = b"", memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # what a BufferedReader passes
         while not self._text:
             compressed = self._compressed or self._raw.read(CHUNK)
             if not compressed:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
 from math import inf
+from typing import overload
 
 BLOCK = 1 << 20  # bytes read at once
 
@@ -15,25 +16,37 @@ class TooLong:
     length: int
 
 
+@overload
+def read_lines(file: BufferedIOBase, limit: None, begin: int = 0, end: float = inf) -> Iterator[tuple[int, bytes]]: ...
+
+
+@overload
 def read_lines(
     file: BufferedIOBase, limit: int, begin: int = 0, end: float = inf
+) -> Iterator[tuple[int, bytes | TooLong]]: ...
+
+
+def read_lines(
+    file: BufferedIOBase, limit: int | None, begin: int = 0, end: float = inf
 ) -> Iterator[tuple[int, bytes | TooLong]]:
     """(offset, line without its \\n) of every line that begins in the bytes [begin, end) of the file.
 
     So ranges that cover a file give each of its lines once. A `begin` above 0 needs a file that can seek. The file is
-    buffered, so that one whose end is damaged gives what stands before the damage.
+    buffered, so that one whose end is damaged gives what stands before the damage. None: no limit.
     """
     offset = begin
     if begin:
         # The line that the byte before belongs to is another range's.
         file.seek(begin - 1)
         offset += _skip_line(file, end - begin + 1) - 1
-    held, length = [], 0  # what has been read of the line at `offset`; nothing is held of one beyond the limit
+    most = inf if limit is None else limit
+    held: list[bytes] = []  # what has been read of the line at `offset`; nothing is held of one beyond the limit
+    length = 0
     while offset < end and (block := file.read1(BLOCK)):
         *ended, rest = block.split(b"\n")
         for piece in ended:
             length += len(piece)
-            if length > limit:
+            if length > most:
                 yield offset, TooLong(length)
             else:
                 yield offset, b"".join([*held, piece]) if held else piece
@@ -42,12 +55,12 @@ def read_lines(
                 return
             held, length = [], 0
         length += len(rest)
-        if length > limit:
+        if length > most:
             held = []
         elif rest:
             held.append(rest)
     if offset < end and length:
-        yield offset, TooLong(length) if length > limit else b"".join(held)
+        yield offset, TooLong(length) if length > most else b"".join(held)
 
 
 def _skip_line(file: BufferedIOBase, most: float) -> int:

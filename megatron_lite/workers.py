@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from megatron_lite.errors import MegatronLiteError
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:
@@ -23,7 +24,9 @@ def end_with_parent() -> None:
     """Make this worker exit when its parent is gone; killed by force, the parent could not tell it to."""
 
     def wait() -> None:
-        multiprocessing.parent_process().join()
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # a worker has one
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -36,7 +39,7 @@ def map_in_order(
 
     `pool.map` would take all items first: the whole corpus in memory.
     """
-    pending = deque()
+    pending: deque[tuple[Item, Future[Result]]] = deque()
     try:
         for item in items:
             pending.append((item, pool.submit(function, item)))
@@ -50,5 +53,5 @@ def map_in_order(
         ) from None
 
 
-def _done(item: Item, future: Future) -> tuple[Item, Result]:
+def _done(item: Item, future: Future[Result]) -> tuple[Item, Result]:
     return item, future.result()

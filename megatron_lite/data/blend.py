@@ -93,4 +93,5 @@ def read_sources(datasets: Sequence[Samples], which: np.ndarray, samples: np.nda
         if rows is None:
             rows = np.empty((len(which), found.shape[1]), np.int64)
         rows[here] = found
+    assert rows is not None  # nobody reads no sample
     return rows

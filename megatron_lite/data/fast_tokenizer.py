@@ -9,7 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
+from sentencepiece.sentencepiece_model_pb2 import (  # type: ignore[attr-defined]  # made when the module is imported
+    ModelProto,
+    TrainerSpec,
+)
 
 from megatron_lite.data import _bpe
 from megatron_lite.data.tokenizer import BLOCK_CHARACTERS, SPACE_MARK, Tokenizer

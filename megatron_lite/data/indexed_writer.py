@@ -42,7 +42,7 @@ class IndexedDatasetWriter:
     def __init__(
         self,
         prefix: str | Path,
-        dtype: np.dtype,
+        dtype: np.dtype | str,
         tokenizer: TokenizerIdentity | None = None,
         resume: Written | None = None,
     ):
@@ -117,7 +117,7 @@ class IndexedDatasetWriter:
         checksum = xxhash.xxh3_128()
         for block in blocks(dataset.tokens):
             self._write_bin(block)
-            checksum.update(block)
+            checksum.update(block.data)
         sidecar = dataset.sidecar
         if sidecar and sidecar.bin_xxh3 != checksum.hexdigest():
             raise DataError(f"{bin_path(dataset.prefix)} is damaged: its checksum is not the one in its sidecar")
@@ -139,23 +139,22 @@ class IndexedDatasetWriter:
         return self.written
 
     def _write_bin(self, tokens: np.ndarray) -> None:
-        self._files["bin"].write(tokens)
-        self._bin_hash.update(tokens)
+        self._files["bin"].write(tokens.data)
+        self._bin_hash.update(tokens.data)
 
     def _write_columns(self, lengths: np.ndarray, documents: np.ndarray) -> None:
         """`documents`: the ends of documents, in sequences from those that were counted so far."""
-        self._files["lengths"].write(np.ascontiguousarray(lengths, "<i4"))
-        self._files["documents"].write(np.ascontiguousarray(self.written.sequences + documents, "<i8"))
+        self._files["lengths"].write(np.ascontiguousarray(lengths, "<i4").data)
+        self._files["documents"].write(np.ascontiguousarray(self.written.sequences + documents, "<i8").data)
 
     def _count(self, more: Written) -> None:
         before = self.written
-        known = None not in (before.text_bytes, more.text_bytes)
         self.written = Written(
             before.documents + more.documents,
             before.sequences + more.sequences,
             before.tokens + more.tokens,
             max(before.max_token_id, more.max_token_id),
-            before.text_bytes + more.text_bytes if known else None,
+            None if before.text_bytes is None or more.text_bytes is None else before.text_bytes + more.text_bytes,
         )
 
     def _highest(self, tokens: np.ndarray) -> int:

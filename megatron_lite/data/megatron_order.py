@@ -11,7 +11,7 @@ a validation set, or aborts), and what its 32-bit arrays cannot hold is refused.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -68,6 +68,10 @@ class MegatronDataset:
 
         elements = self.epochs * len(self.sequences) + self._samples_in(self.epochs)
         build = cache(self._build)  # one stream of random numbers goes through all three
+
+        def one(number: int) -> Callable[[], np.ndarray]:
+            return lambda: build()[number]
+
         parameters = {
             "first": self.sequences.start,
             "last": self.sequences.stop,
@@ -76,7 +80,7 @@ class MegatronDataset:
             "samples": -1 if samples is None else samples,
         }
         self.document_index, self.sample_index, self.shuffle_index = (
-            cached(cache_dir, f"megatron_{name}", source.fingerprint, parameters, elements, lambda i=i: build()[i])
+            cached(cache_dir, f"megatron_{name}", source.fingerprint, parameters, elements, one(i))
             for i, name in enumerate(("documents", "samples", "shuffle"))
         )
         self._reader = _helpers.SampleReader(

@@ -60,7 +60,9 @@ def merge_datasets(prefixes: Sequence[str], output_prefix: str) -> Merged:
 
 def _agree(prefixes: Sequence[str]) -> tuple[str, TokenizerIdentity | None, list[str]]:
     """The token type and the tokenizer of all data sets, and which of them do not say. One is open at a time."""
-    dtypes, tokenizers, unknown = {}, {}, []
+    dtypes: dict[str, str] = {}  # the first data set of each
+    tokenizers: dict[str, tuple[str, TokenizerIdentity]] = {}
+    unknown: list[str] = []
     for prefix in prefixes:
         dataset = open_indexed(prefix)
         dtypes.setdefault(dataset.tokens.dtype.name, prefix)

@@ -6,7 +6,6 @@ or Parquet, this process unpacks, several times as fast as workers tokenize.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,8 +33,13 @@ class Place:
 
 
 class Piece(Protocol):
-    file: int  # number of the input file
-    position: int  # bytes of all inputs up to the end of this piece, as they lie on the disk
+    @property
+    def file(self) -> int:
+        """Number of the input file."""
+
+    @property
+    def position(self) -> int:
+        """Bytes of all inputs up to the end of this piece, as they lie on the disk."""
 
     def records(self, keys: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Texts]:
         """The texts of each record under `keys`, then those under `optional`, "" where a record has none."""
@@ -53,7 +57,7 @@ class FilePart:
 
     def lines(self) -> Iterator[bytes]:
         with Path(self.path).open("rb") as file:
-            for _, line in read_lines(file, inf, self.begin, self.end):
+            for _, line in read_lines(file, None, self.begin, self.end):
                 yield line
 
     def records(self, keys: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Texts]:
@@ -147,7 +151,7 @@ def _compressed_pieces(path: str, number: int, before: int, piece_bytes: int) ->
     lines, size = [], 0
     with Path(path).open("rb") as raw, decompressed(raw, path) as text:
         try:
-            for _, line in read_lines(text, inf):
+            for _, line in read_lines(text, None):
                 lines.append(line)
                 size += len(line) + 1
                 if size >= piece_bytes:

@@ -134,7 +134,7 @@ class Run:
         self.resumed = journal is not None
         self.place = journal.place if journal else Place()
         self.report = Report(**journal.report) if journal else Report()
-        self._saved = journal.written if journal else [None] * len(settings.json_keys)
+        self._saved: Sequence[Written | None] = journal.written if journal else [None] * len(settings.json_keys)
         self._saved_at = time.monotonic()
         self._writers: list[IndexedDatasetWriter] = []
         self._check_malformed()
@@ -176,7 +176,8 @@ class Run:
         # The last journal stands while data sets appear one by one; what a published one held is in it already.
         if len(self._writers) == len(self._saved):
             self._saved = [writer.save() for writer in self._writers]
-        Journal(self.description, self.place, self._saved, asdict(self.report)).save(self.output_prefix)
+        written = [one for one in self._saved if one is not None]  # all are here: without a journal all writers are
+        Journal(self.description, self.place, written, asdict(self.report)).save(self.output_prefix)
         self._saved_at = time.monotonic()
 
     def _check_malformed(self) -> None:

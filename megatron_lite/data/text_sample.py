@@ -79,7 +79,8 @@ def sample_text(inputs: Sequence[str], sampling: Sampling) -> TextSample:
     Raises UsageError for a source without a weight where others have one, for a weight of no source, and for more than
     MOST_SOURCES sources; DataError for a malformed record that may not be skipped.
     """
-    sampler, malformed, numbers = Sampler(sampling), 0, Counter()
+    sampler, malformed = Sampler(sampling), 0
+    numbers: Counter[int] = Counter()
     keys, optional = (sampling.json_key,), (sampling.source_key, sampling.language_key)
     with Progress("sample text", total_bytes(inputs)) as progress:
         for piece in cut_inputs(inputs, keys, optional=optional):

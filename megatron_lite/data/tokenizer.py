@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -78,7 +78,7 @@ class Tokenizer:
         """The same ids, int32 [tokens]."""
         return np.array(self.encode(text), np.int32)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; control tokens have none. Raises IndexError for an id outside the vocabulary."""
         return self._processor.decode([int(i) for i in ids])
 
