@@ -134,7 +134,7 @@ class Run:
         self.resumed = journal is not None
         self.place = journal.place if journal else Place()
         self.report = Report(**journal.report) if journal else Report()
-        self._saved: Sequence[Written | None] = journal.written if journal else [None] * len(settings.json_keys)
+        self._saved: list[Written] = list(journal.written) if journal else []  # of each key, from the first save on
         self._saved_at = time.monotonic()
         self._writers: list[IndexedDatasetWriter] = []
         self._check_malformed()
@@ -143,7 +143,9 @@ class Run:
     def writers(self) -> Iterator[None]:
         """Opens the writers; on leaving, the data sets appear."""
         with ExitStack() as stack:
-            for key, written in zip(self.settings.json_keys, self._saved, strict=True):
+            keys = self.settings.json_keys
+            before: Sequence[Written | None] = self._saved or [None] * len(keys)
+            for key, written in zip(keys, before, strict=True):
                 prefix = f"{self.output_prefix}_{key}_{self.settings.level}"
                 dtype, identity = token_dtype(self.tokenizer.vocab_size), self.tokenizer.identity
                 if written and was_published(prefix, written):
@@ -174,10 +176,9 @@ class Run:
 
     def _save(self) -> None:
         # The last journal stands while data sets appear one by one; what a published one held is in it already.
-        if len(self._writers) == len(self._saved):
+        if len(self._writers) == len(self.settings.json_keys):
             self._saved = [writer.save() for writer in self._writers]
-        written = [one for one in self._saved if one is not None]  # all are here: without a journal all writers are
-        Journal(self.description, self.place, written, asdict(self.report)).save(self.output_prefix)
+        Journal(self.description, self.place, self._saved, asdict(self.report)).save(self.output_prefix)
         self._saved_at = time.monotonic()
 
     def _check_malformed(self) -> None:

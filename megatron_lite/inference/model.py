@@ -14,6 +14,7 @@ from megatron_lite.inference.cache import Cache, slice_of
 from megatron_lite.kernels.choice import kernels_of
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.build import build_stage, choice_of
+from megatron_lite.model.objective import CrossEntropy
 from megatron_lite.model.transformer import Block, Embedding, Head
 from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.parallel.vocabulary import vocabulary_embedding
@@ -59,16 +60,18 @@ class LanguageModel:
 def _parts(stage: Stage) -> tuple[Embedding, list[Block], Head]:
     """The units of a stage that holds the whole model."""
     embedding, *blocks, head = stage.units
-    if not (isinstance(embedding, Embedding) and isinstance(head, Head)):
-        raise TypeError("a stage that does not hold the whole model")
-    return embedding, [block for block in blocks if isinstance(block, Block)], head
+    between = [block for block in blocks if isinstance(block, Block)]
+    if not (isinstance(embedding, Embedding) and isinstance(head, Head) and len(between) == len(blocks)):
+        raise TypeError("a stage that is not the whole model: an embedding, blocks, a head")
+    return embedding, between, head
 
 
 def load_model(checkpoint: Checkpoint, mesh: Mesh) -> LanguageModel:
     """The checkpoint's model in the dtype it was trained in. `mesh` is one process. Raises DataError."""
     config = single_process_config(checkpoint.index.config)
     resolved = resolve(config, world_size=1)
-    stage = build_stage(config, resolved, mesh, kernels_of(choice_of(config, mesh.device.type)))
+    kernels = kernels_of(choice_of(config, mesh.device.type))
+    stage = build_stage(config, resolved, mesh, kernels, CrossEntropy())
     load_weights(checkpoint, config.model, stage, mesh)
     for shards in stage.shards:
         shards.gradient = shards.gradient.new_empty(0)

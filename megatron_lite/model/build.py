@@ -10,10 +10,10 @@ from megatron_lite.errors import UsageError
 from megatron_lite.kernels.choice import Choice, Kernels, Work, choose
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.initialization import fill_box
-from megatron_lite.model.objective import CrossEntropy, Objective
+from megatron_lite.model.objective import Objective
 from megatron_lite.model.parameters import Specification
 from megatron_lite.model.transformer import Block, Embedding, Ending, Head
-from megatron_lite.parallel.context import ContextSplit
+from megatron_lite.parallel.context import KINDS, ContextSplit
 from megatron_lite.parallel.layout import Local
 from megatron_lite.parallel.pipeline.stage import Stage, Unit
 from megatron_lite.parallel.tensor import Region, ReplicatedRegion, SequenceRegion
@@ -25,7 +25,7 @@ def region_of(config: Config, mesh: Mesh) -> Region:
 
 
 def split_of(config: Config, mesh: Mesh) -> ContextSplit:
-    return ContextSplit(mesh.context, "ulysses" if config.parallel.context_kind == "ulysses" else "ring")
+    return ContextSplit(mesh.context, KINDS[config.parallel.context_kind])
 
 
 def numerics_of(resolved: Resolved, device: torch.device, kernels: Kernels) -> Numerics:
@@ -48,12 +48,8 @@ def choice_of(config: Config, device: str) -> Choice:
         raise UsageError(str(error)) from None
 
 
-def build_stage(
-    config: Config, resolved: Resolved, mesh: Mesh, kernels: Kernels, objective: Objective | None = None
-) -> Stage:
-    """The units of this rank's stage, with weights still zero. `objective` is what the model ends in (None:
-    pretraining's).
-    """
+def build_stage(config: Config, resolved: Resolved, mesh: Mesh, kernels: Kernels, objective: Objective) -> Stage:
+    """The units of this rank's stage, with weights still zero."""
     model, region = config.model, region_of(config, mesh)
     rule = policy(config.parallel.zero_stage, config.parallel.regather)
     specification = Specification(model, config.train.initializer_range, mesh.tensor.size, mesh.tensor.rank)
@@ -80,7 +76,6 @@ def build_stage(
     if mesh.has_head:
         tied = embedding if model.tie_word_embeddings else None
         shards = shard("head", specification.head(beside_embedding=mesh.has_embedding))
-        objective = objective or CrossEntropy(config.train.z_loss)
         ending = Ending(objective, split_of(config, mesh), config.kernels.loss_chunk)
         chunks[-1].append(Head(model, shards, region, tied, ending))
     distinct = {id(s): s for chunk in chunks for unit in chunk for s in unit.shards}

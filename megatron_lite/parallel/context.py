@@ -12,7 +12,7 @@ Only attention sees other ranks' positions. Two ways, each with its own split of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from megatron_lite.kernels.visibility import Visible, visible_in_documents
 from megatron_lite.parallel.collectives import Communicator, alone
 
 Kind = Literal["ring", "ulysses"]
+KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
 
 
 @dataclass(frozen=True)

@@ -139,9 +139,11 @@ def deferring(weights: Sequence[Weight], queue: list[Callable[[], None]] | None)
     """Within, these weights' gradients are queued for a split backward's second half; with None they are computed."""
     for weight in weights:
         weight.deferred = queue
-    yield
-    for weight in weights:
-        weight.deferred = None
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.deferred = None
 
 
 class Shards:

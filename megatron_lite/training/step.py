@@ -256,9 +256,9 @@ class Trainer:
         row = torch.stack([square_sum, *sums, *maxima, *known]).unsqueeze(0)
         ranks = self.mesh.world.all_gather(row, "step.totals").wait()
         added, most = ranks.sum(0), ranks.amax(0)
-        last = 1 + len(sums)
+        last, end = 1 + len(sums), 1 + len(sums) + len(maxima)
         numbers = dict(zip(objective.sums, added[1:last], strict=True))
-        numbers |= dict(zip(objective.maxima, most[last:], strict=False))
+        numbers |= zip(objective.maxima, most[last:end], strict=True)
         return StepResult(
             numbers, denominators, added[0].sqrt(), most[-3], most[-2], ranks[:, -1].min(), stop=added[-4]
         )

@@ -8,6 +8,7 @@ from megatron_lite.kernels import cross_entropy as triton
 from megatron_lite.kernels.reference import cross_entropy as reference
 from megatron_lite.kernels.reference.cross_entropy import combine_statistics
 from support.interpreter import watch_traffic
+from support.kernels.cases.cross_entropy import EXTREME
 from support.kernels.harness import fresh, random
 
 BOTH = pytest.mark.parametrize("operations", [triton, reference], ids=["triton", "reference"])
@@ -85,15 +86,6 @@ def test_the_target_logit_is_that_very_number_wherever_it_stands(operations):
     logits = random((4, 4150), torch.bfloat16, fresh())
     _, found = operations.cross_entropy_statistics(logits, places, 4150)
     assert torch.equal(found, logits[torch.arange(4), places].float())
-
-
-EXTREME = {
-    "large and small": [1e4, -1e4, 0.0, 9999.0],
-    "all large": [1e4] * 4,
-    "all small": [-1e4] * 4,
-    "some masked": [-INF, 2.0, -INF, 1.0],
-    "one left": [-INF, -INF, -INF, 3.0],
-}
 
 
 @BOTH

@@ -8,6 +8,16 @@ from support.kernels.harness import Case, exact_of, random
 # 16,000 columns are the 65B model's; 4,100 = 2 tiles and a tail; with (2, 6200, 50) two tiles are padding alone.
 SIZES = [(5, 123, 123), (3, 2, 48, 37), (1, 2048, 2048), (7, 4100, 4097), (2, 6200, 50), (3, 16000, 16000), (2, 40, 0)]
 
+INF = float("inf")
+# Four logits of a row.
+EXTREME = {
+    "large and small": [1e4, -1e4, 0.0, 9999.0],
+    "all large": [1e4] * 4,
+    "all small": [-1e4] * 4,
+    "some masked": [-INF, 2.0, -INF, 1.0],
+    "one left": [-INF, -INF, -INF, 3.0],
+}
+
 
 def statistics_inputs(size, dtype, generator):
     """Logits as sharp as a trained model's; a third of the labels are elsewhere, on either side or far away."""
