@@ -8,8 +8,8 @@ from pathlib import Path
 
 from megatron_lite.config import load_config, resolve
 from megatron_lite.errors import run_command
+from megatron_lite.model.model import schedule_of
 from megatron_lite.training.mesh_drawing import describe, mesh_svg
-from megatron_lite.training.step import schedule_of
 
 
 def parse_arguments() -> argparse.Namespace:

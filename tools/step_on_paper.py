@@ -14,11 +14,11 @@ import argparse
 
 from megatron_lite.config import Config, load_config, resolve
 from megatron_lite.errors import run_command
+from megatron_lite.model.model import schedule_of
 from megatron_lite.planning.memory_forms import StepMemory
 from megatron_lite.planning.paper import PaperStep, choice_on_paper, step_on_paper
 from megatron_lite.planning.regather import ACCELERATOR, Decision, decide, needed, with_regather
 from megatron_lite.planning.traffic import step_traffic
-from megatron_lite.training.step import schedule_of
 
 PHASES = {
     "count": "before the first action",

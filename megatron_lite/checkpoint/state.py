@@ -28,13 +28,13 @@ class Trainable(Protocol):
 def training_state(trainer: Trainable) -> list[tuple[Shards, Flats]]:
     """Each of the stage's shards with its master weights and both moments."""
     return [
-        (shards, dict(zip(KINDS, (shards.master, *moments), strict=True)))
+        (shards, dict(zip(KINDS, (shards.values, *moments), strict=True)))
         for shards, moments in zip(trainer.optimizer.shards, trainer.optimizer.moments, strict=True)
     ]
 
 
 def weights_only(stage: Stage) -> list[tuple[Shards, Flats]]:
-    return [(shards, {"master": shards.master}) for shards in stage.shards]
+    return [(shards, {"master": shards.values}) for shards in stage.shards]
 
 
 def owned_boxes(state: Sequence[tuple[Shards, Flats]], mesh: Mesh) -> Iterator[tuple[Box, Flats]]:

@@ -23,7 +23,9 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """The transformer's shape, in Hugging Face's names."""
+    """The transformer's shape, in Hugging Face's names. `head: scalar` ends with one number a token, as reward models
+    and critics do, in place of the vocabulary's logits.
+    """
 
     hidden_size: Positive
     intermediate_size: Positive
@@ -34,6 +36,7 @@ class ModelConfig(Section):
     rope_theta: PositiveFloat = 10000.0
     rms_norm_eps: PositiveFloat = 1e-5
     tie_word_embeddings: bool = False
+    head: Literal["logits", "scalar"] = "logits"
 
     @property
     def head_dim(self) -> int:
@@ -45,6 +48,8 @@ class ModelConfig(Section):
         _divides(
             "model.num_key_value_heads", self.num_key_value_heads, "model.num_attention_heads", self.num_attention_heads
         )
+        if self.head == "scalar" and self.tie_word_embeddings:
+            raise UsageError("model.tie_word_embeddings = true: a scalar head has no embedding to tie; set it to false")
         if self.head_dim % 2:
             raise UsageError(
                 f"model.hidden_size / model.num_attention_heads = {self.head_dim}: must be even for rotary embeddings"
@@ -253,7 +258,8 @@ class TrainConfig(Section):
     seconds, for every message between ranks; `peak_flops` per device and second (null: from the table of devices).
 
     `valid_batches` bounds a validation to that many global batches (null: the whole set); the last step's validation
-    always reads the whole set. `check_transcripts` compares every rank's communication, call by call, for finding a
+    always reads the whole set. `trainable` are patterns of parameters' names, such as "*.mlp.*": all others are frozen
+    (null: nothing is). `check_transcripts` compares every rank's communication, call by call, for finding a
     hang.
     """
 
@@ -266,6 +272,7 @@ class TrainConfig(Section):
     dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
     seed: Annotated[int, Field(ge=0)] = 1234
     initializer_range: PositiveFloat = 0.02
+    trainable: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     z_loss: NonNegativeFloat = 0.0
     valid_every: Positive | None = 1000
     valid_batches: Positive | None = None

@@ -14,8 +14,9 @@ from megatron_lite.inference.cache import Cache, slice_of
 from megatron_lite.kernels.choice import kernels_of
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.build import build_stage, choice_of
-from megatron_lite.model.objective import CrossEntropy
-from megatron_lite.model.transformer import Block, Embedding, Head
+from megatron_lite.model.freezing import NOTHING
+from megatron_lite.model.heads import Head
+from megatron_lite.model.transformer import Block, Embedding
 from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.parallel.vocabulary import vocabulary_embedding
 
@@ -71,13 +72,10 @@ def load_model(checkpoint: Checkpoint, mesh: Mesh) -> LanguageModel:
     config = single_process_config(checkpoint.index.config)
     resolved = resolve(config, world_size=1)
     kernels = kernels_of(choice_of(config, mesh.device.type))
-    stage = build_stage(config, resolved, mesh, kernels, CrossEntropy())
+    stage = build_stage(config, resolved, mesh, kernels, NOTHING)
     load_weights(checkpoint, config.model, stage, mesh)
     for shards in stage.shards:
-        shards.gradient = shards.gradient.new_empty(0)
         shards.wait_gather()
-        if shards.compute is not shards.master:
-            shards.master = shards.master.new_empty(0)
     return LanguageModel(config, stage, getattr(torch, resolved.compute_dtype), mesh.device)
 
 

@@ -1,28 +1,12 @@
-"""What a microbatch is to the model: whole sequences as an objective sees them, and a rank's positions of them."""
+"""What a microbatch is to a stage's units: a rank's positions of its sequences, and what is computed at the end."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from megatron_lite.model.objective import Objective
 from megatron_lite.model.operations import AttentionMetadata
-from megatron_lite.parallel.vocabulary import counted
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Whole sequences of a microbatch, the same on every tensor, context and pipeline rank of a data rank.
-
-    tokens, labels  int64 [B, S]; labels outside the vocabulary do not count
-    """
-
-    tokens: Tensor
-    labels: Tensor
-    vocab_size: int
-
-    @property
-    def counted(self) -> Tensor:
-        """bool [B, S]: which labels count."""
-        return counted(self.labels, self.vocab_size)
+from megatron_lite.model.sequences import Sequences
 
 
 @dataclass(frozen=True)
@@ -33,6 +17,7 @@ class Microbatch:
     attention       what attention needs to know of them
     positions       int64 [T], which those are
     sequences       what an objective sees
+    objective       what the model's end makes of its outputs
     denominators    float64 [n], the objective's, summed over the whole step: known before forward, so that gradients
                     of all microbatches and ranks add up
     """
@@ -42,6 +27,7 @@ class Microbatch:
     attention: AttentionMetadata
     positions: Tensor
     sequences: Sequences
+    objective: Objective
     denominators: Tensor
 
     def own(self, whole: Tensor) -> Tensor:

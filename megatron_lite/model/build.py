@@ -1,6 +1,7 @@
 """From a configuration and a place in the mesh to this rank's stage: which layers, which slices, which shards."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -9,15 +10,17 @@ from megatron_lite.config import Config, Resolved
 from megatron_lite.errors import UsageError
 from megatron_lite.kernels.choice import Choice, Kernels, Work, choose
 from megatron_lite.mesh import Mesh
+from megatron_lite.model.freezing import Patterns, check_patterns, divided
+from megatron_lite.model.heads import Ending, Head, ScalarHead
 from megatron_lite.model.initialization import fill_box
-from megatron_lite.model.objective import Objective
 from megatron_lite.model.parameters import Specification
-from megatron_lite.model.transformer import Block, Embedding, Ending, Head
+from megatron_lite.model.transformer import Block, Embedding
 from megatron_lite.parallel.context import KINDS, ContextSplit
 from megatron_lite.parallel.layout import Local
 from megatron_lite.parallel.pipeline.stage import Stage, Unit
 from megatron_lite.parallel.tensor import Region, ReplicatedRegion, SequenceRegion
-from megatron_lite.parallel.zero import Numerics, ShardGroups, Shards, build_shards, policy
+from megatron_lite.parallel.weights import Numerics
+from megatron_lite.parallel.zero import ShardGroups, Shards, TrainedShards, build_shards, policy
 
 
 def region_of(config: Config, mesh: Mesh) -> Region:
@@ -48,50 +51,79 @@ def choice_of(config: Config, device: str) -> Choice:
         raise UsageError(str(error)) from None
 
 
-def build_stage(config: Config, resolved: Resolved, mesh: Mesh, kernels: Kernels, objective: Objective) -> Stage:
-    """The units of this rank's stage, with weights still zero."""
-    model, region = config.model, region_of(config, mesh)
-    rule = policy(config.parallel.zero_stage, config.parallel.regather)
-    specification = Specification(model, config.train.initializer_range, mesh.tensor.size, mesh.tensor.rank)
+def build_stage(config: Config, resolved: Resolved, mesh: Mesh, kernels: Kernels, trainable: Patterns) -> Stage:
+    """The units of this rank's stage, with weights still zero; those that match a pattern of `trainable` are trained.
 
-    numerics = numerics_of(resolved, mesh.device, kernels)
-    groups = ShardGroups(mesh.zero, mesh.sharding, mesh.replicas)
+    Raises UsageError for patterns that do not fit the model.
+    """
+    weights = _Weights(config, resolved, mesh, kernels, trainable)
+    return build_units(config, resolved, mesh, weights.of_stage(), region_of(config, mesh))
 
-    def shard(name: str, locals_: Sequence[Local]) -> Shards:
-        return build_shards(name, locals_, groups, rule, numerics)
 
-    placement = mesh.edges.placement
-    pieces = [placement.piece(mesh.stage, chunk) for chunk in range(placement.chunks)]
+class _Weights:
+    """Makes the shards of a stage's units."""
+
+    def __init__(self, config: Config, resolved: Resolved, mesh: Mesh, kernels: Kernels, trainable: Patterns):
+        self.config, self.resolved, self.mesh, self.trainable = config, resolved, mesh, trainable
+        self.rule = policy(config.parallel.zero_stage, config.parallel.regather)
+        tensor = mesh.tensor
+        self.specification = Specification(config.model, config.train.initializer_range, tensor.size, tensor.rank)
+        self.numerics = numerics_of(resolved, mesh.device, kernels)
+        self.groups = ShardGroups(mesh.zero, mesh.sharding, mesh.replicas)
+        check_patterns(trainable, self.specification.names())
+
+    def of_stage(self) -> dict[str, tuple[Shards, ...]]:
+        """By unit: embedding, block.N, head; a tied head on the embedding's stage has the embedding's too."""
+        mesh, found = self.mesh, {}
+        if mesh.has_embedding:
+            found["embedding"] = self._shards("embedding", self.specification.embedding())
+        for layers in pieces_of(self.resolved, mesh):
+            found |= {f"block.{n}": self._shards(f"block.{n}", self.specification.block(n)) for n in layers}
+        if mesh.has_head:
+            own = self._shards("head", self.specification.head(beside_embedding=mesh.has_embedding))
+            tied = found["embedding"] if self.config.model.tie_word_embeddings and mesh.has_embedding else ()
+            found["head"] = (*own, *tied)
+        return found
+
+    def _shards(self, name: str, locals_: list[Local]) -> tuple[Shards, ...]:
+        """Those that are trained, those that are frozen, or both."""
+        trained, frozen = divided(locals_, self.trainable)
+        make = partial(build_shards, groups=self.groups, rule=self.rule, numerics=self.numerics)
+        shards = [make(name, trained, kind=TrainedShards)] if trained else []
+        if frozen:
+            shards.append(make(f"{name}.frozen" if trained else name, frozen, kind=Shards))
+        return tuple(shards)
+
+
+def build_units(config: Config, resolved: Resolved, mesh: Mesh, weights: Mapping[str, Sequence[Shards]],
+                region: Region) -> Stage:  # fmt: skip
+    """A stage's units around weights that there are, by unit's name: they may stand in several stages at once."""
+    model, split = config.model, split_of(config, mesh)
     chunks: list[list[Unit]] = [
-        [
-            Block(model, shard(f"block.{layer}", specification.block(layer)), region, resolved.recompute[layer])
-            for layer in _layers(resolved.stage_layers, piece)
-        ]
-        for piece in pieces
+        [Block(model, weights[f"block.{n}"], region, resolved.recompute[n]) for n in layers]
+        for layers in pieces_of(resolved, mesh)
     ]
-    embedding: Shards | None = None
     if mesh.has_embedding:
-        embedding = shard("embedding", specification.embedding())
-        chunks[0].insert(0, Embedding(embedding, region))
+        chunks[0].insert(0, Embedding(weights["embedding"], region))
     if mesh.has_head:
-        tied = embedding if model.tie_word_embeddings else None
-        shards = shard("head", specification.head(beside_embedding=mesh.has_embedding))
-        ending = Ending(objective, split_of(config, mesh), config.kernels.loss_chunk)
-        chunks[-1].append(Head(model, shards, region, tied, ending))
+        head = Head if model.head == "logits" else ScalarHead
+        chunks[-1].append(head(model, weights["head"], Ending(region, split, config.kernels.loss_chunk)))
     distinct = {id(s): s for chunk in chunks for unit in chunk for s in unit.shards}
     return Stage(tuple(map(tuple, chunks)), tuple(distinct.values()))
+
+
+def pieces_of(resolved: Resolved, mesh: Mesh) -> list[range]:
+    """The layers of each chunk of this rank's stage."""
+    placement, ends = mesh.edges.placement, list(accumulate(resolved.stage_layers))
+    pieces = [placement.piece(mesh.stage, chunk) for chunk in range(placement.chunks)]
+    return [range(ends[piece] - resolved.stage_layers[piece], ends[piece]) for piece in pieces]
 
 
 def initialize(stage: Stage, seed: int) -> None:
     """Fill every shard by (seed, name, element): the same numbers on every layout. Meta tensors have none."""
     for shards in stage.shards:
-        if shards.master.is_meta:
+        if shards.values.is_meta:
             continue
         for _, box in shards.layout.boxes(shards.sharding.rank):
-            fill_box(shards.master, box, seed)
+            fill_box(shards.values, box, seed, shards.numerics.master)
         shards.refresh()
-
-
-def _layers(stage_layers: tuple[int, ...], piece: int) -> range:
-    ends = list(accumulate(stage_layers))
-    return range(ends[piece] - stage_layers[piece], ends[piece])

@@ -16,8 +16,8 @@ from megatron_lite.parallel.layout import Box
 _CHUNK = 1 << 20  # elements at a time, which bounds the float64 and int64 temporaries
 
 
-def fill_box(flat: Tensor, box: Box, seed: int) -> None:
-    """Write a block's initial values into its place in a flat shard."""
+def fill_box(flat: Tensor, box: Box, seed: int, master: torch.dtype) -> None:
+    """Write a block's initial values into its place in a flat shard, rounded to the master dtype first."""
     target = flat[box.offset : box.offset + box.size]
     if box.logical.deviation is None:
         target.fill_(1.0)
@@ -26,7 +26,7 @@ def fill_box(flat: Tensor, box: Box, seed: int) -> None:
     for begin in range(0, box.size, _CHUNK):
         chunk = target[begin : begin + _CHUNK]
         index = _global_index(box, begin, chunk.numel(), flat.device)
-        chunk.copy_(normal(key, index) * box.logical.deviation)
+        chunk.copy_((normal(key, index) * box.logical.deviation).to(master))
 
 
 def normal(key: int, index: Tensor) -> Tensor:

@@ -1,64 +1,30 @@
-"""What is computed of the head's per-token numbers: an objective, frozen data and pure functions.
+"""What is computed of the numbers at the model's end: an objective, frozen data and pure functions.
 
-The head gives, for whole sequences, each token's log-probability of its label and log-sum-exp of its logits. An
-objective makes a scalar of them, which training descends, and named numbers, which a step reports. One that knows
-beforehand what each token counts says so in `token_weights`: then projection, loss and gradient can take one pass over
-a chunk of logits (parallel/vocabulary.py). Whatever else depends on the numbers (a preference, a clipped ratio) returns
-None there, and autograd differentiates `loss`.
+A language model's head gives, for whole sequences, each token's log-probability of its label and log-sum-exp of its
+logits; a scalar head gives a value. An objective makes a scalar of them, which training descends, and named numbers,
+which a step reports. One that knows beforehand what each token counts says so in `token_weights`: then projection, loss
+and gradient can take one pass over a chunk of logits (parallel/linear_cross_entropy.py). Whatever else depends on the
+numbers (a preference, a clipped ratio) returns None there, and autograd differentiates `loss`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from megatron_lite.model.batch import Sequences
+from megatron_lite.model.outputs import Outputs
+from megatron_lite.model.sequences import Column, Sequences
 from megatron_lite.parallel.statistics import LOSS, Statistics
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """Of one microbatch, each [B, S] in float32 (float64 in a float64 run).
-
-    log_probability  of the label; 0 where a label does not count
-    log_sum          log-sum-exp of the logits
-    entropy          of the distribution, in nats; 0 where a label does not count
-    is_largest       1 where a label counts and no piece is more likely, else 0; without a gradient
-
-    The last two are there where the objective wants the distribution.
-    """
-
-    log_probability: Tensor
-    log_sum: Tensor
-    entropy: Tensor | None = None
-    is_largest: Tensor | None = None
-
-
-def joined(outputs: Sequence[Outputs]) -> Outputs:
-    """Those of several microbatches, one after the other."""
-    return Outputs(
-        torch.cat([one.log_probability for one in outputs]),
-        torch.cat([one.log_sum for one in outputs]),
-        _joined([one.entropy for one in outputs]),
-        _joined([one.is_largest for one in outputs]),
-    )
-
-
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """None where the objective did not want them."""
-    given = [part for part in parts if part is not None]
-    return torch.cat(given) if given else None
-
-
+@runtime_checkable
 class Objective(Protocol):
     """Frozen data: the same objective and batch give the same numbers on every layout.
 
-    sums         names of the numbers that add up over a step's microbatches and data ranks
-    maxima       names of those whose largest counts
-    temperature  by which hidden states are divided before the projection, and so the logits
-    statistics   what the head works out of each token's logits
+    sums     names of the numbers that add up over a step's microbatches and data ranks
+    maxima   names of those whose largest counts
+    columns  what it wants of the batch beside tokens and labels
     """
 
     @property
@@ -68,21 +34,36 @@ class Objective(Protocol):
     def maxima(self) -> tuple[str, ...]: ...
 
     @property
+    def columns(self) -> tuple[Column, ...]: ...
+
+    def denominators(self, sequences: Sequences) -> Tensor:
+        """float64 [n]: what these sequences add to what the step's losses are divided by; the step sums them up."""
+
+    def loss(self, outputs: Any, sequences: Sequences, denominators: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(scalar, numbers by name): a microbatch's share of what is descended, and of what is reported.
+
+        `outputs` are what the model's head gives: `Outputs` or `Values`.
+        """
+
+
+@runtime_checkable
+class TokenObjective(Objective, Protocol):
+    """Over a vocabulary.
+
+    temperature  by which hidden states are divided before the projection, and so the logits
+    statistics   what the head works out of each token's logits
+    """
+
+    @property
     def temperature(self) -> float: ...
 
     @property
     def statistics(self) -> Statistics: ...
 
-    def denominators(self, sequences: Sequences) -> Tensor:
-        """float64 [n]: what these sequences add to what the step's losses are divided by; the step sums them up."""
-
     def token_weights(self, sequences: Sequences, denominators: Tensor) -> tuple[Tensor, Tensor] | None:
         """[B, S] each, what every token's -log p and squared log-sum count in `loss`; None where that depends on the
         outputs. Their sum has to be the scalar of `loss`.
         """
-
-    def loss(self, outputs: Outputs, sequences: Sequences, denominators: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(scalar, numbers by name): a microbatch's share of what is descended, and of what is reported."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +77,7 @@ class CrossEntropy:
     statistics: ClassVar[Statistics] = LOSS
     sums: ClassVar[tuple[str, ...]] = ("loss", "z_loss")
     maxima: ClassVar[tuple[str, ...]] = ()
+    columns: ClassVar[tuple[Column, ...]] = ()
 
     def denominators(self, sequences: Sequences) -> Tensor:
         return sequences.counted.sum(dtype=torch.float64).unsqueeze(0)

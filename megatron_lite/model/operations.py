@@ -16,7 +16,7 @@ from torch.autograd import Function
 from megatron_lite.kernels.choice import Kernels
 from megatron_lite.kernels.reference.rope import rope_tables
 from megatron_lite.parallel.context import Attention, ContextSplit, Documents, attend, exchange_heads, return_heads
-from megatron_lite.parallel.zero import Weight
+from megatron_lite.parallel.weights import Weight
 
 
 def norm(x: Tensor, weight: Weight, eps: float) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,8 @@ def _norm_backward(ctx: Any, gradient: Tensor, beside: Tensor | None) -> Tensor:
     seen, scales = ctx.saved_tensors
     weight = ctx.weight
     result, partials = weight.kernels.rms_norm_backward(gradient, beside, seen, weight.data, scales)
-    weight.add_partials(partials)
+    if weight.trained:
+        weight.add_partials(partials)
     return result
 
 

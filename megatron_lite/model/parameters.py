@@ -8,6 +8,7 @@
     down         [H, F / tp]                      down_proj                         columns
     norms        [H]                                                                replicated
     lm_head      [V / tp, H]                      lm_head, or embed_tokens if tied  rows
+    score        [1, H]                           score, of a scalar head           replicated
 
 V is padded to a multiple of 16 tp; padded rows belong to no logical parameter. Initial deviations: `initializer_range`,
 and for o and down that divided by sqrt(2 * layers), as in GPT-2 (Radford et al. 2019, section 2.3). Norms begin at one.
@@ -30,12 +31,22 @@ class Specification:
     tensor: int
     rank: int
 
+    def names(self) -> list[str]:
+        """Of every parameter of the model."""
+        layers = range(self.model.num_hidden_layers)
+        units = [self.embedding(), *(self.block(layer) for layer in layers), self.head(beside_embedding=False)]
+        pieces = (piece for unit in units for local in unit for piece in local.pieces)
+        return list(dict.fromkeys(piece.logical.name for piece in pieces))
+
     def embedding(self) -> list[Local]:
         return [self._vocabulary("embed", self._embed_tokens)]
 
     def head(self, beside_embedding: bool) -> list[Local]:
         """The head's own weights. A tied head uses the embedding's on its stage, elsewhere a copy it does not own."""
         norm = self._norm("norm", "model.norm.weight")
+        if self.model.head == "scalar":
+            score = Logical("score.weight", (1, self.model.hidden_size), self.deviation, True)
+            return [Local("score", score.shape, (Piece(score, 0, 1, (0, 0)),), replicated=True), norm]
         if not self.model.tie_word_embeddings:
             size = (self.model.vocab_size, self.model.hidden_size)
             return [self._vocabulary("lm_head", Logical("lm_head.weight", size, self.deviation, True)), norm]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from megatron_lite.kernels.choice import OptimizerKernels
-from megatron_lite.parallel.zero import Shards
+from megatron_lite.parallel.zero import TrainedShards
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class AdamWSettings:
 class AdamW:
     """State: two moments for each shard's flat buffer, and the number of updates made."""
 
-    shards: Sequence[Shards]
+    shards: Sequence[TrainedShards]
     settings: AdamWSettings
     kernels: OptimizerKernels
     updates: int = 0
@@ -45,7 +45,7 @@ class AdamW:
         The gradients are used up.
         """
         self.updates += 1
-        if clip is not None:
+        if clip is not None and self.shards:
             clip = clip.to(self.shards[0].master.dtype)
         betas, eps, decay = self.settings.betas, self.settings.eps, self.settings.weight_decay
         for shards, moments in zip(self.shards, self.moments, strict=True):

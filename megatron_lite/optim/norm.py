@@ -8,7 +8,7 @@ from torch import Tensor
 
 from megatron_lite.kernels.choice import OptimizerKernels
 from megatron_lite.mesh import Mesh
-from megatron_lite.parallel.zero import Shards
+from megatron_lite.parallel.zero import TrainedShards
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class GradientNorm:
     device: torch.device
 
     @classmethod
-    def of(cls, stage_shards: Sequence[Shards], mesh: Mesh, kernels: OptimizerKernels) -> "GradientNorm":
+    def of(cls, stage_shards: Sequence[TrainedShards], mesh: Mesh, kernels: OptimizerKernels) -> "GradientNorm":
         counted = tuple(part for shards in stage_shards for part in _counted(shards, mesh))
         return cls(counted, kernels.table_of(counted) if counted else None, kernels, mesh.device)
 
@@ -35,7 +35,7 @@ class GradientNorm:
         return self.kernels.square_norm(self.counted, self.table)
 
 
-def _counted(shards: Shards, mesh: Mesh) -> list[Tensor]:
+def _counted(shards: TrainedShards, mesh: Mesh) -> list[Tensor]:
     """The parts of a shard's gradient that count here, neighbours as one: long, and mostly from the buffer's start."""
     ranges: list[list[int]] = []
     for local, begin, end in shards.layout.ranges():

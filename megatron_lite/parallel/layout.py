@@ -44,6 +44,7 @@ class Local:
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
     replicated: bool = False  # the same on every tensor rank
+    inside: bool = False  # of a replicated one: used within regions, where a rank's gradient is of its own features
     owner: bool = True  # False: a copy, tied to the weight of another stage, which counts in the norm and is saved
 
     @property

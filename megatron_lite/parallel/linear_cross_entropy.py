@@ -43,7 +43,7 @@ from megatron_lite.kernels.choice import Kernels
 from megatron_lite.parallel.statistics import LOSS, Numbers, Statistics
 from megatron_lite.parallel.tensor import Region
 from megatron_lite.parallel.vocabulary import counted
-from megatron_lite.parallel.zero import Weight
+from megatron_lite.parallel.weights import Weight
 
 
 class Arriving(Protocol):
@@ -175,8 +175,9 @@ class _Chunk:
         gradients = [torch.where(self.counts, x, 0.0) for x in gradients]
         projection.statistics.gradient_(projection.kernels, logits, self.target, projection.real, kept, gradients)
         leaving = projection.seams.scatter(torch.mm(logits, projection.weight.data))
-        # Now, even where a split backward defers such products: what is deferred would keep the logits.
-        projection.weight.add_product(logits, self.h)
+        if projection.weight.trained:
+            # Now, even where a split backward defers such products: what is deferred would keep the logits.
+            projection.weight.add_product(logits, self.h)
         return leaving
 
 

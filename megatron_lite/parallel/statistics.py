@@ -23,7 +23,11 @@ Numbers = tuple[Tensor, ...]
 
 
 class Statistics(Protocol):
-    """Tokens are [..]; a label that does not count (`counts`) has outputs 0, but for its log-sum."""
+    """Tokens are [..]; a label that does not count (`counts`) has outputs 0, but for its log-sum. `count` is how many
+    outputs there are.
+    """
+
+    count: int
 
     def local(self, kernels: Kernels, logits: Tensor, target: Tensor, real: int) -> Tensor:
         """[n, ..] of logits [.., V_local] and the label's column among them, or anything outside [0, real)."""
@@ -52,6 +56,8 @@ class Statistics(Protocol):
 
 
 class _Loss:
+    count = 2
+
     def local(self, kernels, logits, target, real):
         return torch.stack(kernels.cross_entropy_statistics(logits, target, real))
 
@@ -70,6 +76,8 @@ class _Loss:
 
 
 class _Distribution:
+    count = 4
+
     def local(self, kernels, logits, target, real):
         return torch.stack(kernels.entropy_statistics(logits, target, real))
 

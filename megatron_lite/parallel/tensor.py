@@ -13,7 +13,8 @@ all-gathers and 2 reduce-scatters backward (the input is saved as this rank's pa
 gradient's GEMM).
 
 Activations are [T, B, features]; outside a region T is this rank's part under sequence parallelism. Weights are
-`Weight`s: an operation asks for the tensor in forward and again in backward, and adds the weight's gradient itself.
+`Weight`s: an operation asks for the tensor in forward and again in backward, and adds the weight's gradient itself. Of
+a frozen weight there is none: its product's input is not kept, and not gathered again.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from megatron_lite.parallel.collectives import Communicator, Handle, ready
-from megatron_lite.parallel.zero import Weight
+from megatron_lite.parallel.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,14 @@ class SequenceRegion:
         """Positions that a rank holds outside a region."""
         return sequence // self.tensor.size
 
+    def whole(self, x: Tensor, site: str) -> Handle:
+        """All positions, of what each rank has of its own."""
+        return self.tensor.all_gather(x, site)
+
+    def own(self, x: Tensor) -> Tensor:
+        """This rank's of all positions."""
+        return x.chunk(self.tensor.size)[self.tensor.rank]
+
 
 @dataclass(frozen=True)
 class ReplicatedRegion:
@@ -74,6 +83,12 @@ class ReplicatedRegion:
     def length(self, sequence: int) -> int:
         return sequence
 
+    def whole(self, x: Tensor, site: str) -> Handle:
+        return ready(x)
+
+    def own(self, x: Tensor) -> Tensor:
+        return x
+
 
 Region = SequenceRegion | ReplicatedRegion
 
@@ -95,18 +110,45 @@ def linear_leave(
     return _LinearLeave.apply(core(x), weight, region, site)
 
 
+def outside_linear(x: Tensor, weight: Weight, region: Region, site: str) -> Tensor:
+    """Product with a replicated weight outside regions, of few rows: [T or T/tp, B, K] -> [T, B, rows] in float32
+    (float64 for float64), the same on every rank, as is the gradient that comes back.
+    """
+    return _OutsideLinear.apply(x, weight, region, site)
+
+
+class _OutsideLinear(Function):
+    @staticmethod
+    def forward(ctx, x, weight, region, site):
+        _keep_input(ctx, x, weight)
+        ctx.region, ctx.dtype = region, x.dtype
+        exact = torch.promote_types(x.dtype, torch.float32)
+        return region.whole(_product(x.to(exact), weight.data.to(exact).t()), site).wait()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weight, own = ctx.weight, ctx.region.own(gradient).to(ctx.dtype)
+        if weight.trained:
+            x = _saved(ctx)
+            weight.run_or_defer(lambda: weight.add_product(_rows(own), _rows(x)))
+        return _product(own, weight.data), None, None, None
+
+
 class _EnterLinear(Function):
     @staticmethod
     def forward(ctx, x, weight, region, site):
         full = region.enter(x, site).wait()
-        ctx.save_for_backward(x)
-        ctx.weight, ctx.region, ctx.site = weight, region, site
+        _keep_input(ctx, x, weight)
+        ctx.region, ctx.site = region, site
         return _product(full, weight.data.t())
 
     @staticmethod
     def backward(ctx, gradient):
-        x = _saved(ctx)
         weight, region, site = ctx.weight, ctx.region, ctx.site
+        if not weight.trained:
+            scattered = region.enter_backward(_product(gradient, weight.data), f"{site}.backward")
+            return scattered.wait(), None, None, None
+        x = _saved(ctx)
         gathered = region.enter(x, f"{site}.again") if weight.deferred is None else None
         full_gradient = _product(gradient, weight.data)
         scattered = region.enter_backward(full_gradient, f"{site}.backward")
@@ -122,17 +164,18 @@ class _EnterLinear(Function):
 class _LinearLeave(Function):
     @staticmethod
     def forward(ctx, x, weight, region, site):
-        ctx.weight, ctx.region, ctx.site = weight, region, site
-        ctx.save_for_backward(x)
+        _keep_input(ctx, x, weight)
+        ctx.region, ctx.site = region, site
         return region.leave(_product(x, weight.data.t()), site).wait()
 
     @staticmethod
     def backward(ctx, gradient):
-        x = _saved(ctx)
         weight = ctx.weight
         full = ctx.region.leave_backward(gradient, f"{ctx.site}.backward").wait()
         input_gradient = _product(full, weight.data)
-        weight.run_or_defer(lambda: weight.add_product(_rows(full), _rows(x)))
+        if weight.trained:
+            x = _saved(ctx)
+            weight.run_or_defer(lambda: weight.add_product(_rows(full), _rows(x)))
         return input_gradient, None, None, None
 
 
@@ -154,9 +197,17 @@ class _RecomputedLinearLeave(Function):
             output = ctx.core(inside)
         full = arriving.wait()
         (input_gradient,) = torch.autograd.grad(output, inside, _product(full, weight.data))
-        kept = output.detach()
-        weight.run_or_defer(lambda: weight.add_product(_rows(full), _rows(kept)))
+        if weight.trained:
+            kept = output.detach()
+            weight.run_or_defer(lambda: weight.add_product(_rows(full), _rows(kept)))
         return input_gradient, None, None, None, None
+
+
+def _keep_input(ctx: Any, x: Tensor, weight: Weight) -> None:
+    """For the weight's gradient; a frozen one has none."""
+    ctx.weight = weight
+    if weight.trained:
+        ctx.save_for_backward(x)
 
 
 def _saved(ctx: Any) -> Tensor:

@@ -16,7 +16,7 @@ from megatron_lite.kernels.choice import Kernels
 from megatron_lite.parallel.collectives import Communicator
 from megatron_lite.parallel.statistics import LOSS, Numbers, Statistics
 from megatron_lite.parallel.tensor import Region
-from megatron_lite.parallel.zero import Weight
+from megatron_lite.parallel.weights import Weight
 
 
 def vocabulary_embedding(tokens: Tensor, weight: Weight, region: Region, anchor: Tensor | None) -> Tensor:
@@ -34,14 +34,18 @@ class _VocabularyEmbedding(Function):
         rows = weight.data.shape[0]
         local = tokens - region.tensor.rank * rows
         mine = (local >= 0) & (local < rows)
-        ctx.save_for_backward(local)
         ctx.weight, ctx.region = weight, region
+        if weight.trained:
+            ctx.save_for_backward(local)
         embedded = weight.data[torch.where(mine, local, 0)] * mine.unsqueeze(-1).to(weight.data.dtype)
         return region.leave(embedded, "embedding.leave").wait()
 
     @staticmethod
     def backward(ctx, gradient):
-        local, weight = ctx.saved_tensors[0].detach(), ctx.weight  # a queue would keep its graph
+        weight = ctx.weight
+        if not weight.trained:
+            return None, None, None, None
+        local = ctx.saved_tensors[0].detach()  # a queue would keep its graph
         full = ctx.region.leave_backward(gradient, "embedding.leave.backward").wait()
         weight.run_or_defer(lambda: weight.add_rows(local.flatten(), full.flatten(0, -2)))
         return None, None, None, None

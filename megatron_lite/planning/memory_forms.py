@@ -65,7 +65,7 @@ class StepMemory(StageSizes):
         self.regathers = each and config.parallel.zero_stage == 3
         self.reduces_each = each and config.parallel.zero_stage >= 2
         self.message = self.forms.outside(config.model.hidden_size)
-        self.constant = Memory(state=self._state(), tokens=self._tokens(), messages=self.message)
+        self.constant = Memory(state=self._state(), tokens=self._tokens())
 
     def peak(self) -> Memory:
         self.highest = Memory()
@@ -201,7 +201,7 @@ class StepMemory(StageSizes):
             weights=weights,
             gradients=gradients,
             activations=self.saved + passed + tape.peak - made,
-            messages=self.constant.messages + waiting * self.message + self.at_hand,
+            messages=waiting * self.message + self.at_hand,
         )
         if moment.total > self.highest.total:
             self.highest = moment

@@ -16,10 +16,12 @@ from megatron_lite.config import Config, resolve
 from megatron_lite.kernels.choice import Choice
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.model.build import choice_of
+from megatron_lite.model.model import Model, schedule_of
 from megatron_lite.parallel.collectives import Recorder
 from megatron_lite.parallel.ledger import Entry, ledger, phase_totals
 from megatron_lite.planning.memory import StorageTracker, bytes_of
-from megatron_lite.training.step import Trainer, schedule_of
+from megatron_lite.training.boundaries import microbatches_of
+from megatron_lite.training.step import Trainer
 
 META = torch.device("meta")
 
@@ -73,10 +75,11 @@ def step_on_paper(config: Config, world_size: int, rank: int, microbatches: int 
     recorder, tracker = Recorder(), StorageTracker(META)
     with fake_world(rank, world_size), tracker:
         mesh = build_mesh(shape, META, schedule_of(config, resolved, count).placement, recorder)
-        trainer = Trainer(config, resolved, mesh, recorder=recorder, choice=choice_on_paper(config))
+        trainer = Trainer(Model(config, resolved, mesh, recorder=recorder, choice=choice_on_paper(config)))
         tracker.inspect = lambda: _holdings(trainer)
         size = (count * config.train.micro_batch_size, config.train.sequence_length + 1)
-        trainer.train_step(torch.empty(size, dtype=torch.int64, device=META), learning_rate=config.optim.lr)
+        samples = torch.empty(size, dtype=torch.int64, device=META)
+        trainer.train_step(microbatches_of(samples, config), learning_rate=config.optim.lr)
     sent = ledger(recorder.events), phase_totals(recorder.events)
     return PaperStep(rank, mesh.stage, count, tracker.peak, tracker.at_peak, tracker.made_at_peak, *sent)
 
@@ -84,10 +87,11 @@ def step_on_paper(config: Config, world_size: int, rank: int, microbatches: int 
 def _holdings(trainer: Trainer) -> dict[str, int]:
     """What the stage's shards hold now."""
     shards = trainer.stage.shards
-    state = [t for s in shards for t in (s.master, s.gradient, s.compute)]
+    state = [s.compute for s in shards] + [t for s in trainer.stage.trained for t in (s.master, s.gradient)]
     state += [moment for pair in trainer.optimizer.moments for moment in pair]
     weights = [weight.full for s in shards for weight in s.weights] + [t for s in shards for t in s.arriving]
-    gradients = [weight.gradient for s in shards for weight in s.weights] + [t for s in shards for t in s.leaving]
+    gradients = [weight.gradient for s in shards for weight in s.weights]
+    gradients += [t for s in trainer.stage.trained for t in s.leaving]
     held = bytes_of(state)
     return {
         "state": held,

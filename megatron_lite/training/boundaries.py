@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_lite.config import DataConfig
+from megatron_lite.config import Config, DataConfig
+from megatron_lite.model.sequences import Sequences
 
 
 @dataclass(frozen=True)
@@ -43,3 +44,28 @@ def positions_in(numbers: Tensor) -> Tensor:
     begins = torch.ones_like(numbers, dtype=torch.bool)
     begins[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
     return places - places.where(begins, 0).cummax(1).values
+
+
+def microbatches_of(samples: Tensor, config: Config, end_of_document: int | None = None) -> list[Sequences]:
+    """Cut a data rank's samples int64 [local batch, S + 1] into microbatches. Ids below 0 are labels that do not count.
+
+    `end_of_document` is the token that ends one (None: documents change nothing, whatever the configuration says).
+    """
+    boundaries = Boundaries.of(config.data, end_of_document)
+    return [
+        _sequences(part, config.model.vocab_size, boundaries) for part in samples.split(config.train.micro_batch_size)
+    ]
+
+
+def _sequences(samples: Tensor, vocab_size: int, boundaries: Boundaries | None) -> Sequences:
+    tokens, labels = samples[:, :-1], samples[:, 1:]
+    if boundaries is None:
+        return Sequences(tokens, labels, vocab_size)
+    numbers = document_numbers(tokens, boundaries.end)
+    return Sequences(
+        tokens,
+        boundaries.counted(tokens, labels),
+        vocab_size,
+        documents=numbers if boundaries.mask else None,
+        positions=positions_in(numbers) if boundaries.reset else None,
+    )

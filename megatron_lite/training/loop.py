@@ -21,16 +21,18 @@ from megatron_lite.data.samples import Samples
 from megatron_lite.device import device_name, to_device
 from megatron_lite.errors import DataError, MegatronLiteError, UsageError
 from megatron_lite.mesh import MeshShape, build_mesh
+from megatron_lite.model.model import Model, schedule_of
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.collectives import default_store
 from megatron_lite.parallel.transcript import TranscriptChecker
+from megatron_lite.training.boundaries import microbatches_of
 from megatron_lite.training.flops import flops_per_token, model_flops_utilization, peak_flops
 from megatron_lite.training.launch import World
 from megatron_lite.training.metrics import MetricsWriter, StepMetrics
 from megatron_lite.training.profile import Trace
 from megatron_lite.training.report import write_report
 from megatron_lite.training.run_files import write_run_files
-from megatron_lite.training.step import StepResult, Trainer, schedule_of
+from megatron_lite.training.step import StepResult, Trainer
 from megatron_lite.training.validation import Validation
 
 log = logging.getLogger("megatron_lite")
@@ -57,6 +59,8 @@ class StopRequest:
 
 def pretrain(config: Config, resolved: Resolved, world: World) -> str:
     """Train to `train.steps` or until a signal; returns why it ended."""
+    if config.model.head != "logits":
+        raise UsageError(f"model.head = {config.model.head}: pretraining predicts tokens, which takes logits")
     shape = MeshShape(resolved.pipeline, resolved.data, resolved.context, resolved.tensor, config.parallel.zero_group)
     recorder = checker_of(config, resolved) if config.train.check_transcripts else None
     placement = schedule_of(config, resolved, resolved.microbatches).placement
@@ -78,7 +82,7 @@ def pretrain(config: Config, resolved: Resolved, world: World) -> str:
             "with tools/preprocess_data.py, which writes it beside the data"
         )
     with StopRequest().listening() as stop:
-        trainer = Trainer(config, resolved, mesh, recorder=recorder, end_of_document=datasets.eod_id)
+        trainer = Trainer(Model(config, resolved, mesh, recorder=recorder))
         trainer.rehearse()
         return Run(config, resolved, trainer, datasets, stop).train()
 
@@ -100,8 +104,8 @@ class Run:
         self.run_dir = Path(config.train.run_dir)
         self.writes = self.mesh.rank == 0
         self.loader = self._loader(datasets.train)
-        self.validation = Validation(datasets.valid, trainer)
-        self.tokenizer = datasets.tokenizer
+        self.validation = Validation(datasets.valid, trainer, datasets.eod_id)
+        self.tokenizer, self.end_of_document = datasets.tokenizer, datasets.eod_id
         self.done = 0  # steps
         self.samples = 0  # consumed: the loader's whole state
         train = config.train
@@ -113,7 +117,7 @@ class Run:
         if self.writes:
             write_run_files(self.run_dir, self.config, self.resolved)
             log.info(self._describe())
-            log.info(self.trainer.choice)
+            log.info(self.trainer.model.choice)
         total = self.config.train.steps
         writer = MetricsWriter(self.run_dir, start_step=self.done, total_steps=total) if self.writes else None
         stopped = False
@@ -136,7 +140,8 @@ class Run:
         rate = learning_rate(step, self.config.optim)
         samples = to_device(self.loader.batch(self.samples), self.mesh.device)
         data_seconds = time.perf_counter() - begin
-        result = self.trainer.train_step(samples, rate, self.stop.asked)
+        batches = microbatches_of(samples, self.config, self.end_of_document)
+        result = self.trainer.train_step(batches, rate, self.stop.asked)
         loss = result.loss.item()
         seconds = time.perf_counter() - begin
         self._check_finite(step, result)

@@ -18,6 +18,7 @@ from megatron_lite.config import Config, ModelConfig, Resolved, load_config
 from megatron_lite.data.sidecar import Sidecar
 from megatron_lite.errors import DataError
 from megatron_lite.files import partial_path, publish
+from megatron_lite.model.model import schedule_of
 from megatron_lite.page import render
 from megatron_lite.parallel.pipeline.drawing import timeline_svg
 from megatron_lite.parallel.pipeline.simulator import Costs, simulate
@@ -26,7 +27,6 @@ from megatron_lite.training.flops import flops_per_token, matmul_parameters
 from megatron_lite.training.mesh_drawing import MAX_PANELS, describe, mesh_svg
 from megatron_lite.training.metrics import read_metrics
 from megatron_lite.training.run_files import read_layout
-from megatron_lite.training.step import schedule_of
 
 Records = Sequence[dict[str, Any]]
 

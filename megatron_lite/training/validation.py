@@ -10,12 +10,13 @@ from megatron_lite.config import TrainConfig
 from megatron_lite.data.build import ValidationSet
 from megatron_lite.data.samples import Samples
 from megatron_lite.device import to_device
+from megatron_lite.training.boundaries import microbatches_of
 from megatron_lite.training.step import Trainer
 
 
 class Validation:
-    def __init__(self, sets: Sequence[ValidationSet], trainer: Trainer):
-        self.sets, self.trainer = sets, trainer
+    def __init__(self, sets: Sequence[ValidationSet], trainer: Trainer, end_of_document: int | None):
+        self.sets, self.trainer, self.end_of_document = sets, trainer, end_of_document
 
     def losses(self, step: int) -> dict[str, float] | None:
         """Mean loss over each set, in nats a token; None where no validation is due after `step`.
@@ -42,7 +43,8 @@ class Validation:
         batches = math.ceil(len(samples) / self._train.global_batch_size)
         total = count = 0.0
         for batch in range(batches if most is None else min(batches, most)):
-            result = self.trainer.evaluate(self._my_rows(samples, batch))
+            rows = self._my_rows(samples, batch)
+            result = self.trainer.evaluate(microbatches_of(rows, self.trainer.config, self.end_of_document))
             total += result.loss.item() * result.count.item()
             count += result.count.item()
         return total / count

@@ -23,7 +23,7 @@ def updated(backend: str, dtype: str, clip: float | None) -> Trainer:
     """After three updates with random gradients."""
     trainer = build_trainer(layout_of(dtype))
     # Put in by hand, since a configuration that asks for apex on a CPU is refused.
-    trainer.optimizer.kernels = optimizer_kernels_of(replace(trainer.choice, optimizer=backend))
+    trainer.optimizer.kernels = optimizer_kernels_of(replace(trainer.model.choice, optimizer=backend))
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         for shards in trainer.stage.shards:

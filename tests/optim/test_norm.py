@@ -8,6 +8,7 @@ from support.layouts import Layout, build_trainer
 
 from megatron_lite.config import Config, resolve
 from megatron_lite.mesh import MeshShape, build_mesh
+from megatron_lite.model.model import Model
 from megatron_lite.optim.norm import GradientNorm
 from megatron_lite.planning.paper import META, choice_on_paper, fake_world
 from megatron_lite.training.step import Trainer
@@ -25,7 +26,7 @@ def counted_on(rank: int, layout: Layout) -> tuple[Trainer, list[int]]:
     config = layout.config()
     with fake_world(rank, layout.world):
         mesh = build_mesh(MeshShape(layout.pipeline, layout.data, layout.context, layout.tensor), META)
-        trainer = Trainer(config, resolve(config, layout.world), mesh, choice=choice_on_paper(config))
+        trainer = Trainer(Model(config, resolve(config, layout.world), mesh, choice=choice_on_paper(config)))
     return trainer, [part.numel() for part in trainer.norm.counted]
 
 

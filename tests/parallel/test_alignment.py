@@ -10,13 +10,13 @@ from support.layouts import Layout, assemble, build_trainer, differences, global
 from support.reference import train as reference_train
 
 from megatron_lite.config import PRESETS, Config, ModelConfig, config_from_tree, resolve
+from megatron_lite.model.model import schedule_of
 from megatron_lite.model.parameters import Specification
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.layout import ShardLayout
 from megatron_lite.parallel.ledger import ledger
 from megatron_lite.planning.sizes import StageSizes
 from megatron_lite.planning.traffic import step_traffic
-from megatron_lite.training.step import schedule_of
 
 # Heads of 10 numbers; blocks and heads whose weights are no multiple of 16 in all, on one tensor rank and on two.
 ODD = {"hidden_size": 20, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -6,7 +6,7 @@ import pytest
 from megatron_lite.kernels.choice import Choice
 from support.kernels.flash_attn import stand_in_for_flash_attn
 from support.kernels.stand_ins import recorded
-from support.layouts import Layout, RankOutcome, assemble, build_trainer, distance, my_samples, owned_blocks
+from support.layouts import Layout, RankOutcome, assemble, build_trainer, distance, my_batches, owned_blocks
 
 from megatron_lite.training import step
 
@@ -21,7 +21,7 @@ def train(layout: Layout, attention: str, version: str) -> tuple[float, RankOutc
         choice = Choice("torch", attention, "torch", "torch", "a CPU has no flash-attn to choose")
         patch.setattr(step, "choice_of", lambda config, device: choice)
         trainer = build_trainer(layout)
-        result = trainer.gradients(my_samples(trainer, 1))
+        result = trainer.gradients(my_batches(trainer, 1))
         return result.loss.item(), RankOutcome(gradients=owned_blocks(trainer, "gradient"))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.layouts import Layout, RankOutcome, assemble, build_trainer, distance, my_samples, owned_blocks
+from support.layouts import Layout, RankOutcome, assemble, build_trainer, distance, my_batches, owned_blocks
 
 from megatron_lite.planning.memory import StorageTracker, bytes_of
 
@@ -14,7 +14,7 @@ def long_step(layout: Layout) -> tuple[float, RankOutcome, int, int]:
     """(loss, gradients, peak bytes of the step beside the shards, bytes of one rank's keys and values)."""
     config = layout.config(sequence_length=LENGTH, global_batch_size=1)
     trainer = build_trainer(layout, config=config)
-    samples = my_samples(trainer, 1)
+    samples = my_batches(trainer, 1)
     tracker = StorageTracker(torch.device("cpu"))
     with tracker:
         result = trainer.gradients(samples)

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import pytest
 import torch
-from support.layouts import Layout, build_trainer, my_samples
+from support.layouts import Layout, build_trainer, my_batches
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_lite.parallel.collectives import Event, Recorder
@@ -30,7 +30,7 @@ def run_rank(layout: Layout) -> list[Event]:
     trainer = build_trainer(layout, recorder)
     recorder.events.clear()  # of what goes before the first step
     with Products(recorder):
-        trainer.gradients(my_samples(trainer, 1))
+        trainer.gradients(my_batches(trainer, 1))
     return recorder.events
 
 

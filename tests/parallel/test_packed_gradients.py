@@ -4,7 +4,8 @@ import torch
 
 from megatron_lite.parallel.collectives import Communicator
 from megatron_lite.parallel.layout import Local, Logical, Piece, ShardLayout
-from megatron_lite.parallel.zero import Numerics, Shards
+from megatron_lite.parallel.weights import Numerics
+from megatron_lite.parallel.zero import TrainedShards
 
 
 def local(name: str, *shape: int) -> Local:
@@ -22,7 +23,7 @@ def test_rows_go_to_their_ranks_and_what_no_rank_has_is_zero_whatever_memory_hel
     locals_ = (local("five", 5, 2), local("eight", 8), local("one", 1, 3), local("unused", 4))
     numerics = Numerics(torch.float32, torch.float32, torch.float32, torch.device("cpu"), kernels=None)
     ranks = Communicator("zero", (0, 1, 2, 3), 0)
-    shards = Shards("unit", ShardLayout(locals_, 4), ranks, ranks, numerics)
+    shards = TrainedShards("unit", ShardLayout(locals_, 4), ranks, ranks, numerics)
     five, eight, one = torch.arange(1.0, 11).view(5, 2), torch.arange(11.0, 19), torch.tensor([[19.0, 20, 21]])
     for weight, gradient in zip(shards.weights, (five, eight, one), strict=False):
         weight.gradient, weight.begun = gradient, True

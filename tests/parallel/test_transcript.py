@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-from support.layouts import Layout, build_trainer, my_samples
+from support.layouts import Layout, build_trainer, my_batches
 from support.ranks import Ranks
 
 from megatron_lite.parallel.collectives import Communicator, default_store
@@ -95,7 +95,7 @@ def train_with_a_fault(layout: Layout, faulty: int | None, patience: float) -> s
         for step in (1, 2):
             if step == 2 and rank == faulty:
                 trainer.mesh.zero.all_reduce(torch.ones(7), "a.call.of.its.own").wait()
-            trainer.train_step(my_samples(trainer, step), 0.01)
+            trainer.train_step(my_batches(trainer, step), 0.01)
     except TranscriptError as error:
         return str(error)
     except RuntimeError as error:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.layouts import Layout, build_trainer, my_samples
+from support.layouts import Layout, build_trainer, my_batches
 
 LAYOUT = Layout(tensor=2, pipeline=2, data=2, steps=2)
 CHOICES = {
@@ -27,8 +27,8 @@ def train(layout: Layout, backend: str) -> list[tuple[float, float]]:
     config = layout.config()
     kernels = config.kernels.model_copy(update={"backend": backend})
     trainer = build_trainer(layout, config=config.model_copy(update={"kernels": kernels}))
-    assert (trainer.choice.backend, trainer.choice.optimizer) == (backend, backend)
-    results = [trainer.train_step(my_samples(trainer, step), 0.01) for step in range(1, layout.steps + 1)]
+    assert (trainer.model.choice.backend, trainer.model.choice.optimizer) == (backend, backend)
+    results = [trainer.train_step(my_batches(trainer, step), 0.01) for step in range(1, layout.steps + 1)]
     return [(result.loss.item(), result.grad_norm.item()) for result in results]
 
 

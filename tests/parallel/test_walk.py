@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from support.layouts import Layout, build_trainer, differences, my_samples, run_layout
+from support.layouts import Layout, build_trainer, differences, my_batches, run_layout
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from megatron_lite.parallel.zero import Policy, Shards, Use, plan_turns, policy
+from megatron_lite.parallel.walk import Use, plan_turns
+from megatron_lite.parallel.zero import Policy, Shards, policy
 
 SPIKE = Layout(tensor=2, pipeline=2, data=2, split=2, recompute="selective", tied=True)
 
@@ -57,7 +58,7 @@ def _watch_storages(layout: Layout) -> StorageLog:
 
     Shards.wait_gather, Shards.release = watched_wait, watched_release
     try:
-        trainer.gradients(my_samples(trainer, 1))
+        trainer.gradients(my_batches(trainer, 1))
     finally:
         Shards.wait_gather, Shards.release = wait, release
     return log
@@ -127,9 +128,9 @@ def test_a_released_weight_cannot_be_used():
 
 def test_evaluation_leaves_weights_and_gradients_as_they_are():
     trainer = build_trainer(Layout())
-    trainer.gradients(my_samples(trainer, 1))
+    trainer.gradients(my_batches(trainer, 1))
     before = [(s.master.clone(), s.gradient.clone()) for s in trainer.stage.shards]
-    trainer.evaluate(my_samples(trainer, 2))
+    trainer.evaluate(my_batches(trainer, 2))
     for (master, gradient), shards in zip(before, trainer.stage.shards, strict=True):
         assert torch.equal(master, shards.master)
         assert torch.equal(gradient, shards.gradient)

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.layouts import Layout, build_trainer, my_samples
+from support.layouts import Layout, build_trainer, my_batches
 
 from megatron_lite.config import Config, resolve
+from megatron_lite.model.model import schedule_of
 from megatron_lite.planning.memory import StorageTracker
 from megatron_lite.planning.memory_forms import Memory, peak_memory
 from megatron_lite.planning.paper import step_on_paper
 from megatron_lite.planning.unit_memory import Tape
-from megatron_lite.training.step import schedule_of
 from tools.step_on_paper import block_keeps
 
 ONE = Layout(layers=8)
@@ -139,7 +139,7 @@ def real_step(layout: Layout) -> tuple[int, int]:
     tracker = StorageTracker(torch.device("cpu"))
     with tracker:
         trainer = build_trainer(layout, config=config_of(layout))
-        trainer.train_step(my_samples(trainer, 1), learning_rate=1e-3)
+        trainer.train_step(my_batches(trainer, 1), learning_rate=1e-3)
     return trainer.mesh.stage, tracker.peak
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.layouts import Layout, build_trainer, my_samples
+from support.layouts import Layout, build_trainer, my_batches
 
 from megatron_lite.config import load_config, resolve
+from megatron_lite.model.model import schedule_of
 from megatron_lite.planning.memory import StorageTracker
 from megatron_lite.planning.memory_forms import peak_memory
 from megatron_lite.planning.paper import step_on_paper
 from megatron_lite.planning.traffic import regather_costs, step_traffic
-from megatron_lite.training.step import schedule_of
 from tools.step_on_paper import enough, phase_table, recompute_table, table
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "pretrain_65b"
@@ -116,6 +116,6 @@ def test_the_peak_on_paper_is_that_of_a_real_step(recompute, dtype):
     tracker = StorageTracker(torch.device("cpu"))
     with tracker:
         trainer = build_trainer(layout, config=config)
-        trainer.train_step(my_samples(trainer, 1), learning_rate=1e-3)
+        trainer.train_step(my_batches(trainer, 1), learning_rate=1e-3)
     paper = step_on_paper(config, 1, 0)
     assert paper.peak == pytest.approx(tracker.peak, rel=0.02)

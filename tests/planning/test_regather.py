@@ -12,6 +12,7 @@ from support.runs import run_pretrain, start_pretrain, tree_of, world_here, writ
 from megatron_lite.config import config_from_tree, resolve
 from megatron_lite.device import _control_group_limits, host_memory, total_memory
 from megatron_lite.errors import UsageError
+from megatron_lite.model.model import schedule_of
 from megatron_lite.parallel.zero import policy
 from megatron_lite.place import Place
 from megatron_lite.planning import regather
@@ -19,7 +20,6 @@ from megatron_lite.planning.memory_forms import peak_memory
 from megatron_lite.planning.paper import step_on_paper
 from megatron_lite.planning.regather import ACCELERATOR, HOST, Need, decide, decided, needed, with_regather
 from megatron_lite.planning.traffic import step_traffic
-from megatron_lite.training.step import schedule_of
 
 CPU = torch.device("cpu")
 AUTO = Layout(pipeline=2, data=2, zero_regather="auto")

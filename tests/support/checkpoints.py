@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from support.layouts import Blocks, Layout, Tensors, build_trainer, my_samples
+from support.layouts import Blocks, Layout, Tensors, build_trainer, my_batches
 
 from megatron_lite.checkpoint import files, find, load, open_checkpoint, save
 from megatron_lite.checkpoint.index import KINDS
@@ -47,7 +47,7 @@ def outside_sum(trainer: Trainer) -> float:
 def train(trainer: Trainer, steps: range) -> list[float]:
     """Each step's loss."""
     rates = trainer.config.optim
-    return [trainer.train_step(my_samples(trainer, step), learning_rate(step, rates)).loss.item() for step in steps]
+    return [trainer.train_step(my_batches(trainer, step), learning_rate(step, rates)).loss.item() for step in steps]
 
 
 def spoil(trainer: Trainer) -> None:

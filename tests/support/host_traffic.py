@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support.layouts import Layout, build_trainer, global_batch
+from support.layouts import END_OF_DOCUMENT, Layout, build_trainer, global_batch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import megatron_lite
 from megatron_lite.planning.paper import choice_on_paper, fake_world
+from megatron_lite.training.boundaries import microbatches_of
 
 PACKAGE = Path(megatron_lite.__file__).parent
 # Numbers read back; results whose size is known when the data is; and indexing, where a mask among the indices is both.
@@ -74,5 +75,5 @@ def traffic_of(layout: Layout, rank: int, backend: str = "auto") -> list[str]:
         trainer = build_trainer(layout, config=config, device="meta", choice=choice_on_paper(config))
         samples = global_batch(1, config)[:microbatches].to("meta")
         traffic.found.clear()
-        trainer.train_step(samples, learning_rate=1e-3)
+        trainer.train_step(microbatches_of(samples, config, END_OF_DOCUMENT), learning_rate=1e-3)
     return traffic.found

@@ -10,13 +10,17 @@ from megatron_lite.kernels.choice import Choice
 
 from megatron_lite.config import Config, Resolved, config_from_tree, resolve
 from megatron_lite.mesh import MeshShape, build_mesh
+from megatron_lite.model.model import Model, schedule_of
 from megatron_lite.model.objective import Objective
+from megatron_lite.model.sequences import Sequences
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.collectives import Event, Recorder
 from megatron_lite.parallel.pipeline.schedules import Schedule, split_backward
-from megatron_lite.training.step import Trainer, schedule_of
+from megatron_lite.training.boundaries import microbatches_of
+from megatron_lite.training.step import Trainer
 
 STEPS = 5
+END_OF_DOCUMENT = 3
 Tensors = dict[str, np.ndarray]
 
 
@@ -145,16 +149,16 @@ def build_trainer(layout: Layout, recorder: Recorder | None = None, config: Conf
     shape = MeshShape(layout.pipeline, layout.data, layout.context, layout.tensor, layout.zero_group)
     schedule = partial(layout.schedule_of, config, resolved)
     mesh = build_mesh(shape, torch.device(device), schedule(resolved.microbatches).placement, recorder)
-    trainer = Trainer(
-        config, resolved, mesh, schedule, recorder, end_of_document=3, choice=choice, objective=layout.objective
-    )
+    trainer = Trainer(Model(config, resolved, mesh, schedule, recorder, choice), layout.objective)
     trainer.rehearse()
     return trainer
 
 
-def my_samples(trainer: Trainer, step: int) -> torch.Tensor:
+def my_batches(trainer: Trainer, step: int) -> list[Sequences]:
+    """This data rank's microbatches of a step."""
     samples = global_batch(step, trainer.config)
-    return samples.chunk(trainer.resolved.data)[trainer.mesh.coordinate["data"]]
+    mine = samples.chunk(trainer.resolved.data)[trainer.mesh.coordinate["data"]]
+    return microbatches_of(mine, trainer.config, END_OF_DOCUMENT)
 
 
 def owned_blocks(trainer: Trainer, which: str) -> Blocks:
@@ -192,7 +196,7 @@ def run_rank(layout: Layout) -> RankOutcome:
     trainer = build_trainer(layout, recorder)
     outcome = RankOutcome(events=recorder.events)
     for step in range(1, layout.steps + 1):
-        result = trainer.gradients(my_samples(trainer, step))
+        result = trainer.gradients(my_batches(trainer, step))
         outcome.losses.append(result.loss.item())
         outcome.z_losses.append(result.numbers[trainer.objective.sums[-1]].item())
         outcome.norms.append(result.grad_norm.item())

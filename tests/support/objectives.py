@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_lite.model.batch import Sequences
-from megatron_lite.model.objective import Outputs
+from megatron_lite.model.outputs import Outputs
+from megatron_lite.model.sequences import Column, Sequences
 from megatron_lite.parallel.statistics import DISTRIBUTION, LOSS, Statistics
 
 
@@ -25,6 +25,7 @@ class Weighted:
     knows: bool
     temperature: float = 1.0
     statistics: ClassVar[Statistics] = LOSS
+    columns: ClassVar[tuple[Column, ...]] = ()
     sums: ClassVar[tuple[str, ...]] = ("loss",)
     maxima: ClassVar[tuple[str, ...]] = ("worst",)
 
@@ -63,6 +64,7 @@ class Preference:
     beta: float = 0.3
     temperature: float = 1.0
     statistics: ClassVar[Statistics] = LOSS
+    columns: ClassVar[tuple[Column, ...]] = ()
     sums: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
     maxima: ClassVar[tuple[str, ...]] = ("margin",)
 
@@ -96,6 +98,7 @@ class Explore:
     bonus: float = 0.2
     temperature: float = 1.3
     statistics: ClassVar[Statistics] = DISTRIBUTION
+    columns: ClassVar[tuple[Column, ...]] = ()
     sums: ClassVar[tuple[str, ...]] = ("loss", "entropy", "hits")
     maxima: ClassVar[tuple[str, ...]] = ()
 

@@ -5,7 +5,7 @@ import torch
 from support.layouts import Layout, build_trainer
 
 from megatron_lite.config import Config
-from megatron_lite.training.boundaries import Boundaries, document_numbers, positions_in
+from megatron_lite.training.boundaries import Boundaries, document_numbers, microbatches_of, positions_in
 from megatron_lite.training.step import Trainer
 
 END = 3
@@ -42,7 +42,7 @@ def total_loss(trainer: Trainer, tokens: list[int]) -> tuple[float, int]:
     """Summed loss and counted labels of a sample that begins with `tokens`."""
     row = torch.full((1, 17), -1)
     row[0, : len(tokens)] = torch.tensor(tokens)
-    result = trainer.evaluate(row)
+    result = trainer.evaluate(microbatches_of(row, trainer.config, END))
     return (result.loss * result.count).item(), int(result.count.item())
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from support.layouts import Layout, build_trainer, my_samples
+from support.layouts import Layout, build_trainer, my_batches
 
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.pipeline.stage import kinds_of
@@ -13,7 +13,7 @@ from megatron_lite.parallel.pipeline.stage import kinds_of
 def state_of(trainer) -> list[torch.Tensor]:
     moments = [moment for pair in trainer.optimizer.moments for moment in pair]
     return [
-        copy.deepcopy(tensor) for shards in trainer.stage.shards for tensor in (shards.master, shards.compute)
+        copy.deepcopy(tensor) for shards in trainer.stage.trained for tensor in (shards.master, shards.compute)
     ] + moments
 
 
@@ -23,8 +23,8 @@ def two_steps(layout: Layout, rehearsals: int) -> list[torch.Tensor]:
         trainer.rehearse()
     results = []
     for step in (1, 2):
-        result = trainer.train_step(my_samples(trainer, step), learning_rate(step, trainer.config.optim))
-        results += [result.loss, result.grad_norm, *(shards.gradient.clone() for shards in trainer.stage.shards)]
+        result = trainer.train_step(my_batches(trainer, step), learning_rate(step, trainer.config.optim))
+        results += [result.loss, result.grad_norm, *(shards.gradient.clone() for shards in trainer.stage.trained)]
     return results + state_of(trainer)
 
 
@@ -36,7 +36,7 @@ def test_rehearsing_changes_no_bit_of_a_step(layout):
 
 def test_rehearsing_in_the_middle_of_a_run_leaves_weights_and_moments():
     trainer = build_trainer(Layout())
-    trainer.train_step(my_samples(trainer, 1), 0.01)
+    trainer.train_step(my_batches(trainer, 1), 0.01)
     before = state_of(trainer)
     trainer.rehearse()
     assert all(torch.equal(a, b) for a, b in zip(before, state_of(trainer), strict=True))

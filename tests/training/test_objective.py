@@ -10,9 +10,11 @@ from support.layouts import Blocks, Layout, assemble, build_trainer, distance, g
 from support.objectives import Explore, Preference, Weighted
 from support.reference import logits as plain_logits
 
-from megatron_lite.model.batch import Sequences
-from megatron_lite.model.objective import CrossEntropy, Objective, Outputs
+from megatron_lite.model.objective import CrossEntropy, Objective
+from megatron_lite.model.outputs import Outputs, stacked
+from megatron_lite.model.sequences import Sequences
 from megatron_lite.parallel.collectives import Event, Recorder
+from megatron_lite.training.boundaries import microbatches_of
 
 TOLERANCE = 1e-10
 ALL = Layout(tensor=2, pipeline=2, context=2, schedule="zb_h1")
@@ -53,13 +55,14 @@ def run(layout: Layout) -> Found:
     trainer = build_trainer(layout, recorder, config)
     coordinate = trainer.mesh.coordinate
     samples = unequal(config).chunk(trainer.resolved.data)[coordinate["data"]]
-    outputs = trainer.outputs(samples)
-    result = trainer.gradients(samples)
+    batches = microbatches_of(samples, config)
+    outputs = [stacked(one) for one in trainer.model.outputs(batches, trainer.objective)]
+    result = trainer.gradients(batches)
     return Found(
         owned_blocks(trainer, "gradient"),
         owned_blocks(trainer, "master"),
         {name: value.item() for name, value in result.numbers.items()},
-        [] if outputs is None else [outputs.log_probability.numpy(), outputs.log_sum.numpy()],
+        [] if not outputs else list(torch.cat(outputs, 1).numpy()),
         tuple(coordinate[axis] for axis in ("data", "tensor", "context")),
         recorder.events,
     )

@@ -14,10 +14,10 @@ from support.runs import numbers_of, run_pretrain, tree_of, write_tokens
 
 from megatron_lite.config import config_from_tree, load_config, resolve
 from megatron_lite.errors import UsageError
+from megatron_lite.model.model import schedule_of
 from megatron_lite.parallel.labels import label
 from megatron_lite.planning.traffic import step_traffic
 from megatron_lite.training.loop import Run
-from megatron_lite.training.step import schedule_of
 
 
 @pytest.fixture

@@ -8,19 +8,22 @@ from support.layouts import Layout
 
 from megatron_lite.config import resolve
 from megatron_lite.mesh import MeshShape, build_mesh
+from megatron_lite.model.model import Model
+from megatron_lite.model.sequences import Sequences
 from megatron_lite.parallel.pipeline.checker import ScheduleError
 from megatron_lite.parallel.pipeline.schedules import Placement, Schedule, one_f_one_b
+from megatron_lite.training.boundaries import microbatches_of
 from megatron_lite.training.step import Trainer
 
 
 def trainer_with(schedule) -> Trainer:
     config = Layout().config()
-    return Trainer(config, resolve(config, 1), build_mesh(MeshShape(), torch.device("cpu")), schedule=schedule)
+    return Trainer(Model(config, resolve(config, 1), build_mesh(MeshShape(), torch.device("cpu")), schedule=schedule))
 
 
-def samples_of(trainer: Trainer) -> torch.Tensor:
+def zeros(trainer: Trainer) -> list[Sequences]:
     size = (trainer.resolved.local_batch_size, trainer.config.train.sequence_length + 1)
-    return torch.zeros(size, dtype=torch.int64)
+    return microbatches_of(torch.zeros(size, dtype=torch.int64), trainer.config)
 
 
 def test_a_schedule_without_a_backward_is_refused_before_it_runs():
@@ -30,18 +33,18 @@ def test_a_schedule_without_a_backward_is_refused_before_it_runs():
 
     trainer = trainer_with(without_last)
     with pytest.raises(ScheduleError, match="stage 0: "):
-        trainer.gradients(samples_of(trainer))
-    assert trainer.executors == {}
+        trainer.gradients(zeros(trainer))
+    assert trainer.model.executors == {}
 
 
 def test_a_schedule_for_other_pieces_than_the_mesh_was_connected_for_is_refused():
     trainer = trainer_with(lambda microbatches: one_f_one_b(1, 2, microbatches))
     with pytest.raises(ScheduleError, match=r"schedule for Placement\(stages=1, chunks=2.*, but the mesh .*chunks=1"):
-        trainer.gradients(samples_of(trainer))
+        trainer.gradients(zeros(trainer))
 
 
 def test_the_default_schedule_is_taken():
     trainer = trainer_with(None)
     assert trainer.mesh.edges.placement == Placement(1)
-    trainer.gradients(samples_of(trainer))
-    assert len(trainer.executors) == 1
+    trainer.gradients(zeros(trainer))
+    assert len(trainer.model.executors) == 1

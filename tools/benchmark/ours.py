@@ -12,15 +12,18 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from workload import Workload, add_arguments, measure, print_result, set_threads, workload_of
 
 from megatron_lite.config import Config, config_from_tree, resolve
 from megatron_lite.device import keep_freed_memory
 from megatron_lite.mesh import MeshShape, build_mesh
+from megatron_lite.model.model import Model
 from megatron_lite.parallel.collectives import Recorder, default_store
 from megatron_lite.parallel.words import Words
 from megatron_lite.place import find_place
 from megatron_lite.planning.regather import decided
+from megatron_lite.training.boundaries import microbatches_of
 from megatron_lite.training.launch import World
 from megatron_lite.training.step import Trainer
 
@@ -72,7 +75,12 @@ def build_trainer(options: argparse.Namespace, recorder: Recorder | None = None)
     world = World(device, "device: cpu", words, timedelta(minutes=10))
     config = decided(config_of(w, options.regather, options.sequence), find_place(), world)
     mesh = build_mesh(MeshShape(w.pipeline, w.data, 1, w.tensor), device, recorder=recorder, words=words)
-    return Trainer(config, resolve(config, w.world), mesh, recorder=recorder)
+    return Trainer(Model(config, resolve(config, w.world), mesh, recorder=recorder))
+
+
+def loss_of_step(trainer: Trainer, tokens: Tensor) -> float:
+    """One update from this data rank's samples."""
+    return trainer.train_step(microbatches_of(tokens, trainer.config), learning_rate=3e-4).loss.item()
 
 
 def main() -> None:
@@ -80,9 +88,7 @@ def main() -> None:
     w = workload_of(options)
     set_threads(w)
     trainer = build_trainer(options)
-    timing = measure(
-        w, trainer.mesh.coordinate["data"], lambda tokens: trainer.train_step(tokens, learning_rate=3e-4).loss.item()
-    )
+    timing = measure(w, trainer.mesh.coordinate["data"], lambda tokens: loss_of_step(trainer, tokens))
     if trainer.mesh.rank == w.world - 1:
         print_result(w, timing, trainer.config.parallel.regather)
     if w.world > 1:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from ours import build_trainer, parse_options
+from ours import build_trainer, loss_of_step, parse_options
 from torch.profiler import ProfilerActivity, profile
 from workload import Workload, tokens_of_step, workload_of
 
@@ -56,7 +56,7 @@ def profile_step(trainer: Trainer, watch: Stopwatch, w: Workload) -> dict[str, f
     """Seconds a step of each kind, `step` (all of it) and `processor`, means over the timed steps."""
     data_rank = trainer.mesh.coordinate["data"]
     for step in range(w.warmup):
-        trainer.train_step(tokens_of_step(w, data_rank, step), learning_rate=3e-4).loss.item()
+        loss_of_step(trainer, tokens_of_step(w, data_rank, step))
     timed = w.steps - w.warmup
     batches = [tokens_of_step(w, data_rank, step) for step in range(timed)]
     if dist.is_initialized():
@@ -65,7 +65,7 @@ def profile_step(trainer: Trainer, watch: Stopwatch, w: Workload) -> dict[str, f
     spent = Counter(step=-time.perf_counter(), processor=-time.process_time())
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for tokens in batches:
-            trainer.train_step(tokens, learning_rate=3e-4).loss.item()
+            loss_of_step(trainer, tokens)
         spent.update(step=time.perf_counter(), processor=time.process_time())
     operations = Counter(watch.seconds)
     for row in profiler.key_averages():

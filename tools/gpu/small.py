@@ -8,7 +8,10 @@ import torch
 
 from megatron_lite.config import Config, config_from_tree, resolve
 from megatron_lite.mesh import Mesh, MeshShape, build_mesh
-from megatron_lite.training.step import Trainer, schedule_of
+from megatron_lite.model.model import Model, schedule_of
+from megatron_lite.model.sequences import Sequences
+from megatron_lite.training.boundaries import microbatches_of
+from megatron_lite.training.step import Trainer
 
 END_OF_DOCUMENT = 3
 LEARNING_RATE = 3e-3
@@ -63,7 +66,7 @@ def trainer_of(small: Small, world: int, make_mesh: Callable[..., Mesh]) -> Trai
     resolved = resolve(config, world)
     shape = MeshShape(resolved.pipeline, resolved.data, resolved.context, resolved.tensor)
     mesh = make_mesh(shape, schedule_of(config, resolved, resolved.microbatches).placement)
-    trainer = Trainer(config, resolved, mesh, end_of_document=END_OF_DOCUMENT)
+    trainer = Trainer(Model(config, resolved, mesh))
     trainer.rehearse()
     return trainer
 
@@ -72,17 +75,17 @@ def alone(small: Small, device: torch.device) -> Trainer:
     return trainer_of(small, 1, lambda shape, placement: build_mesh(shape, device, placement))
 
 
-def samples_of(trainer: Trainer, small: Small, step: int) -> torch.Tensor:
-    """This data rank's, on its device."""
+def batches_of(trainer: Trainer, small: Small, step: int) -> list[Sequences]:
+    """This data rank's microbatches, on its device."""
     tokens = small.tokens(step, trainer.config.model.vocab_size)
     mine = tokens.chunk(trainer.resolved.data)[trainer.mesh.coordinate["data"]]
-    return mine.to(trainer.mesh.device)
+    return microbatches_of(mine.to(trainer.mesh.device), trainer.config, END_OF_DOCUMENT)
 
 
 def train(trainer: Trainer, small: Small) -> Losses:
     found = []
     for step in range(small.steps):
-        result = trainer.train_step(samples_of(trainer, small, step), LEARNING_RATE)
+        result = trainer.train_step(batches_of(trainer, small, step), LEARNING_RATE)
         found.append((result.loss.item(), result.grad_norm.item()))
     return found
 

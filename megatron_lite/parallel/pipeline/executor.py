@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from megatron_lite.parallel.collectives import Recorder
 from megatron_lite.parallel.labels import label
-from megatron_lite.parallel.pipeline.messages import Edges, Mail
+from megatron_lite.parallel.pipeline.messages import Edges, Mail, Message
 from megatron_lite.parallel.pipeline.routes import (
     Direction,
     Key,
@@ -27,7 +27,9 @@ from megatron_lite.parallel.pipeline.routes import (
 )
 from megatron_lite.parallel.pipeline.schedules import Action
 from megatron_lite.parallel.pipeline.stage import End, Stage, Unit
-from megatron_lite.parallel.zero import Policy, Use, Walk, deferring, plan_turns
+from megatron_lite.parallel.walk import Use, Walk, plan_turns
+from megatron_lite.parallel.weights import deferring
+from megatron_lite.parallel.zero import Policy, TrainedShards
 
 Queue = list[Callable[[], None]]
 Output = tuple[tuple[Tensor] | tuple[GradientEdge], Tensor | None] | None
@@ -40,15 +42,19 @@ def units_of(stage: Stage, action: Action) -> Iterator[Unit]:
 
 
 def uses_of(stage: Stage, actions: Sequence[Action]) -> list[Use]:
-    """Every unit's turn in a step, in order. W needs no weights; I leaves no finished gradients."""
+    """Every unit's turn in a step, in order. W needs no weights; I leaves no finished gradients, nor do frozen ones."""
     return [
         Use(
             needs=() if action.kind == "W" else unit.shards,
-            leaves=unit.shards if action.kind in "BW" else (),
+            leaves=_trained(unit) if action.kind in "BW" else (),
         )
         for action in actions
         for unit in units_of(stage, action)
     ]
+
+
+def _trained(unit: Unit) -> tuple[TrainedShards, ...]:
+    return tuple(shards for shards in unit.shards if isinstance(shards, TrainedShards))
 
 
 class Executor:
@@ -60,12 +66,12 @@ class Executor:
         self.turns = plan_turns(uses_of(stage, self.actions), rule)
         self.keeps = any(action.kind != "F" for action in self.actions)
 
-    def run(self, batches: Sequence[Any], template: Tensor) -> list[Any]:
+    def run(self, batches: Sequence[Any], messages: Sequence[Message]) -> list[Any]:
         """What the model's end made of each microbatch, in order; nothing where it lies on another stage.
 
-        `batches[m]` is microbatch m; `template` has the shape and dtype of what passes between stages.
+        `batches[m]` is microbatch m, `messages[m]` what passes between stages of it.
         """
-        step = _Step(self, batches, template)
+        step = _Step(self, batches, messages)
         run = {"F": step.forward, "B": step.backward, "I": step.input_backward, "W": step.weight_backward}
         for action in self.actions:
             if self.recorder is not None:
@@ -83,11 +89,12 @@ class _Step:
     made     by microbatch, where the model ends here
     """
 
-    def __init__(self, executor: Executor, batches: Sequence[Any], template: Tensor):
+    def __init__(self, executor: Executor, batches: Sequence[Any], messages: Sequence[Message]):
         self.stage, self.edges, self.keeps = executor.stage, executor.edges, executor.keeps
-        self.batches, self.template = batches, template
+        self.batches = batches
+        self.begin = torch.zeros((), dtype=messages[0].dtype, device=messages[0].device)  # what the first unit is given
         self.walk = Walk(executor.turns)
-        self.mail = Mail(self.edges, executor.actions, template)
+        self.mail = Mail(self.edges, executor.actions, messages)
         self.at_hand: dict[Key, Tensor] = {}
         self.saved: dict[Key, list[tuple[Tensor, Output]]] = {}
         self.queued: dict[Key, list[Queue]] = {}
@@ -101,7 +108,7 @@ class _Step:
     def forward(self, action: Action) -> None:
         batch = self.batches[action.microbatch]
         x = self._take(action)
-        x = self.template.new_zeros(()) if x is None else x
+        x = self.begin if x is None else x
         saved, ended = [], False
         for unit in units_of(self.stage, action):
             with label(action, unit.shards[0].name):
@@ -174,11 +181,11 @@ class _Step:
             self.at_hand[result_of(action, self.edges.stage)] = result
 
 
-def rehearse(unit: Unit, rule: Policy, batch: Any, template: Tensor) -> None:
+def rehearse(unit: Unit, rule: Policy, batch: Any, message: Message) -> None:
     """One unit forward and backward by itself, on a zero input like a message; no other stage takes part."""
-    walk = Walk(plan_turns([Use(unit.shards, ()), Use(unit.shards, unit.shards)], rule))
+    walk = Walk(plan_turns([Use(unit.shards, ()), Use(unit.shards, _trained(unit))], rule))
     walk.enter()
-    x = torch.zeros_like(template).requires_grad_()
+    x = message.empty().zero_().requires_grad_()
     with torch.set_grad_enabled(unit.recompute != "full"):
         y = unit.forward(x, batch)
     saved, gradient = (x, _output(y)), None if isinstance(y, End) else torch.zeros_like(y)

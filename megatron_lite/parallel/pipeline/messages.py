@@ -4,7 +4,7 @@ Each channel has a two-rank communicator of its own, so messages of one communic
 A receive is posted as soon as the one before it was taken; a send is waited for when the next goes out on its channel.
 """
 
-from collections import Counter
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +14,19 @@ from torch import Tensor
 from megatron_lite.parallel.collectives import Communicator, Handle
 from megatron_lite.parallel.pipeline.routes import Channel, received_on
 from megatron_lite.parallel.pipeline.schedules import Action, Placement
+
+
+@dataclass(frozen=True)
+class Message:
+    """What passes between stages for one microbatch; both ends know it beforehand."""
+
+    size: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def empty(self) -> Tensor:
+        return torch.empty(self.size, dtype=self.dtype, device=self.device)
+
 
 SITE = {"forward": "pipeline.activation", "backward": "pipeline.gradient"}
 
@@ -28,11 +41,11 @@ class Edges:
 
 
 class Inbox:
-    """Messages of one channel, one receive ahead. `expected` is how many come in the step."""
+    """Messages of one channel, one receive ahead. `expected` are those that come in the step, in order."""
 
-    def __init__(self, communicator: Communicator, expected: int, template: Tensor, site: str):
-        self.communicator, self.site, self.template = communicator, site, template
-        self.left = expected
+    def __init__(self, communicator: Communicator, expected: Sequence[Message], site: str):
+        self.communicator, self.site = communicator, site
+        self.left = deque(expected)
         self.posted: Handle | None = None
         self._post()
 
@@ -46,8 +59,7 @@ class Inbox:
     def _post(self) -> None:
         self.posted = None
         if self.left:
-            self.left -= 1
-            buffer = torch.empty_like(self.template)
+            buffer = self.left.popleft().empty()
             self.posted = self.communicator.receive(buffer, 1 - self.communicator.rank, self.site)
 
 
@@ -69,16 +81,18 @@ class Outbox:
 
 
 class Mail:
-    """A stage's channels for one step, from the actions it will run. `template` has a message's shape and dtype."""
+    """A stage's channels for one step, from the actions it will run. `messages[m]` is what microbatch m passes on."""
 
-    def __init__(self, edges: Edges, actions: Sequence[Action], template: Tensor):
-        coming = Counter(received_on(action, edges.placement, edges.stage) for action in actions)
+    def __init__(self, edges: Edges, actions: Sequence[Action], messages: Sequence[Message]):
+        coming: dict[Channel | None, list[Message]] = defaultdict(list)
+        for action in actions:
+            coming[received_on(action, edges.placement, edges.stage)].append(messages[action.microbatch])
         self.inboxes: dict[Channel, Inbox] = {}
         self.outboxes: dict[Channel, Outbox] = {}
         for channel, communicator in edges.channels.items():
             site = SITE[channel.direction]
             if channel.receiver == edges.stage:
-                self.inboxes[channel] = Inbox(communicator, coming[channel], template, site)
+                self.inboxes[channel] = Inbox(communicator, coming[channel], site)
             else:
                 self.outboxes[channel] = Outbox(communicator, site)
 

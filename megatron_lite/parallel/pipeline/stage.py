@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from megatron_lite.config import Recompute
-from megatron_lite.parallel.zero import Shards
+from megatron_lite.parallel.zero import Shards, TrainedShards
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Stage:
     def units(self) -> tuple[Unit, ...]:
         """Of all chunks."""
         return tuple(unit for chunk in self.chunks for unit in chunk)
+
+    @property
+    def trained(self) -> tuple[TrainedShards, ...]:
+        """Those shards that are not frozen."""
+        return tuple(shards for shards in self.shards if isinstance(shards, TrainedShards))
 
 
 def kinds_of(stage: Stage) -> list[Unit]:

@@ -7,7 +7,7 @@ from gpu.day import Day
 from gpu.findings import Findings, describe
 from gpu.machine import machine_of
 from gpu.processes import on_ranks
-from gpu.small import LEARNING_RATE, Small, samples_of, trainer_of
+from gpu.small import LEARNING_RATE, Small, batches_of, trainer_of
 from megatron_lite.mesh import build_mesh
 
 LAYOUTS = {
@@ -47,7 +47,7 @@ def one_rank(rank: int, small: Small, toy: bool) -> dict[str, Any]:
     trainer = trainer_of(small, 2, make_mesh)
     passed()
     for step in range(2):
-        trainer.train_step(samples_of(trainer, small, step), LEARNING_RATE)
+        trainer.train_step(batches_of(trainer, small, step), LEARNING_RATE)
         passed()
     parts = ("connecting_s", "rehearsal_s", "first_step_s", "second_step_s")
     times = {part: end - begin for part, begin, end in zip(parts, marks, marks[1:], strict=False)}

@@ -14,11 +14,13 @@ from gpu.machine import Machine, machine_of
 from gpu.meshes import Local, with_communicators
 from megatron_lite.config import Config, load_config, resolve
 from megatron_lite.mesh import MeshShape, build_mesh
+from megatron_lite.model.model import Model, schedule_of
 from megatron_lite.parallel.collectives import Event, Recorder
 from megatron_lite.planning.memory_forms import peak_memory
 from megatron_lite.planning.paper import META, fake_world
+from megatron_lite.training.boundaries import microbatches_of
 from megatron_lite.training.flops import flops_per_token
-from megatron_lite.training.step import Trainer, schedule_of
+from megatron_lite.training.step import Trainer
 
 WORLD = 512
 ROLES = {"middle": 4, "last": 7, "first": 0}  # stages, by what is learnt from them
@@ -84,13 +86,13 @@ def one_stage(config: Config, role: str, machine: Machine, findings: Findings, t
         shape = MeshShape(resolved.pipeline, resolved.data, resolved.context, resolved.tensor)
         mesh = with_communicators(build_mesh(shape, META, schedule.placement), Local, machine.device)
         timeline = Timeline(machine)
-        trainer = Trainer(config, resolved, mesh, recorder=timeline)
+        trainer = Trainer(Model(config, resolved, mesh, recorder=timeline))
         size = (resolved.local_batch_size, config.train.sequence_length + 1)
         samples = torch.randint(0, config.model.vocab_size, size, device=machine.device)
 
         def step() -> float:
             begin = time.perf_counter()
-            trainer.train_step(samples, LEARNING_RATE)
+            trainer.train_step(microbatches_of(samples, config), LEARNING_RATE)
             machine.synchronize()
             return time.perf_counter() - begin
 
@@ -109,7 +111,7 @@ def one_stage(config: Config, role: str, machine: Machine, findings: Findings, t
             even_share_tflops=share / seconds / 1e12, peak_bytes=memory.peak, planned_bytes=planned,
             excess_of_plan=memory.peak / planned - 1, reserved_bytes=memory.reserved,
         )  # fmt: skip
-        findings.say("choice", role=role, choice=str(trainer.choice))
+        findings.say("choice", role=role, choice=str(trainer.model.choice))
     say_actions(config, role, timeline, step, findings)
     if trace is not None:
         traced = samples[: config.parallel.pipeline * config.train.micro_batch_size]
@@ -133,7 +135,9 @@ def say_actions(config: Config, role: str, timeline: Timeline, step, findings: F
 
 
 def say_kernels(trainer: Trainer, samples, machine: Machine, findings: Findings, folder: Path) -> None:
-    profiler, rows = machine.profiled(lambda: trainer.train_step(samples, LEARNING_RATE))
+    profiler, rows = machine.profiled(
+        lambda: trainer.train_step(microbatches_of(samples, trainer.config), LEARNING_RATE)
+    )
     whole = sum(ms for _, ms, _ in rows)
     for name, ms, count in rows[:25]:
         findings.say("kernel", name=name[:90], ms=ms, launches=count, share=ms / whole)

@@ -9,7 +9,7 @@ from megatron_lite.kernels.interpreter import interpreting, make_exact
 from gpu.day import Day
 from gpu.findings import Findings, describe
 from gpu.machine import Gpu, Machine, machine_of
-from gpu.small import LEARNING_RATE, Losses, Small, alone, far, samples_of, train
+from gpu.small import LEARNING_RATE, Losses, Small, alone, batches_of, far, train
 
 DTYPES = ("float64", "float32", "bfloat16")
 FULL = Small()
@@ -65,10 +65,10 @@ def say_run(small: Small, backend: str, machine: Machine, right: Losses, finding
 def say_waits(small: Small, machine: Gpu, findings: Findings) -> None:
     """Where the host waited for the GPU in the second step; one read of its totals is allowed."""
     trainer = alone(small, machine.device)
-    samples = samples_of(trainer, small, 0)
-    trainer.train_step(samples, LEARNING_RATE)
+    batches = batches_of(trainer, small, 0)
+    trainer.train_step(batches, LEARNING_RATE)
     with machine.waits_of_the_host() as waits:
-        trainer.train_step(samples, LEARNING_RATE)
+        trainer.train_step(batches, LEARNING_RATE)
     about = {"dtype": small.dtype, "documents": small.documents}
     places = [f"{place} x {count}" for place, count in waits.most_common(8)]
     findings.say("waits of the host", **about, count=waits.total(), places=places)
