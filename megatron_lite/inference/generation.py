@@ -25,7 +25,8 @@ def generate(model: LanguageModel, prompts: Sequence[Sequence[int]], sampling: S
              seed: int = 0) -> list[list[int]]:  # fmt: skip
     """A continuation of each prompt, without the prompt and without the end-of-document token.
 
-    Ends at the model's longest sequence at the latest. Raises UsageError for an empty prompt or one without room.
+    Ends at the model's longest sequence at the latest. Every rank of a tensor x pipeline grid calls it with the same,
+    and gets the same. Raises UsageError for an empty prompt or one without room.
     """
     _check(model, prompts, limits)
     generator = torch.Generator(model.device).manual_seed(seed)
@@ -36,7 +37,8 @@ def generate(model: LanguageModel, prompts: Sequence[Sequence[int]], sampling: S
     found: list[list[int]] = [[] for _ in prompts]
     going = [True] * len(prompts)
     for step in range(limits.max_new_tokens):
-        chosen = choose(_allowed(logits, limits), sampling, generator)
+        drawn = None if logits is None else choose(logits[:, : limits.vocab_size], sampling, generator)
+        chosen = model.everywhere(drawn, len(prompts))
         for row, token in enumerate(chosen.tolist()):
             going[row] = going[row] and token != limits.eod and len(prompts[row]) + step < model.longest
             if going[row]:
@@ -50,16 +52,12 @@ def generate(model: LanguageModel, prompts: Sequence[Sequence[int]], sampling: S
     return found
 
 
-def _prefill(model: LanguageModel, prompts: Sequence[Sequence[int]], lengths: Tensor, cache: Cache) -> Tensor:
+def _prefill(model: LanguageModel, prompts: Sequence[Sequence[int]], lengths: Tensor, cache: Cache) -> Tensor | None:
     """All prompts in one pass, short ones filled up at the end, where nothing of theirs looks."""
     longest = int(lengths.max())
     tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=model.device)
     positions = torch.arange(longest, device=model.device).expand(len(prompts), -1)
     return model.next_logits(tokens, positions, lengths - 1, longest, cache)
-
-
-def _allowed(logits: Tensor, limits: Limits) -> Tensor:
-    return logits[:, : limits.vocab_size]
 
 
 def _check(model: LanguageModel, prompts: Sequence[Sequence[int]], limits: Limits) -> None:

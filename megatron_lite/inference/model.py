@@ -1,4 +1,10 @@
-"""A trained model on one process, for generating: the training's own units, weights alone, gathered once for good."""
+"""A model on a mesh as a language model: logits of the next token, and what given tokens are worth, beside a cache.
+
+The units are the training's, around its very weights, but divide no positions (`undivided`). Every rank of one tensor x
+pipeline grid makes the same calls with the same tokens; data and context ranks are replicas of that, with sequences of
+their own, as many as they like, and never wait for each other. Weights must be there, all of them, for as long as one
+generates: `with held(model.stage.shards)`, which all replicas enter and leave together.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,64 +17,113 @@ from megatron_lite.checkpoint import Checkpoint, load_weights
 from megatron_lite.config import Config, config_from_tree, resolve
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.inference.cache import Cache, slice_of
+from megatron_lite.inference.stage_pass import from_end, run_pieces
 from megatron_lite.kernels.choice import kernels_of
 from megatron_lite.mesh import Mesh
-from megatron_lite.model.build import build_stage, choice_of
+from megatron_lite.model.build import build_stage, choice_of, undivided
 from megatron_lite.model.freezing import NOTHING
 from megatron_lite.model.heads import Head
-from megatron_lite.model.transformer import Block, Embedding
+from megatron_lite.model.model import Model
+from megatron_lite.model.operations import norm
+from megatron_lite.model.outputs import Outputs
+from megatron_lite.parallel.pipeline.messages import Message
 from megatron_lite.parallel.pipeline.stage import Stage
-from megatron_lite.parallel.vocabulary import vocabulary_embedding
+from megatron_lite.parallel.statistics import DISTRIBUTION
 
-# Weights are gathered once for good. Selective recomputation makes a block run its attention outside autograd, where it
-# may write into a cache.
-ALONE = {"zero_regather": "step", "recompute": "selective"}
+ALONE = {"zero_regather": "step"}  # of one process: it gathers nothing, and its weights stay
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """Logits of the next token. Tokens outside, positions and caches are [B, ...]."""
+    """`stage` has undivided units. Tokens outside, positions and caches are [B, ...]; new tokens int64 [B, T] stand at
+    `positions` [B, T], all below `end`. What comes before them must be in the cache, which then holds them too.
+
+    Raises UsageError for a model that ends in a scalar.
+    """
 
     config: Config
     stage: Stage
-    dtype: torch.dtype
-    device: torch.device
+    mesh: Mesh
+
+    def __post_init__(self) -> None:
+        if self.config.model.head != "logits":
+            raise UsageError(f"model.head = {self.config.model.head}: must be logits, to generate and to score tokens")
 
     @property
     def longest(self) -> int:
         """Positions that training saw; past them rotary angles are new to the model."""
         return self.config.train.sequence_length
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.stage.shards[0].numerics.compute
+
+    @property
+    def device(self) -> torch.device:
+        return self.mesh.device
+
     def new_cache(self, batch: int, capacity: int) -> Cache:
-        return Cache(self.config.model, batch, capacity, self.dtype, self.device)
+        return Cache(self.stage, batch, capacity)
+
+    def hidden(self, tokens: Tensor, positions: Tensor, end: int, cache: Cache) -> Tensor | None:
+        """What the head takes, [T, B, H], where the model ends; None on other stages.
+
+        Raises RuntimeError, on every rank, for weights that are not held.
+        """
+        if not all(shards.held for shards in self.stage.shards):
+            raise RuntimeError("generating takes weights that stay: with held(model.stage.shards)")
+        rows, length = tokens.shape
+        new = slice_of(positions, end, self.config.model, self.dtype)
+        message = Message((length, rows, self.config.model.hidden_size), self.dtype, self.device)
+        return run_pieces(self.stage, self.mesh.edges, tokens.t().contiguous(), new, cache, message)
 
     @torch.no_grad()
-    def next_logits(self, tokens: Tensor, positions: Tensor, last: Tensor, end: int, cache: Cache) -> Tensor:
-        """New tokens int64 [B, T] at `positions` [B, T] -> logits [B, V] after the new token `last[b]` of each row.
+    def next_logits(self, tokens: Tensor, positions: Tensor, last: Tensor, end: int, cache: Cache) -> Tensor | None:
+        """Logits [B, V] after the new token `last[b]` of each row, where the model ends, the same on its tensor ranks;
+        None on other stages. What is drawn from them there, `everywhere` brings to all.
 
-        V is the vocabulary without its padding. `end` lies past all positions. What comes before the new tokens must be
-        in the cache, which then holds them too.
+        V is the vocabulary without its padding.
         """
-        embedding, blocks, head = _parts(self.stage)
-        new = slice_of(positions, end, self.config.model, self.dtype)
-        x = vocabulary_embedding(tokens.t().contiguous(), embedding.embed, embedding.region, anchor=None)
-        for number, block in enumerate(blocks):
-            x = block.transform(x, *cache.attention(block, number, new))
+        x = self.hidden(tokens, positions, end, cache)
+        if x is None:
+            return None
         x = x[last, torch.arange(len(last), device=x.device)]
-        return head.logits(x.unsqueeze(0)).squeeze(0)[:, : self.config.model.vocab_size]
+        local = self._head().logits(x.unsqueeze(0))
+        ranks = self.mesh.tensor.all_gather(local, "decode.logits").wait()  # [tp, B, V/tp]
+        return ranks.transpose(0, 1).flatten(1)[:, : self.config.model.vocab_size]
+
+    @torch.no_grad()
+    def score(self, tokens: Tensor, positions: Tensor, labels: Tensor, end: int, cache: Cache) -> Outputs:
+        """What labels int64 [B, T] are worth after the new tokens, each [B, T], on every stage: log-probabilities, and
+        whether nothing is more likely. Labels outside the vocabulary do not count.
+        """
+        x, made = self.hidden(tokens, positions, end, cache), None
+        if x is not None:
+            head = self._head()
+            h = norm(x, head.norm, head.model.rms_norm_eps)[0]
+            made = head.per_token(h, labels.t().contiguous(), DISTRIBUTION).transpose(1, 2)
+        exact = torch.promote_types(self.dtype, torch.float32)
+        message = Message((DISTRIBUTION.count, *tokens.shape), exact, self.device)
+        return Outputs(*from_end(made, self.mesh.edges, message))
+
+    def everywhere(self, chosen: Tensor | None, batch: int) -> Tensor:
+        """Tokens int64 [B] that were chosen where the model ends, on every stage; elsewhere `chosen` is None."""
+        return from_end(chosen, self.mesh.edges, Message((batch,), torch.int64, self.device))
+
+    def _head(self) -> Head:
+        """Where the model ends."""
+        head = self.stage.units[-1]
+        assert isinstance(head, Head)  # the configuration says so
+        return head
 
 
-def _parts(stage: Stage) -> tuple[Embedding, list[Block], Head]:
-    """The units of a stage that holds the whole model."""
-    embedding, *blocks, head = stage.units
-    between = [block for block in blocks if isinstance(block, Block)]
-    if not (isinstance(embedding, Embedding) and isinstance(head, Head) and len(between) == len(blocks)):
-        raise TypeError("a stage that is not the whole model: an embedding, blocks, a head")
-    return embedding, between, head
+def language_model_of(model: Model) -> LanguageModel:
+    """Around the weights of a model that is trained, or only asked; they are not copied."""
+    return LanguageModel(model.config, model.undivided(), model.mesh)
 
 
 def load_model(checkpoint: Checkpoint, mesh: Mesh) -> LanguageModel:
-    """The checkpoint's model in the dtype it was trained in. `mesh` is one process. Raises DataError."""
+    """The checkpoint's model in the dtype it was trained in, held for good. `mesh` is one process. Raises DataError."""
     config = single_process_config(checkpoint.index.config)
     resolved = resolve(config, world_size=1)
     kernels = kernels_of(choice_of(config, mesh.device.type))
@@ -76,7 +131,7 @@ def load_model(checkpoint: Checkpoint, mesh: Mesh) -> LanguageModel:
     load_weights(checkpoint, config.model, stage, mesh)
     for shards in stage.shards:
         shards.wait_gather()
-    return LanguageModel(config, stage, getattr(torch, resolved.compute_dtype), mesh.device)
+    return LanguageModel(config, undivided(stage, config, resolved, mesh), mesh)
 
 
 def single_process_config(tree: Mapping[str, Any]) -> Config:

@@ -1,6 +1,6 @@
 """From a configuration and a place in the mesh to this rank's stage: which layers, which slices, which shards."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from itertools import accumulate
 
@@ -15,6 +15,7 @@ from megatron_lite.model.heads import Ending, Head, ScalarHead
 from megatron_lite.model.initialization import fill_box
 from megatron_lite.model.parameters import Specification
 from megatron_lite.model.transformer import Block, Embedding
+from megatron_lite.parallel.collectives import alone
 from megatron_lite.parallel.context import KINDS, ContextSplit
 from megatron_lite.parallel.layout import Local
 from megatron_lite.parallel.pipeline.stage import Stage, Unit
@@ -57,7 +58,16 @@ def build_stage(config: Config, resolved: Resolved, mesh: Mesh, kernels: Kernels
     Raises UsageError for patterns that do not fit the model.
     """
     weights = _Weights(config, resolved, mesh, kernels, trainable)
-    return build_units(config, resolved, mesh, weights.of_stage(), region_of(config, mesh))
+    return build_units(config, resolved, mesh, weights.of_stage(), region_of(config, mesh), split_of(config, mesh))
+
+
+def undivided(stage: Stage, config: Config, resolved: Resolved, mesh: Mesh) -> Stage:
+    """A stage's weights again, in units that divide no positions, since one new token has none to divide.
+
+    Between regions every tensor rank has all activations; each context rank is a replica with sequences of its own.
+    """
+    region, split = ReplicatedRegion(mesh.tensor), ContextSplit(alone(mesh.rank), "ring")
+    return build_units(config, resolved, mesh, stage.weights, region, split)
 
 
 class _Weights:
@@ -95,10 +105,10 @@ class _Weights:
         return tuple(shards)
 
 
-def build_units(config: Config, resolved: Resolved, mesh: Mesh, weights: Mapping[str, Sequence[Shards]],
-                region: Region) -> Stage:  # fmt: skip
+def build_units(config: Config, resolved: Resolved, mesh: Mesh, weights: Mapping[str, tuple[Shards, ...]],
+                region: Region, split: ContextSplit) -> Stage:  # fmt: skip
     """A stage's units around weights that there are, by unit's name: they may stand in several stages at once."""
-    model, split = config.model, split_of(config, mesh)
+    model = config.model
     chunks: list[list[Unit]] = [
         [Block(model, weights[f"block.{n}"], region, resolved.recompute[n]) for n in layers]
         for layers in pieces_of(resolved, mesh)
@@ -108,8 +118,7 @@ def build_units(config: Config, resolved: Resolved, mesh: Mesh, weights: Mapping
     if mesh.has_head:
         head = Head if model.head == "logits" else ScalarHead
         chunks[-1].append(head(model, weights["head"], Ending(region, split, config.kernels.loss_chunk)))
-    distinct = {id(s): s for chunk in chunks for unit in chunk for s in unit.shards}
-    return Stage(tuple(map(tuple, chunks)), tuple(distinct.values()))
+    return Stage(tuple(map(tuple, chunks)), weights)
 
 
 def pieces_of(resolved: Resolved, mesh: Mesh) -> list[range]:

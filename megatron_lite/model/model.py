@@ -16,7 +16,7 @@ from megatron_lite.config import Config, Resolved
 from megatron_lite.kernels.choice import Choice, kernels_of
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.batch import Microbatch
-from megatron_lite.model.build import build_stage, choice_of, initialize, region_of, split_of
+from megatron_lite.model.build import build_stage, choice_of, initialize, region_of, split_of, undivided
 from megatron_lite.model.freezing import EVERYTHING, Patterns
 from megatron_lite.model.objective import Objective, TokenObjective
 from megatron_lite.model.operations import Angles, AttentionMetadata, angles_of
@@ -72,6 +72,10 @@ class Model:
         tensor = self.mesh.tensor.size if self.config.parallel.sequence else 1
         return lcm(context * tensor, 2 * context if ring and context > 1 else context)
 
+    def undivided(self) -> Stage:
+        """The stage's weights in units for new tokens beside a cache (inference/); they are not copied."""
+        return undivided(self.stage, self.config, self.resolved, self.mesh)
+
     def rehearse(self, sequences: Sequences, objective: Objective) -> Tensor:
         """Run each kind of unit forward and backward by itself, on zeros like a message; no other stage takes part.
         The denominators of these sequences.
@@ -117,7 +121,8 @@ class Model:
         not divide, and for columns that the objective wants and does not get.
         """
         for one in sequences:
-            check_columns(one, objective.columns)
+            if self.mesh.has_head:  # where alone they are needed, and where another model's outputs are
+                check_columns(one, objective.columns)
             if one.tokens.shape[1] % self.multiple:
                 raise ValueError(
                     f"a microbatch of {one.tokens.shape[1]} positions: must be a multiple of {self.multiple}, that is "

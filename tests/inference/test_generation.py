@@ -41,7 +41,7 @@ def with_logits(model, prompts, count: int) -> tuple[list[list[int]], torch.Tens
             rows.append(super().next_logits(*arguments))
             return rows[-1]
 
-    listening = Listening(model.config, model.stage, model.dtype, model.device)
+    listening = Listening(model.config, model.stage, model.mesh)
     return generate(listening, prompts, GREEDY, Limits(count)), torch.stack(rows)
 
 
@@ -120,8 +120,10 @@ def test_the_cache_keeps_no_autograd_graph(case):
     cache = model.new_cache(1, 4)
     new = torch.zeros((1, 1), dtype=torch.int64)
     model.next_logits(new, new, new[0], 1, cache)
-    assert not any(kept.requires_grad for block in cache.blocks for kept in block)
-    assert all(kept[:, :, 0].abs().sum() > 0 and not kept[:, :, 1:].any() for block in cache.blocks for kept in block)
+    kept = [memory for block in cache.blocks.values() for memory in block]
+    assert len(kept) == 2 * model.config.model.num_hidden_layers
+    assert not any(memory.requires_grad for memory in kept)
+    assert all(memory[:, :, 0].abs().sum() > 0 and not memory[:, :, 1:].any() for memory in kept)
 
 
 def test_a_configuration_that_is_not_understood_is_bad_data():

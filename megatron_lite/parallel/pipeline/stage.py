@@ -1,5 +1,6 @@
 """What a pipeline rank runs: its share of the model as units in order."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,15 +39,22 @@ class Unit(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """A pipeline rank's share of the model: the units of each chunk in order, and the distinct shards behind them."""
+    """A pipeline rank's share of the model: the units of each chunk in order, and the weights behind them by unit's
+    name. Several stages may stand around the same weights.
+    """
 
     chunks: tuple[tuple[Unit, ...], ...]
-    shards: tuple[Shards, ...]
+    weights: Mapping[str, tuple[Shards, ...]]
 
     @property
     def units(self) -> tuple[Unit, ...]:
         """Of all chunks."""
         return tuple(unit for chunk in self.chunks for unit in chunk)
+
+    @property
+    def shards(self) -> tuple[Shards, ...]:
+        """The distinct ones: a tied head has the embedding's, too."""
+        return tuple(dict.fromkeys(shards for unit in self.weights.values() for shards in unit))
 
     @property
     def trained(self) -> tuple[TrainedShards, ...]:
