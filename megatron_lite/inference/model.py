@@ -24,7 +24,6 @@ from megatron_lite.model.build import build_stage, choice_of, undivided
 from megatron_lite.model.freezing import NOTHING
 from megatron_lite.model.heads import Head
 from megatron_lite.model.model import Model
-from megatron_lite.model.operations import norm
 from megatron_lite.model.outputs import Outputs
 from megatron_lite.parallel.pipeline.messages import Message
 from megatron_lite.parallel.pipeline.stage import Stage
@@ -100,8 +99,7 @@ class LanguageModel:
         x, made = self.hidden(tokens, positions, end, cache), None
         if x is not None:
             head = self._head()
-            h = norm(x, head.norm, head.model.rms_norm_eps)[0]
-            made = head.per_token(h, labels.t().contiguous(), DISTRIBUTION).transpose(1, 2)
+            made = head.per_token(head.hidden(x, 1.0), labels.t().contiguous(), DISTRIBUTION).transpose(1, 2)
         exact = torch.promote_types(self.dtype, torch.float32)
         message = Message((DISTRIBUTION.count, *tokens.shape), exact, self.device)
         return Outputs(*from_end(made, self.mesh.edges, message))

@@ -49,14 +49,14 @@ class Head:
 
     def logits(self, x: Tensor) -> Tensor:
         """Local logits [T, B, V/tp]."""
-        return self._project(self._hidden(x, 1.0))
+        return self._project(self.hidden(x, 1.0))
 
     def forward(self, x: Tensor, batch: Microbatch) -> End:
         """The microbatch's share of the objective, and what is reported of it."""
         objective, chunk, seen = batch.objective, self.ending.chunk, (batch.sequences, batch.denominators)
         if not isinstance(objective, TokenObjective):
             raise TypeError(f"{type(objective).__name__} is no objective over a vocabulary, as this model's head needs")
-        h, trains = self._hidden(x, objective.temperature), x.requires_grad
+        h, trains = self.hidden(x, objective.temperature), x.requires_grad
         # One pass is for whom loss and log-sum are enough.
         one_pass = trains and chunk is not None and objective.statistics is LOSS
         weights = objective.token_weights(*seen) if one_pass else None
@@ -70,7 +70,7 @@ class Head:
         return End(root, gradient, Made(numbers, None if trains else outputs))
 
     def per_token(self, h: Tensor, labels: Tensor, statistics: Statistics) -> Tensor:
-        """(log-probability, log-sum, ..) [n, T, B] of hidden states past the norm, which autograd differentiates."""
+        """(log-probability, log-sum, ..) [n, T, B] of what `hidden` gives, which autograd differentiates."""
         chunk, size, projection = self.ending.chunk, self.model.vocab_size, self.projection
         if chunk is None:
             vocabulary = Vocabulary(size, self.ending.region.tensor, projection.kernels)
@@ -80,7 +80,8 @@ class Head:
             loss, *others = linear_cross_entropy(h, labels, in_chunks)
         return torch.stack([-loss, *others])
 
-    def _hidden(self, x: Tensor, temperature: float) -> Tensor:
+    def hidden(self, x: Tensor, temperature: float) -> Tensor:
+        """What is projected."""
         h = norm(x, self.norm, self.model.rms_norm_eps)[0]
         return h if temperature == 1 else h / temperature
 
@@ -109,6 +110,8 @@ class ScalarHead:
 
     def forward(self, x: Tensor, batch: Microbatch) -> End:
         """The microbatch's share of the objective, and what is reported of it."""
+        if isinstance(batch.objective, TokenObjective):
+            raise TypeError(f"{type(batch.objective).__name__} is an objective over a vocabulary: this model has none")
         h = norm(x, self.norm, self.model.rms_norm_eps)[0]
         value = outside_linear(h, self.score, self.ending.region, "head.values").squeeze(-1)
         outputs = Values(*whole_sequences(value.unsqueeze(0), self.ending.split, "head.outputs"))

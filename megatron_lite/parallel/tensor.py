@@ -98,6 +98,11 @@ def enter_linear(x: Tensor, weight: Weight, region: Region, site: str) -> Tensor
     return _EnterLinear.apply(x, weight, region, site)
 
 
+def inside_linear(x: Tensor, weight: Weight) -> Tensor:
+    """Product within a region, of a rank's own features, as an adapter's second one: [T, B, K] -> [T, B, rows]."""
+    return _InsideLinear.apply(x, weight)
+
+
 def linear_leave(
     x: Tensor, core: Callable[[Tensor], Tensor], weight: Weight, region: Region, site: str, recompute: bool
 ) -> Tensor:
@@ -159,6 +164,21 @@ class _EnterLinear(Function):
 
         weight.run_or_defer(weight_gradient)
         return scattered.wait(), None, None, None
+
+
+class _InsideLinear(Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        _keep_input(ctx, x, weight)
+        return _product(x, weight.data.t())
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weight = ctx.weight
+        if weight.trained:
+            x = _saved(ctx)
+            weight.run_or_defer(lambda: weight.add_product(_rows(gradient), _rows(x)))
+        return _product(gradient, weight.data), None
 
 
 class _LinearLeave(Function):

@@ -17,6 +17,7 @@ Frozen weights have none, and no gradients: they are their compute copy.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -208,7 +209,7 @@ def held(stage_shards: Sequence[Shards]) -> Iterator[None]:
     must not change meanwhile. What already was held stays so.
     """
     mine = [shards for shards in stage_shards if not shards.pinned]
-    for shards, following in zip(mine, [*mine[1:], None], strict=True):
+    for shards, following in zip_longest(mine, mine[1:]):
         if following is not None and not following.held:
             following.start_gather()  # one ahead: a unit's buffers are gone before the next but one's are made
         shards.wait_gather()

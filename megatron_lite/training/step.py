@@ -57,8 +57,9 @@ class Trainer:
         self.optimizer = AdamW(self.stage.trained, AdamWSettings(optim.betas, optim.eps, optim.weight_decay), kernels)
         self.norm = GradientNorm.of(self.stage.trained, self.mesh, kernels)
 
-    def rehearse(self) -> None:
-        """Run each kind of unit and the step's end once, on zeros; the transcript's phase `connect`.
+    def rehearse(self, batch: Sequences | None = None) -> None:
+        """Run each kind of unit and the step's end once, on zeros; the transcript's phase `connect`. `batch` is what a
+        microbatch will be like (None: tokens and labels alone, of the configuration's length).
 
         Kernels are compiled and loaded, workspaces and the allocator's first blocks are made, and collectives of the
         step's sizes have run, before any receive waits on the device. In a step, a first launch that has to wait for
@@ -66,9 +67,10 @@ class Trainer:
         Weights and moments stay as they are; gradients begin at zero with the next step.
         """
         self._phase("connect")
-        train = self.config.train
-        zeros = torch.zeros((train.micro_batch_size, train.sequence_length), dtype=torch.int64, device=self.mesh.device)
-        batch = Sequences(zeros, zeros, self.config.model.vocab_size)
+        if batch is None:
+            size = (self.config.train.micro_batch_size, self.config.train.sequence_length)
+            zeros = torch.zeros(size, dtype=torch.int64, device=self.mesh.device)
+            batch = Sequences(zeros, zeros, self.config.model.vocab_size)
         denominators = self.model.rehearse(batch, self.objective)
         self._finish_gradients()
         self._totals(self.norm.local_square_sum(), denominators, [], stop=False)

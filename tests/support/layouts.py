@@ -1,5 +1,6 @@
 """Train a small model on a layout, and put its shards together into logical tensors for comparison."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from megatron_lite.model.sequences import Sequences
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.collectives import Event, Recorder
 from megatron_lite.parallel.pipeline.schedules import Schedule, split_backward
+from megatron_lite.parallel.zero import Shards
 from megatron_lite.training.boundaries import microbatches_of
 from megatron_lite.training.step import Trainer
 
@@ -28,6 +30,7 @@ Tensors = dict[str, np.ndarray]
 class Layout:
     """One case of the equality tests. `objective`: where there is none pretraining's. `split` delays weight gradients
     by that many actions; with `resets` positions begin anew with each document, whose end predicts nothing.
+    `trainable` are the patterns of what is trained, if not everything is.
     """
 
     tensor: int = 1
@@ -47,6 +50,8 @@ class Layout:
     resets: bool = False
     loss_chunk: int | None = None
     objective: Objective | None = None
+    trainable: tuple[str, ...] | None = None
+    head: str = "logits"
     layers: int = 4
     stage_layers: tuple[int, ...] | None = None
     split: int | None = None
@@ -72,6 +77,8 @@ class Layout:
         words += ["tied"] if self.tied else []
         words += [f"chunk{self.loss_chunk}"] if self.loss_chunk else []
         words += [] if self.objective is None else [type(self.objective).__name__.lower()]
+        words += [] if self.trainable is None else ["trains-" + "-".join(self.trainable)]
+        words += [f"{self.head}-head"] if self.head != "logits" else []
         words += [f"recompute-{self.recompute}"] if self.recompute != "none" else []
         words += [f"split{self.split}"] if self.split is not None else []
         words += [f"layers{self.layers}"] if self.layers != 4 else []
@@ -85,7 +92,7 @@ class Layout:
                 "model": {
                     "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": self.layers,
                     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 61,
-                    "tie_word_embeddings": self.tied,
+                    "tie_word_embeddings": self.tied, "head": self.head,
                 },
                 "parallel": {
                     "tensor": self.tensor, "pipeline": self.pipeline, "data": self.data, "sequence": self.sequence,
@@ -102,7 +109,7 @@ class Layout:
                 "train": {
                     "steps": STEPS, "global_batch_size": 12, "micro_batch_size": 1, "sequence_length": 16,
                     "dtype": self.dtype, "initializer_range": 0.2, "z_loss": 0.01, "run_dir": "unused", "seed": 7,
-                    **train,
+                    "trainable": self.trainable, **train,
                 },
             }
         )  # fmt: skip
@@ -115,7 +122,7 @@ class Layout:
         """The same model on one process, nothing sharded, split or recomputed."""
         return Layout(
             tied=self.tied, documents=self.documents, resets=self.resets, objective=self.objective,
-            layers=self.layers, dtype=self.dtype, steps=self.steps,
+            trainable=self.trainable, head=self.head, layers=self.layers, dtype=self.dtype, steps=self.steps,
         )  # fmt: skip
 
 
@@ -143,14 +150,15 @@ def global_batch(step: int, config: Config) -> torch.Tensor:
 
 
 def build_trainer(layout: Layout, recorder: Recorder | None = None, config: Config | None = None,
-                  device: str = "cpu", choice: Choice | None = None) -> Trainer:  # fmt: skip
+                  device: str = "cpu", choice: Choice | None = None, like: Sequences | None = None,
+                  ) -> Trainer:  # fmt: skip
     config = config or layout.config()
     resolved = resolve(config, layout.world)
     shape = MeshShape(layout.pipeline, layout.data, layout.context, layout.tensor, layout.zero_group)
     schedule = partial(layout.schedule_of, config, resolved)
     mesh = build_mesh(shape, torch.device(device), schedule(resolved.microbatches).placement, recorder)
     trainer = Trainer(Model(config, resolved, mesh, schedule, recorder, choice), layout.objective)
-    trainer.rehearse()
+    trainer.rehearse(like)
     return trainer
 
 
@@ -161,10 +169,12 @@ def my_batches(trainer: Trainer, step: int) -> list[Sequences]:
     return microbatches_of(mine, trainer.config, END_OF_DOCUMENT)
 
 
-def owned_blocks(trainer: Trainer, which: str) -> Blocks:
-    """This rank's blocks of `master` or `gradient`, each logical element on exactly one rank."""
+def owned_blocks(trainer: Trainer, which: str, stage_shards: Sequence[Shards] | None = None) -> Blocks:
+    """This rank's blocks of `master` or `gradient`, each logical element on exactly one rank; of what is trained, where
+    no shards are given.
+    """
     blocks = []
-    for shards in trainer.stage.shards:
+    for shards in trainer.stage.trained if stage_shards is None else stage_shards:
         flat = getattr(shards, which)
         for local, box in shards.layout.boxes(shards.sharding.rank):
             if shards.owned_here(local, trainer.mesh.tensor):

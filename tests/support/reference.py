@@ -3,32 +3,52 @@
 It shares nothing with the package but Hugging Face's parameter names.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def logits(weights: dict[str, Tensor], tokens: Tensor, model) -> Tensor:
+@dataclass(frozen=True)
+class Packing:
+    """Which document each position belongs to, and its place there, both [B, T]."""
+
+    documents: Tensor
+    positions: Tensor
+
+
+def logits(weights: dict[str, Tensor], tokens: Tensor, model, packing: Packing | None = None) -> Tensor:
     """Tokens [B, T] -> logits [B, T, V]; `model` has Hugging Face's field names."""
+    x = hidden(weights, tokens, model, packing)
+    head = "model.embed_tokens.weight" if model.tie_word_embeddings else "lm_head.weight"
+    return x @ weights[head].T
+
+
+def hidden(weights: dict[str, Tensor], tokens: Tensor, model, packing: Packing | None = None) -> Tensor:
+    """Past the last norm, [B, T, H]."""
     x = weights["model.embed_tokens.weight"][tokens]
     length, dim = tokens.shape[1], model.hidden_size // model.num_attention_heads
+    unseen = torch.ones(length, length).triu(1).bool()
+    places = torch.arange(length)
+    if packing is not None:
+        unseen = (unseen | (packing.documents[:, :, None] != packing.documents[:, None]))[:, None]
+        places = packing.positions[:, None]
     for layer in range(model.num_hidden_layers):
         p = f"model.layers.{layer}."
         h = _norm(x, weights[p + "input_layernorm.weight"], model.rms_norm_eps)
         q, k, v = (_heads(h @ weights[f"{p}self_attn.{n}_proj.weight"].T, dim) for n in "qkv")
-        q, k = _rope(q, model.rope_theta), _rope(k, model.rope_theta)
+        q, k = _rope(q, model.rope_theta, places), _rope(k, model.rope_theta, places)
         repeat = model.num_attention_heads // model.num_key_value_heads
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
         scores = q @ k.transpose(-1, -2) / dim**0.5
-        scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf"))
+        scores = scores.masked_fill(unseen, float("-inf"))
         out = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
         x = x + out @ weights[p + "self_attn.o_proj.weight"].T
         h = _norm(x, weights[p + "post_attention_layernorm.weight"], model.rms_norm_eps)
         gate = F.silu(h @ weights[p + "mlp.gate_proj.weight"].T)
         x = x + (gate * (h @ weights[p + "mlp.up_proj.weight"].T)) @ weights[p + "mlp.down_proj.weight"].T
-    x = _norm(x, weights["model.norm.weight"], model.rms_norm_eps)
-    head = "model.embed_tokens.weight" if model.tie_word_embeddings else "lm_head.weight"
-    return x @ weights[head].T
+    return _norm(x, weights["model.norm.weight"], model.rms_norm_eps)
 
 
 def objective(weights: dict[str, Tensor], samples: Tensor, model, z_loss: float) -> tuple[Tensor, Tensor]:
@@ -73,9 +93,9 @@ def _heads(x: Tensor, dim: int) -> Tensor:
     return x.unflatten(-1, (-1, dim)).transpose(1, 2)
 
 
-def _rope(x: Tensor, theta: float) -> Tensor:
-    """x [B, heads, T, D] as complex pairs (i, i + D/2) times exp(i t theta^(-2i/D))."""
+def _rope(x: Tensor, theta: float, places: Tensor) -> Tensor:
+    """x [B, heads, T, D] as complex pairs (i, i + D/2) times exp(i t theta^(-2i/D)), t of places [.., T]."""
     half = x.shape[-1] // 2
-    angle = torch.arange(x.shape[-2]).double()[:, None] * theta ** (-torch.arange(half).double() / half)
+    angle = places.double()[..., None] * theta ** (-torch.arange(half).double() / half)
     turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)
     return torch.cat((turned.real, turned.imag), -1)

@@ -114,10 +114,14 @@ def test_an_objectives_gradients_and_numbers_are_those_of_a_plain_model(ranks, l
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_a_forward_pass_alone_gives_every_tokens_log_probability_where_the_model_ends(ranks, layout):
-    found = on_layout(ranks, layout, CrossEntropy())
+def test_a_forward_pass_alone_gives_every_tokens_log_probability_and_entropy_where_the_model_ends(ranks, layout):
+    objective = Explore()
+    found = on_layout(ranks, layout, objective)
     _, logits, labels, _ = plain(found, layout)
-    right = [logits.log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1), logits.logsumexp(-1)]
+    logits = logits / objective.temperature
+    logs = logits.log_softmax(-1)
+    of_label = logs.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    right = [of_label, logits.logsumexp(-1), -(logs.exp() * logs).sum(-1), (logits.argmax(-1) == labels).double()]
     counted = labels >= 0
     ends = [rank for rank in found if rank.outputs]
     assert len(ends) == layout.world // layout.pipeline
