@@ -1,14 +1,43 @@
 """Sharded checkpoints: safetensors and JSON, saved by any layout, loaded on any, never lost to a crash.
 
-save(directory, trainer, step, samples)        write directory/step_N
+save(directory, trainer, step, samples)        write directory/step_N: one model, and others and tensors beside it
 find(directory, choice, mesh)                  what `checkpoint.resume` chooses, verified
+open_checkpoint(path, mesh)                    what a path means, verified
 config_to_resume(directory, choice)            that one's configuration, before there is a mesh
-load(checkpoint, trainer)                      restore a training state
-load_weights(checkpoint, model, stage, mesh)   restore the weights alone
+load(checkpoint, trainer)                      restore a training state, of one model or several
+load_weights(checkpoint, model, stage, mesh)   restore the weights alone, into a model that may differ where it says so
+state_tensors(checkpoint)                      an algorithm's own tensors
+identity(checkpoint), base_of(checkpoint)      what an adapter's checkpoint stands on, by path and checksum
+open_base(checkpoint, mesh)                    that one, verified
 """
 
-from megatron_lite.checkpoint.index import Progress
-from megatron_lite.checkpoint.load import Checkpoint, config_to_resume, find, load, load_weights, open_checkpoint
+from megatron_lite.checkpoint.index import Base, Progress
+from megatron_lite.checkpoint.load import (
+    Checkpoint,
+    base_of,
+    config_to_resume,
+    find,
+    identity,
+    load,
+    load_weights,
+    open_base,
+    open_checkpoint,
+    state_tensors,
+)
 from megatron_lite.checkpoint.save import save
 
-__all__ = ["Checkpoint", "Progress", "config_to_resume", "find", "load", "load_weights", "open_checkpoint", "save"]
+__all__ = [
+    "Base",
+    "Checkpoint",
+    "Progress",
+    "base_of",
+    "config_to_resume",
+    "find",
+    "identity",
+    "load",
+    "load_weights",
+    "open_base",
+    "open_checkpoint",
+    "save",
+    "state_tensors",
+]

@@ -5,7 +5,7 @@ needs boxes, cut otherwise. A box is filled by its intersections with the blocks
 tile it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -41,6 +41,15 @@ class Read:
     @property
     def size(self) -> int:
         return prod(s.stop - s.start for s in self.source)
+
+    def portions(self, most: int) -> Iterator["Read"]:
+        """The same copy a few rows at a time: rows of the block of at most `most` elements, and at least one row."""
+        rows = max(1, most // prod(self.block.shape[1:]))
+        (source, *columns), (target, *places) = self.source, self.target
+        for begin in range(source.start, source.stop, rows):
+            end, shift = min(begin + rows, source.stop), target.start - source.start
+            into = slice(begin + shift, end + shift)
+            yield Read(self.block, (slice(begin, end), *columns), (into, *places))
 
 
 def plan_reads(start: tuple[int, ...], shape: tuple[int, ...], blocks: Iterable[Block]) -> list[Read]:

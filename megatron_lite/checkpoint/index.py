@@ -1,17 +1,25 @@
 """index.json: what a checkpoint holds and where. It is written last, so a checkpoint without it never was one.
 
     {"xxh3": of the rest, "checkpoint": {
-        "format": "megatron_lite", "version": 1, "step", "samples", "tokens", "updates", "extra",
-        "model": the model's fields, "config": the whole configuration, "tokenizer": {"path", "sha256", ...} or null,
+        "format": "megatron_lite", "version": 1, "step", "samples", "tokens", "extra",
+        "tokenizer": {"path", "sha256", ...} or null,
         "files": {file: {"bytes", "xxh3"}},
-        "parameters": {logical name: {"shape", "dtype", "blocks": [[file, start, shape], ...]}}}}
+        MODEL's keys, of the main model,
+        "models": {name: MODEL}}}          those beside it, such as an actor's critic; absent: none
 
-A block's tensors are under `key(kind, name, block)` in its file, one for each of KINDS.
+    MODEL:
+        "model": the model's fields, "config": the whole configuration, "updates": the optimizer's,
+        "base": {"path", "xxh3"} or null,  where parameters lie that are not here, an adapter's; absent: null
+        "parameters": {logical name: {"shape", "dtype", "trained", "blocks": [[file, start, shape], ...]}}
+
+A block's tensors are under `key(kind, name, block, model)` in its file: one for each of KINDS where the parameter was
+trained ("trained" absent: it was), the weights alone, in the dtype that they were computed with, where it was frozen.
+An algorithm's own tensors are in a file of their own, STATE, where there are any.
 """
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,11 +31,13 @@ from megatron_lite.errors import DataError
 INDEX = "index.json"
 FORMAT = {"format": "megatron_lite", "version": 1}
 KINDS = ("master", "exp_avg", "exp_avg_sq")
+STATE = "state.safetensors"
+MAIN = ""  # the model that a checkpoint is of, and all that most readers see; those beside it have names
 
 
-def key(kind: str, name: str, block: Block) -> str:
-    """For example `master/model.norm.weight[0:16]`."""
-    return f"{kind}/{name}{block}"
+def key(kind: str, name: str, block: Block, model: str = MAIN) -> str:
+    """For example `master/model.norm.weight[0:16]`, or `critic/master/model.norm.weight[0:16]`."""
+    return f"{model}/{kind}/{name}{block}" if model else f"{kind}/{name}{block}"
 
 
 @dataclass(frozen=True)
@@ -56,37 +66,87 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A logical parameter as stored: `dtype` is torch's name."""
+    """A logical parameter as stored: `dtype` is torch's name; one that was not `trained` has no moments."""
 
     shape: tuple[int, ...]
     dtype: str
     blocks: tuple[Block, ...]
+    trained: bool = True
+
+    @property
+    def form(self) -> str:
+        """What all ranks must agree on."""
+        return f"{self.dtype} {list(self.shape)}, {'trained' if self.trained else 'frozen'}"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A checkpoint that another one stands on. `xxh3` is what its index states, which covers the checksums of all its
+    files.
+    """
+
+    path: str
+    xxh3: str
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """One model of a checkpoint."""
+
+    model: Mapping[str, Any]
+    config: Mapping[str, Any]
+    updates: int  # the optimizer's
+    parameters: Mapping[str, Parameter]
+    base: Base | None = None
+
+    def tree(self) -> dict[str, Any]:
+        return {
+            "model": self.model, "config": self.config, "updates": self.updates,
+            "base": None if self.base is None else asdict(self.base),
+            "parameters": {name: parameter_tree(parameter) for name, parameter in self.parameters.items()},
+        }  # fmt: skip
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Self:
+        base = tree.get("base")
+        return cls(
+            model=tree["model"], config=tree["config"], updates=tree["updates"],
+            parameters={name: parameter_from_tree(parameter) for name, parameter in tree["parameters"].items()},
+            base=None if base is None else Base(**base),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Index:
     progress: Progress
-    updates: int  # the optimizer's
-    model: Mapping[str, Any]
-    config: Mapping[str, Any]
     tokenizer: TokenizerRecord | None
     files: Mapping[str, StoredFile]
-    parameters: Mapping[str, Parameter]
+    main: StoredModel
+    others: Mapping[str, StoredModel] = field(default_factory=dict)
+    xxh3: str = ""  # that index.json states; empty before it is written
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        return self.main.model
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.main.config
 
     def check_whole(self) -> None:
         """Raises DataError where a parameter has a hole, or a block lies in a file that is not listed."""
-        for name, parameter in self.parameters.items():
-            check_tiling(name, parameter.shape, parameter.blocks)
-            for block in parameter.blocks:
-                if block.file not in self.files:
-                    raise DataError(f"{name}: block {block} is said to be in {block.file}, which is no listed file")
+        for model in (self.main, *self.others.values()):
+            for name, parameter in model.parameters.items():
+                check_tiling(name, parameter.shape, parameter.blocks)
+                for block in parameter.blocks:
+                    if block.file not in self.files:
+                        raise DataError(f"{name}: block {block} is said to be in {block.file}, which is no listed file")
 
     def save(self, directory: Path) -> None:
-        tree = FORMAT | asdict(self.progress) | {
-            "updates": self.updates, "model": self.model, "config": self.config,
+        tree = FORMAT | asdict(self.progress) | self.main.tree() | {
             "tokenizer": None if self.tokenizer is None else asdict(self.tokenizer),
             "files": {name: asdict(file) for name, file in self.files.items()},
-            "parameters": {name: parameter_tree(parameter) for name, parameter in self.parameters.items()},
+            "models": {name: model.tree() for name, model in self.others.items()},
         }  # fmt: skip
         files.write_json(directory / INDEX, {"xxh3": files.text_checksum(files.canonical(tree)), "checkpoint": tree})
 
@@ -106,42 +166,41 @@ class Index:
         found = {name: tree.get(name) for name in FORMAT}
         if found != FORMAT:
             raise DataError(f"{path} has {found}; this program reads {FORMAT}")
-        return cls._from_tree(tree)
+        return cls._from_tree(tree, said)
 
     @classmethod
-    def _from_tree(cls, tree: Mapping[str, Any]) -> Self:
+    def _from_tree(cls, tree: Mapping[str, Any], xxh3: str) -> Self:
         tokenizer = tree["tokenizer"]
         if tokenizer is not None:
             tokenizer = TokenizerRecord(tokenizer["path"], TokenizerIdentity(**tokenizer["identity"]))
         return cls(
-            progress=Progress(**{f.name: tree[f.name] for f in fields(Progress)}),
-            updates=tree["updates"], model=tree["model"], config=tree["config"], tokenizer=tokenizer,
+            progress=Progress(**{f.name: tree[f.name] for f in fields(Progress)}), tokenizer=tokenizer,
             files={name: StoredFile(**file) for name, file in tree["files"].items()},
-            parameters={name: parameter_from_tree(parameter) for name, parameter in tree["parameters"].items()},
+            main=StoredModel.from_tree(tree),
+            others={name: StoredModel.from_tree(model) for name, model in tree.get("models", {}).items()},
+            xxh3=xxh3,
         )  # fmt: skip
 
 
 def parameter_tree(parameter: Parameter) -> dict[str, Any]:
     blocks = [[block.file, block.start, block.shape] for block in parameter.blocks]
-    return {"shape": parameter.shape, "dtype": parameter.dtype, "blocks": blocks}
+    return {"shape": parameter.shape, "dtype": parameter.dtype, "trained": parameter.trained, "blocks": blocks}
 
 
 def parameter_from_tree(tree: Mapping[str, Any]) -> Parameter:
     blocks = (Block(file, tuple(start), tuple(shape)) for file, start, shape in tree["blocks"])
-    return Parameter(tuple(tree["shape"]), tree["dtype"], tuple(blocks))
+    return Parameter(tuple(tree["shape"]), tree["dtype"], tuple(blocks), tree.get("trained", True))
 
 
 def merge_parameters(parts: Iterable[Mapping[str, Parameter]]) -> dict[str, Parameter]:
-    """The parameters of all ranks' parts. Raises DataError where two parts differ about a shape or dtype."""
+    """The parameters of all ranks' parts. Raises DataError where two parts differ about more than blocks."""
     merged: dict[str, Parameter] = {}
     for part in parts:
         for name, parameter in part.items():
-            before = merged.get(name, Parameter(parameter.shape, parameter.dtype, ()))
-            if (before.shape, before.dtype) != (parameter.shape, parameter.dtype):
-                raise DataError(
-                    f"{name}: one rank holds {parameter.dtype} {parameter.shape}, another {before.dtype} {before.shape}"
-                )
-            merged[name] = Parameter(before.shape, before.dtype, before.blocks + parameter.blocks)
+            before = merged.get(name, replace(parameter, blocks=()))
+            if before.form != parameter.form:
+                raise DataError(f"{name}: one rank holds {parameter.form}, another {before.form}")
+            merged[name] = replace(parameter, blocks=before.blocks + parameter.blocks)
     return merged
 
 

@@ -1,27 +1,24 @@
 """Load a checkpoint on any layout: every box a rank holds is put together from the stored blocks that overlap it."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import ValidationError
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron_lite.checkpoint.agreement import together
-from megatron_lite.checkpoint.blocks import Read, plan_reads
 from megatron_lite.checkpoint.directory import candidates, log, named
-from megatron_lite.checkpoint.index import Index, Progress, check_files, key
-from megatron_lite.checkpoint.state import Flats, Trainable, all_boxes, training_state, view, weights_only
+from megatron_lite.checkpoint.fill import fill
+from megatron_lite.checkpoint.fit import NAMED, check_model, check_needed, check_used, parameters_of
+from megatron_lite.checkpoint.index import MAIN, STATE, Base, Index, Progress, StoredModel, check_files
+from megatron_lite.checkpoint.state import Trainable, names_of, trained_only, training_state, weights_only
 from megatron_lite.config import ModelConfig
 from megatron_lite.errors import DataError
 from megatron_lite.mesh import Mesh
-from megatron_lite.parallel.layout import Box
+from megatron_lite.model.freezing import Patterns
 from megatron_lite.parallel.pipeline.stage import Stage
-from megatron_lite.parallel.zero import Shards
 
 
 @dataclass(frozen=True)
@@ -72,24 +69,109 @@ def config_to_resume(directory: Path, choice: str) -> tuple[Path, Mapping[str, A
     return None
 
 
-def load(checkpoint: Checkpoint, trainer: Trainable) -> Progress:
-    """Restore weights, moments and the count of updates into every shard of every rank.
+def load(checkpoint: Checkpoint, trainer: Trainable, others: Mapping[str, Trainable] | None = None) -> Progress:
+    """Restore weights, moments and the count of updates into every shard of every rank; those of `others` by their
+    names too.
 
-    Stored numbers are converted to the trainer's master dtype; where that is the stored one, bits stay. Raises
-    DataError on every rank for another model.
+    Stored numbers are converted to what is here; where the dtypes agree, bits stay. Of a checkpoint that stands on a
+    base the trained part is restored; the rest must be in place, by `open_base` and `load_weights`. Raises DataError on
+    every rank for another model, another base, a model that is not there, and moments that are not: a parameter that
+    was frozen has none.
     """
-    _check_model(checkpoint, trainer.config.model)
+    models = {MAIN: trainer, **(others or {})}
+    stored = {name: _stored(checkpoint, name) for name in models}
+    for name, one in models.items():
+        _check(checkpoint.path, stored[name], one)
     with together(trainer.mesh, "checkpoint.read"):
-        _fill(checkpoint, training_state(trainer))
-    trainer.optimizer.updates = checkpoint.index.updates
+        for name, one in models.items():
+            _restore(checkpoint.path, name, stored[name], one)
+    for name, one in models.items():
+        one.optimizer.updates = stored[name].updates
     return checkpoint.index.progress
 
 
-def load_weights(checkpoint: Checkpoint, model: ModelConfig, stage: Stage, mesh: Mesh) -> None:
-    """Restore the weights alone, for a stage without an optimizer."""
-    _check_model(checkpoint, model)
+def load_weights(
+    checkpoint: Checkpoint, model: ModelConfig, stage: Stage, mesh: Mesh, missing: Patterns = (), extra: Patterns = ()
+) -> None:
+    """Restore the weights alone, for a stage without an optimizer or a run that begins with them.
+
+    A parameter that is not stored keeps its values if it matches a pattern of `missing`; one that is stored and of no
+    use must match one of `extra`. All ranks look at all of the model's. Raises DataError on every rank for any other
+    difference, and for another model: of its fields only `head` and `tie_word_embeddings` may differ, which decide
+    nothing but which parameters there are.
+    """
+    path, stored, state = checkpoint.path, checkpoint.index.main, weights_only(stage)
+    check_model(path, stored, model, but=NAMED)
+    names = parameters_of(model, state, mesh)
+    check_needed(path, stored, names, missing)
+    check_used(path, stored, names, extra)
     with together(mesh, "checkpoint.read"):
-        _fill(checkpoint, weights_only(stage))
+        fill(path, MAIN, stored.parameters, state)
+
+
+def state_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The algorithm's own tensors that were saved with the models, on the CPU; none where there were none."""
+    return load_file(checkpoint.path / STATE) if STATE in checkpoint.index.files else {}
+
+
+def identity(checkpoint: Checkpoint) -> Base:
+    """What another checkpoint's index says of this one to stand on it."""
+    return Base(str(checkpoint.path.absolute()), checkpoint.index.xxh3)
+
+
+def base_of(checkpoint: Checkpoint) -> Base | None:
+    """What the main model stands on; None where all of it is stored."""
+    return checkpoint.index.main.base
+
+
+def open_base(checkpoint: Checkpoint, mesh: Mesh) -> Checkpoint:
+    """Find and verify what the main model stands on. Raises DataError where it is gone or another one now."""
+    base = base_of(checkpoint)
+    if base is None:
+        raise DataError(f"{checkpoint.path} stands on no other checkpoint: all of its weights are in it")
+    with together(mesh, "checkpoint.base"):
+        _check_base(checkpoint.path, base)
+    return open_checkpoint(base.path, mesh)
+
+
+def _check_base(path: Path, base: Base) -> None:
+    try:
+        found = Index.load(Path(base.path)).xxh3
+    except DataError as error:
+        raise DataError(f"{path} stands on {base.path} (checksum {base.xxh3}), which cannot be read: {error}") from None
+    if found != base.xxh3:
+        raise DataError(
+            f"{path} stands on {base.path} with the checksum {base.xxh3}; what is there now has {found}: it must be "
+            f"the checkpoint that was trained on"
+        )
+
+
+def _stored(checkpoint: Checkpoint, name: str) -> StoredModel:
+    if name == MAIN:
+        return checkpoint.index.main
+    if name not in checkpoint.index.others:
+        there = ", ".join(checkpoint.index.others) or "none"
+        raise DataError(f"{checkpoint.path} has no model {name}; beside its own it has {there}")
+    return checkpoint.index.others[name]
+
+
+def _check(path: Path, stored: StoredModel, trainer: Trainable) -> None:
+    """What all ranks see alike: whether it is the model, and whether it is whole."""
+    model = trainer.config.model
+    check_model(path, stored, model)
+    names = parameters_of(model, training_state(trainer), trainer.mesh)
+    check_used(path, stored, names)
+    if stored.base is None:
+        check_needed(path, stored, names)
+
+
+def _restore(path: Path, name: str, stored: StoredModel, trainer: Trainable) -> None:
+    """One model's whole state, or its trained part where the rest is a base's."""
+    state = training_state(trainer)
+    if stored.base is not None:
+        _check_base(path, stored.base)
+        check_needed(path, stored, names_of(trained_only(state)))
+    fill(path, name, stored.parameters, state)
 
 
 def _newest(paths: list[Path], mesh: Mesh) -> Checkpoint | None:
@@ -118,53 +200,3 @@ def _verified(path: Path, mesh: Mesh) -> Checkpoint:
         if mesh.rank == 0:
             index.check_whole()
     return Checkpoint(path, index)
-
-
-def _check_model(checkpoint: Checkpoint, model: ModelConfig) -> None:
-    try:
-        stored = ModelConfig.model_validate(dict(checkpoint.index.model))
-    except ValidationError:
-        raise DataError(
-            f"{checkpoint.path} has a model that this program cannot build: {dict(checkpoint.index.model)}"
-        ) from None
-    ours, theirs = model.model_dump(), stored.model_dump()
-    wrong = [f"model.{name} = {theirs[name]} (here {ours[name]})" for name in ours if ours[name] != theirs[name]]
-    if wrong:
-        raise DataError(f"{checkpoint.path} is of another model: it has {', '.join(wrong)}; they must be equal")
-
-
-def _fill(checkpoint: Checkpoint, state: Sequence[tuple[Shards, Flats]]) -> None:
-    """Every box from its blocks; padding becomes zero. Opens each file once, reads only what overlaps."""
-    for _, flats in state:
-        for flat in flats.values():
-            flat.zero_()
-    by_file: dict[str, list[tuple[Box, Flats, Read]]] = defaultdict(list)
-    for box, flats in all_boxes(state):
-        for read in _reads(checkpoint, box):
-            by_file[read.block.file].append((box, flats, read))
-    for name, jobs in by_file.items():
-        with safe_open(checkpoint.path / name, framework="pt") as file:
-            for box, flats, read in jobs:
-                _copy(file, box, flats, read)
-    for shards, _ in state:
-        shards.release()  # gathered weights are stale now
-        shards.refresh()
-
-
-def _reads(checkpoint: Checkpoint, box: Box) -> Iterable[Read]:
-    parameter = checkpoint.index.parameters.get(box.logical.name)
-    if parameter is None:
-        raise DataError(f"{checkpoint.path} has no parameter {box.logical.name}, which the model needs")
-    if parameter.shape != box.logical.shape:
-        raise DataError(
-            f"{checkpoint.path} has {box.logical.name} with shape {list(parameter.shape)}, "
-            f"the model needs {list(box.logical.shape)}"
-        )
-    return plan_reads(box.start, box.shape, parameter.blocks)
-
-
-@torch.no_grad()
-def _copy(file: Any, box: Box, flats: Flats, read: Read) -> None:
-    for kind, flat in flats.items():
-        stored: Tensor = file.get_slice(key(kind, box.logical.name, read.block))[read.source]
-        view(flat, box)[read.target].copy_(stored)

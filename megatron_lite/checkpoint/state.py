@@ -14,6 +14,7 @@ from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.parallel.zero import Shards
 
 Flats = Mapping[str, Tensor]  # kind -> flat shard
+State = Sequence[tuple[Shards, Flats]]
 
 
 class Trainable(Protocol):
@@ -25,19 +26,25 @@ class Trainable(Protocol):
     optimizer: AdamW
 
 
-def training_state(trainer: Trainable) -> list[tuple[Shards, Flats]]:
-    """Each of the stage's shards with its master weights and both moments."""
+def training_state(trainer: Trainable) -> State:
+    """Each of the stage's shards with its weights, and with both moments where it is trained."""
+    optimizer = trainer.optimizer
+    moments = {id(shards): pair for shards, pair in zip(optimizer.shards, optimizer.moments, strict=True)}
     return [
-        (shards, dict(zip(KINDS, (shards.values, *moments), strict=True)))
-        for shards, moments in zip(trainer.optimizer.shards, trainer.optimizer.moments, strict=True)
+        (shards, dict(zip(KINDS, (shards.values, *moments.get(id(shards), ())), strict=False)))
+        for shards in trainer.stage.shards
     ]
 
 
-def weights_only(stage: Stage) -> list[tuple[Shards, Flats]]:
+def trained_only(state: State) -> State:
+    return [(shards, flats) for shards, flats in state if shards.trained]
+
+
+def weights_only(stage: Stage) -> State:
     return [(shards, {"master": shards.values}) for shards in stage.shards]
 
 
-def owned_boxes(state: Sequence[tuple[Shards, Flats]], mesh: Mesh) -> Iterator[tuple[Box, Flats]]:
+def owned_boxes(state: State, mesh: Mesh) -> Iterator[tuple[Box, Flats]]:
     """The boxes that this rank saves, each element of the model on exactly one rank."""
     for shards, flats in state:
         for local, box in shards.layout.boxes(shards.sharding.rank):
@@ -45,13 +52,28 @@ def owned_boxes(state: Sequence[tuple[Shards, Flats]], mesh: Mesh) -> Iterator[t
                 yield box, flats
 
 
-def all_boxes(state: Sequence[tuple[Shards, Flats]]) -> Iterator[tuple[Box, Flats]]:
+def all_boxes(state: State) -> Iterator[tuple[Box, Flats]]:
     """The boxes that this rank holds, replicas and tied copies too."""
     for shards, flats in state:
         for _, box in shards.layout.boxes(shards.sharding.rank):
             yield box, flats
 
 
+def names_of(state: State) -> list[str]:
+    """Of the parameters that this rank's shards have rows of, whichever rank holds them."""
+    packs = (packed for shards, _ in state for local in shards.layout.locals for packed in local.pieces)
+    return list(dict.fromkeys(packed.logical.name for packed in packs))
+
+
 def view(flat: Tensor, box: Box) -> Tensor:
     """The box's place in a flat shard."""
     return flat[box.offset : box.offset + box.size].view(box.shape)
+
+
+def padding(shards: Shards) -> Iterator[slice]:
+    """What of a flat shard lies in no box."""
+    end = 0
+    for _, box in sorted(shards.layout.boxes(shards.sharding.rank), key=lambda pair: pair[1].offset):
+        yield slice(end, box.offset)
+        end = box.offset + box.size
+    yield slice(end, shards.layout.size)

@@ -1,3 +1,4 @@
+import math
 import random
 from itertools import pairwise
 
@@ -44,6 +45,21 @@ def test_only_the_overlap_is_read():
 
 def test_blocks_that_only_touch_a_box_are_not_read():
     assert plan_reads((4,), (4,), [Block("a", (0,), (4,)), Block("b", (8,), (4,))]) == []
+
+
+@pytest.mark.parametrize("most", [1, 7, 20, 1000])
+def test_the_portions_of_a_read_are_whole_rows_and_make_it_up(most):
+    (read,) = plan_reads((2, 3), (6, 4), [Block("a", (1, 1), (5, 7))])
+    portions = list(read.portions(most))
+    assert sum(portion.size for portion in portions) == read.size
+    assert all((portion.source[1], portion.target[1]) == (read.source[1], read.target[1]) for portion in portions)
+    for side in ("source", "target"):
+        rows = [getattr(portion, side)[0] for portion in portions]
+        all_of_them = getattr(read, side)[0]
+        assert [row for some in rows for row in range(some.start, some.stop)] == list(
+            range(all_of_them.start, all_of_them.stop)
+        )
+    assert len(portions) == math.ceil(4 / max(1, most // 7))
 
 
 @pytest.mark.parametrize("shape", [(13,), (9, 14)])

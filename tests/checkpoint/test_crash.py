@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from support.checkpoints import assert_same, owned, save_while_one_rank_cannot_write, spoil, whole
 from support.layouts import Layout, build_trainer
 
-from megatron_lite.checkpoint import files, find, load, open_checkpoint, save
+from megatron_lite.checkpoint import files, find, load, open_checkpoint, save, state_tensors
 from megatron_lite.checkpoint.directory import candidates
 from megatron_lite.checkpoint.state import training_state
 
@@ -70,13 +71,15 @@ def mark(trainer, step: int) -> None:
 def saved(directory: Path, trainer, step: int) -> None:
     mark(trainer, step)
     trainer.optimizer.updates = step
-    save(directory, trainer, step, 12 * step)
+    save(directory, trainer, step, 12 * step, tensors={"step": torch.tensor(step)})
 
 
 def newest(directory: Path, trainer) -> int:
-    """Load the newest; the step it says must be the step that its tensors say."""
+    """Load the newest; the step it says must be the one that all of its tensors say."""
     spoil(trainer)
-    progress = load(find(directory, "auto", trainer.mesh), trainer)
+    checkpoint = find(directory, "auto", trainer.mesh)
+    progress = load(checkpoint, trainer)
+    assert state_tensors(checkpoint)["step"].item() == progress.step
     found = whole([owned(trainer)])
     mark(trainer, progress.step)
     assert_same(found, whole([owned(trainer)]))

@@ -4,10 +4,10 @@ import os
 import pytest
 import torch
 from safetensors import safe_open
-from support.checkpoints import assert_same, error_of_loading, owned, spoil, train, whole
+from support.checkpoints import alter_index, assert_same, error_of_loading, owned, spoil, train, whole
 from support.layouts import Layout, build_trainer
 
-from megatron_lite.checkpoint import files, find, load, open_checkpoint, save
+from megatron_lite.checkpoint import find, load, open_checkpoint, save
 from megatron_lite.errors import DataError
 
 LAYOUT = Layout(layers=2)
@@ -25,14 +25,6 @@ def directory(tmp_path, trainer):
         train(trainer, range(step, step + 1))
         save(tmp_path / "checkpoints", trainer, step, 12 * step, extra={"note": [1, "two"]})
     return tmp_path / "checkpoints"
-
-
-def alter_index(checkpoint, change) -> None:
-    """Change the index's content under a right checksum, as a faulty program would."""
-    path = checkpoint / "index.json"
-    tree = json.loads(path.read_text())["checkpoint"]
-    change(tree)
-    path.write_text(json.dumps({"xxh3": files.text_checksum(files.canonical(tree)), "checkpoint": tree}))
 
 
 def flip_bit(path, position: int) -> None:
@@ -176,7 +168,8 @@ def test_a_checkpoint_is_safetensors_and_json_that_say_what_they_hold(directory)
     tree = json.loads((directory / "step_2" / "index.json").read_text())["checkpoint"]
     assert tree["model"]["hidden_size"] == 32 and tree["config"]["train"]["seed"] == 7
     assert tree["parameters"]["model.layers.1.mlp.down_proj.weight"] == {
-        "shape": [32, 40], "dtype": "float64", "blocks": [["rank_00000.safetensors", [0, 0], [32, 40]]]
+        "shape": [32, 40], "dtype": "float64", "trained": True,
+        "blocks": [["rank_00000.safetensors", [0, 0], [32, 40]]],
     }  # fmt: skip
     with safe_open(directory / "step_2" / "rank_00000.safetensors", "pt") as file:
         assert file.get_tensor("exp_avg/model.norm.weight[0:32]").shape == (32,)

@@ -1,6 +1,9 @@
 """What ranks do in the checkpoint tests, and how their states are compared."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +12,11 @@ from support.layouts import Blocks, Layout, Tensors, build_trainer, my_batches
 from megatron_lite.checkpoint import files, find, load, open_checkpoint, save
 from megatron_lite.checkpoint.index import KINDS
 from megatron_lite.checkpoint.state import all_boxes, owned_boxes, training_state, view
+from megatron_lite.config import Config, resolve
 from megatron_lite.errors import DataError
+from megatron_lite.mesh import Mesh, MeshShape, build_mesh
+from megatron_lite.model.initialization import fill_box
+from megatron_lite.model.model import Model
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.training.step import Trainer
 
@@ -42,6 +49,46 @@ def outside_sum(trainer: Trainer) -> float:
                 view(rest, box).zero_()
             total += rest.abs().sum().item()
     return total
+
+
+def alter_index(checkpoint: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the index's content under a right checksum, as another program would."""
+    path = checkpoint / "index.json"
+    tree = json.loads(path.read_text())["checkpoint"]
+    change(tree)
+    path.write_text(json.dumps({"xxh3": files.text_checksum(files.canonical(tree)), "checkpoint": tree}))
+
+
+def mesh_of(layout: Layout) -> Mesh:
+    shape = MeshShape(layout.pipeline, layout.data, layout.context, layout.tensor)
+    return build_mesh(shape, torch.device("cpu"))
+
+
+def untrained(layout: Layout, mesh: Mesh | None = None, config: Config | None = None, **model: Any) -> Trainer:
+    """With its first weights; `model` are fields to change. It has made no step, not even on zeros."""
+    config = config or layout.config()
+    config = config.model_copy(update={"model": config.model.model_copy(update=model)})
+    return Trainer(Model(config, resolve(config, layout.world), mesh or mesh_of(layout)))
+
+
+def stamp(trainer: Trainer, seed: int) -> None:
+    """Numbers that depend on the seed, the kind and the place in the logical parameter, on any layout alike."""
+    trainer.optimizer.updates = seed
+    for shards, flats in training_state(trainer):
+        for number, flat in enumerate(flats.values()):
+            for _, box in shards.layout.boxes(shards.sharding.rank):
+                fill_box(flat, box, 10 * seed + number, flat.dtype)
+                view(flat, box).add_(seed + number)
+        shards.refresh()
+
+
+def error_of(action: Callable[..., Any], *arguments: Any, **named: Any) -> str:
+    """Of a DataError that must come."""
+    try:
+        action(*arguments, **named)
+    except DataError as error:
+        return str(error)
+    raise AssertionError(f"{action.__name__} succeeded")
 
 
 def train(trainer: Trainer, steps: range) -> list[float]:
