@@ -295,11 +295,16 @@ class TrainConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """`every` steps (null: only at the end), `keep` the newest; `resume`: auto, none, or a checkpoint's path."""
+    """`every` steps (null: only at the end), `keep` the newest; `resume`: auto, none, or a checkpoint's path.
+
+    `init` is a checkpoint, or a run directory (its newest), whose weights alone a run begins with at step 0, once: it
+    goes on from its own checkpoints where it has any (null: weights begin as `train.seed` says).
+    """
 
     every: Positive | None = 1000
     keep: Positive | None = 3
     resume: str = "auto"
+    init: str | None = None
 
 
 class Config(Section):

@@ -205,6 +205,15 @@ class Run:
             self.done, self.samples = state.step, state.samples
             if self.writes:
                 log.info("resumed from %s", found)
+        elif self.config.checkpoint.init is not None:
+            self._begin_from(self.config.checkpoint.init)
+
+    def _begin_from(self, path: str) -> None:
+        """Another run's weights alone; the optimizer, the data and the count of steps begin anew."""
+        found = checkpoint.open_checkpoint(path, self.mesh)
+        checkpoint.load_weights(found, self.config.model, self.trainer.stage, self.mesh)
+        if self.writes:
+            log.info("begins with the weights of %s", found)
 
     def _refuse_another_order(self, found: checkpoint.Checkpoint, extra: Mapping[str, Any]) -> None:
         """Megatron's order is one of the whole run: in a run of another length, other samples come first."""
