@@ -13,10 +13,12 @@ The mesh is built once, in a command, and handed down. Nothing in the package as
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Self
 
 import torch
 import torch.distributed as dist
 
+from megatron_lite.config import Resolved
 from megatron_lite.device import Urgency, group_options, synchronize
 from megatron_lite.parallel.collectives import Communicator, Recorder, alone, default_store
 from megatron_lite.parallel.pipeline.messages import Edges
@@ -40,6 +42,12 @@ class MeshShape:
     context: int = 1
     tensor: int = 1
     zero_group: int | None = None
+
+    @classmethod
+    def of(cls, resolved: Resolved) -> Self:
+        """What a configuration comes to on its world."""
+        sizes = (resolved.pipeline, resolved.data, resolved.context, resolved.tensor)
+        return cls(*sizes, zero_group=resolved.zero_group)
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -100,7 +108,7 @@ def build_mesh(shape: MeshShape, device: torch.device, placement: Placement | No
                ) -> Mesh:  # fmt: skip
     """Build the mesh over the default process group, or for one process without any, and connect all that it has.
 
-    `placement` says where the model's pieces lie on the stages, one on each where it is left out; `timeout` is that of
+    `placement` says where the model's virtual stages lie, one on each stage where it is left out; `timeout` is that of
     every group (None: torch's own). Raises ValueError when the world has another size than the shape.
     """
     placement = placement or Placement(shape.pipeline)
@@ -190,9 +198,16 @@ def _distinct(mesh: Mesh) -> list[Communicator]:
 
 
 def _zero_groups(zero: Communicator, group: int | None, make: _Groups) -> tuple[Communicator, Communicator]:
-    """(sharding, replicas): blocks of `group` neighbours on the zero axis, and the ranks at one place in each block."""
+    """(sharding, replicas): blocks of `group` neighbours on the zero axis, and the ranks at one place in each block.
+
+    Gathers stay within a block, as a node's ranks, and what crosses blocks is one all-reduce of each shard's gradient a
+    step (hierarchical sharding, as in Zhao et al. 2023, arXiv 2304.11277, section 3.2.2).
+    """
+    me = alone(zero.ranks[zero.rank])
     if group is None or group == zero.size:
-        return zero, alone(zero.ranks[zero.rank])
+        return zero, me
+    if group == 1:
+        return me, zero
     block, place = divmod(zero.rank, group)
     sharding = make("zero.sharding", zero.ranks[block * group : (block + 1) * group], urgency="first")
     return sharding, make("zero.replicas", zero.ranks[place::group])

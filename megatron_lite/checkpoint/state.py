@@ -61,7 +61,7 @@ def all_boxes(state: State) -> Iterator[tuple[Box, Flats]]:
 
 def names_of(state: State) -> list[str]:
     """Of the parameters that this rank's shards have rows of, whichever rank holds them."""
-    packs = (packed for shards, _ in state for local in shards.layout.locals for packed in local.pieces)
+    packs = (packed for shards, _ in state for local in shards.layout.locals for packed in local.packs)
     return list(dict.fromkeys(packed.logical.name for packed in packs))
 
 

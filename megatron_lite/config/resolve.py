@@ -22,13 +22,15 @@ class Resolved:
     virtual_stages: int  # chunks of the model on a stage
     context: int
     data: int
-    zero_size: int  # ranks that ZeRO shards a unit over: data x context
+    zero_group: int  # ranks that share one set of shards: 1 at ZeRO stage 0
+    zero_size: int  # ranks that see different tokens: data x context
+    zero_group: int  # those of them that share one set of shards; 1 at ZeRO stage 0, where each has all
     microbatches: int  # forward passes a rank runs each step
     local_batch_size: int  # sequences a data rank takes each step: microbatches x micro_batch_size
     tokens_per_step: int  # over all ranks
     head_dim: int
     padded_vocab_size: int  # the vocabulary rounded up to a multiple of 16 x `tensor`
-    stage_layers: tuple[int, ...]  # blocks of each piece: of each stage, or with virtual stages of each chunk, in order
+    stage_layers: tuple[int, ...]  # blocks of each virtual stage, in order
     recompute: tuple[Recompute, ...]  # for each block of the model: none, selective or full
     compute_dtype: str  # weights and activations
     master_dtype: str  # master weights, moments, gradient accumulation
@@ -61,6 +63,7 @@ def resolve(config: Config, world_size: int) -> Resolved:
         context=parallel.context,
         data=data,
         zero_size=data * parallel.context,
+        zero_group=1 if parallel.zero_stage == 0 else (parallel.zero_group or data * parallel.context),
         microbatches=microbatches,
         local_batch_size=train.global_batch_size // data,
         tokens_per_step=train.global_batch_size * train.sequence_length,
@@ -79,26 +82,26 @@ LEAST_GAIN = 0.05
 
 
 def split_layers(layers: int, stages: int, chunks: int, head: float) -> tuple[int, ...]:
-    """Blocks of each piece, that is of each of a stage's chunks, in order: as even as possible, but for the logits.
+    """Blocks of each virtual stage, in order: as even as possible, but for the logits.
 
-    Those, on the last piece, take the work of `head` blocks. It has fewer blocks where that relieves the heaviest piece
-    of LEAST_GAIN or more of a stage's work.
+    Those, on the last one, take the work of `head` blocks. It has fewer blocks where that relieves the heaviest of
+    LEAST_GAIN or more of a stage's work.
     """
     even, balanced = (_share(layers, stages * chunks, counted) for counted in (0.0, head))
     gain = _heaviest(even, head) - _heaviest(balanced, head)
     return balanced if gain >= LEAST_GAIN * (layers / stages + head) else even
 
 
-def _share(layers: int, pieces: int, head: float) -> tuple[int, ...]:
-    """One block for each piece, the others one by one to the piece with the least work.
+def _share(layers: int, count: int, head: float) -> tuple[int, ...]:
+    """One block for each virtual stage, the others one by one to that with the least work.
 
     Of equals to the middle ones first, the later before the earlier, since 1F1B keeps fewer activations there; then to
     the first; to the last, which also computes the logits, last of all.
     """
-    blocks = [1] * pieces
-    order = [*range(pieces - 2, 0, -1), 0, pieces - 1] if pieces > 1 else [0]
-    for _ in range(layers - pieces):
-        blocks[min(order, key=lambda piece: blocks[piece] + head * (piece == pieces - 1))] += 1
+    blocks = [1] * count
+    order = [*range(count - 2, 0, -1), 0, count - 1] if count > 1 else [0]
+    for _ in range(layers - count):
+        blocks[min(order, key=lambda number: blocks[number] + head * (number == count - 1))] += 1
     return tuple(blocks)
 
 
@@ -161,17 +164,17 @@ def _data_size(parallel: ParallelConfig, world_size: int) -> int:
 
 def _stage_layers(config: Config) -> tuple[int, ...]:
     parallel, model, layers = config.parallel, config.model, config.model.num_hidden_layers
-    pieces = parallel.pipeline * parallel.virtual_stages
+    count = parallel.pipeline * parallel.virtual_stages
     named = f"parallel.pipeline = {parallel.pipeline}"
     if parallel.virtual_stages > 1:
         named += f" x parallel.virtual_stages = {parallel.virtual_stages}"
-    if pieces > layers:
+    if count > layers:
         raise UsageError(f"{named}: must not exceed model.num_hidden_layers = {layers}")
     if parallel.stage_layers is None:
         head = head_products(model) / block_products(model, config.train.sequence_length)
         return split_layers(layers, parallel.pipeline, parallel.virtual_stages, head)
     given = list(parallel.stage_layers)
-    if len(given) != pieces:
+    if len(given) != count:
         raise UsageError(f"parallel.stage_layers = {given}: must have one entry for each of {named} stages")
     if sum(given) != layers:
         raise UsageError(

@@ -94,7 +94,7 @@ def preprocess(
         say(line)
     else:
         tokenizer = Tokenizer(settings.tokenizer_model)
-    run = Run(inputs, output_prefix, settings, tokenizer, skip_malformed)
+    run = Binarization(inputs, output_prefix, settings, tokenizer, skip_malformed)
     if run.resumed:
         say(
             f"going on at {inputs[run.place.file] if run.place.file < len(inputs) else 'the end'}, record "
@@ -121,7 +121,7 @@ def preprocess(
     return run.report
 
 
-class Run:
+class Binarization:
     """What this process writes, and how far it is."""
 
     def __init__(

@@ -17,7 +17,7 @@ from megatron_lite.checkpoint import Checkpoint, load_weights
 from megatron_lite.config import Config, config_from_tree, resolve
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.inference.cache import Cache, slice_of
-from megatron_lite.inference.stage_pass import from_end, run_pieces
+from megatron_lite.inference.stage_pass import from_end, run_stages
 from megatron_lite.kernels.choice import kernels_of
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.build import build_stage, choice_of, undivided
@@ -74,7 +74,7 @@ class LanguageModel:
         rows, length = tokens.shape
         new = slice_of(positions, end, self.config.model, self.dtype)
         message = Message((length, rows, self.config.model.hidden_size), self.dtype, self.device)
-        return run_pieces(self.stage, self.mesh.edges, tokens.t().contiguous(), new, cache, message)
+        return run_stages(self.stage, self.mesh.edges, tokens.t().contiguous(), new, cache, message)
 
     @torch.no_grad()
     def next_logits(self, tokens: Tensor, positions: Tensor, last: Tensor, end: int, cache: Cache) -> Tensor | None:

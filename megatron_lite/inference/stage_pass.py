@@ -1,7 +1,7 @@
-"""New tokens through the model's pieces, one after the other, each beside its part of a cache: forward alone.
+"""New tokens through the model's virtual stages, one after the other, each beside its part of a cache: forward alone.
 
-    tokens -> embedding, blocks -> | activations [T, B, H] | -> blocks -> ...      pieces, on one stage or on several
-    every stage <- results <- | ... | <- where the model ends                       back through the last pieces
+    tokens -> embedding, blocks -> | activations [T, B, H] | -> blocks -> ...      on one stage or on several
+    every stage <- results <- | ... | <- where the model ends                       back through the last chunks
 
 Every tensor rank has all activations, as units of `undivided` do. Between stages these take the channels of training's
 activations, and what is made of them at the end goes back on those of gradients: no step runs meanwhile.
@@ -20,7 +20,7 @@ from megatron_lite.parallel.vocabulary import vocabulary_embedding
 
 
 @torch.no_grad()
-def run_pieces(stage: Stage, edges: Edges, tokens: Tensor, new: Slice, cache: Cache, message: Message) -> Tensor | None:
+def run_stages(stage: Stage, edges: Edges, tokens: Tensor, new: Slice, cache: Cache, message: Message) -> Tensor | None:
     """tokens int64 [T, B] -> what the head takes, [T, B, H], where the model ends; None on other stages.
 
     `message` is what passes between stages. All stages call it together.
@@ -41,7 +41,7 @@ def run_pieces(stage: Stage, edges: Edges, tokens: Tensor, new: Slice, cache: Ca
 def from_end(made: Tensor | None, edges: Edges, message: Message) -> Tensor:
     """What was made where the model ends, on every stage. All stages call it together; `message` is its form.
 
-    It goes back as gradients do, through the pieces of the last chunk: each stage has one of them.
+    It goes back as gradients do, through the virtual stages of the last chunk: each stage has one of them.
     """
     chunk = edges.placement.chunks - 1
     place = (Action("B", 0, chunk), edges.placement, edges.stage)
@@ -69,6 +69,6 @@ def _receive(channel: Channel, edges: Edges, message: Message, site: str) -> Ten
 
 
 def _send(x: Tensor | None, channel: Channel, edges: Edges, site: str) -> None:
-    assert x is not None  # a piece has units
+    assert x is not None  # a virtual stage has units
     communicator = edges.channels[channel]
     communicator.send(x.contiguous(), 1 - communicator.rank, site).wait()

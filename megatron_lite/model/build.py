@@ -1,7 +1,6 @@
 """From a configuration and a place in the mesh to this rank's stage: which layers, which slices, which shards."""
 
 from collections.abc import Mapping
-from functools import partial
 from itertools import accumulate
 
 import torch
@@ -17,11 +16,11 @@ from megatron_lite.model.parameters import Specification
 from megatron_lite.model.transformer import Block, Embedding
 from megatron_lite.parallel.collectives import alone
 from megatron_lite.parallel.context import KINDS, ContextSplit
-from megatron_lite.parallel.layout import Local
+from megatron_lite.parallel.layout import Local, ShardLayout
 from megatron_lite.parallel.pipeline.stage import Stage, Unit
 from megatron_lite.parallel.tensor import Region, ReplicatedRegion, SequenceRegion
 from megatron_lite.parallel.weights import Numerics
-from megatron_lite.parallel.zero import ShardGroups, Shards, TrainedShards, build_shards, policy
+from megatron_lite.parallel.zero import Shards, TrainedShards
 
 
 def region_of(config: Config, mesh: Mesh) -> Region:
@@ -75,11 +74,9 @@ class _Weights:
 
     def __init__(self, config: Config, resolved: Resolved, mesh: Mesh, kernels: Kernels, trainable: Patterns):
         self.config, self.resolved, self.mesh, self.trainable = config, resolved, mesh, trainable
-        self.rule = policy(config.parallel.zero_stage, config.parallel.regather)
         tensor = mesh.tensor
         self.specification = Specification(config.model, config.train.initializer_range, tensor.size, tensor.rank)
         self.numerics = numerics_of(resolved, mesh.device, kernels)
-        self.groups = ShardGroups(mesh.zero, mesh.sharding, mesh.replicas)
         check_patterns(trainable, self.specification.names())
 
     def of_stage(self) -> dict[str, tuple[Shards, ...]]:
@@ -87,7 +84,7 @@ class _Weights:
         mesh, found = self.mesh, {}
         if mesh.has_embedding:
             found["embedding"] = self._shards("embedding", self.specification.embedding())
-        for layers in pieces_of(self.resolved, mesh):
+        for layers in layers_of_chunks(self.resolved, mesh):
             found |= {f"block.{n}": self._shards(f"block.{n}", self.specification.block(n)) for n in layers}
         if mesh.has_head:
             own = self._shards("head", self.specification.head(beside_embedding=mesh.has_embedding))
@@ -98,11 +95,14 @@ class _Weights:
     def _shards(self, name: str, locals_: list[Local]) -> tuple[Shards, ...]:
         """Those that are trained, those that are frozen, or both."""
         trained, frozen = divided(locals_, self.trainable)
-        make = partial(build_shards, groups=self.groups, rule=self.rule, numerics=self.numerics)
-        shards = [make(name, trained, kind=TrainedShards)] if trained else []
+        shards = [self._make(TrainedShards, name, trained)] if trained else []
         if frozen:
-            shards.append(make(f"{name}.frozen" if trained else name, frozen, kind=Shards))
+            shards.append(self._make(Shards, f"{name}.frozen" if trained else name, frozen))
         return tuple(shards)
+
+    def _make(self, kind: type[Shards], name: str, locals_: list[Local]) -> Shards:
+        sharding, replicas = self.mesh.sharding, self.mesh.replicas
+        return kind(name, ShardLayout(tuple(locals_), sharding.size), sharding, replicas, self.numerics)
 
 
 def build_units(config: Config, resolved: Resolved, mesh: Mesh, weights: Mapping[str, tuple[Shards, ...]],
@@ -111,7 +111,7 @@ def build_units(config: Config, resolved: Resolved, mesh: Mesh, weights: Mapping
     model = config.model
     chunks: list[list[Unit]] = [
         [Block(model, weights[f"block.{n}"], region, resolved.recompute[n]) for n in layers]
-        for layers in pieces_of(resolved, mesh)
+        for layers in layers_of_chunks(resolved, mesh)
     ]
     if mesh.has_embedding:
         chunks[0].insert(0, Embedding(weights["embedding"], region))
@@ -121,11 +121,11 @@ def build_units(config: Config, resolved: Resolved, mesh: Mesh, weights: Mapping
     return Stage(tuple(map(tuple, chunks)), weights)
 
 
-def pieces_of(resolved: Resolved, mesh: Mesh) -> list[range]:
+def layers_of_chunks(resolved: Resolved, mesh: Mesh) -> list[range]:
     """The layers of each chunk of this rank's stage."""
     placement, ends = mesh.edges.placement, list(accumulate(resolved.stage_layers))
-    pieces = [placement.piece(mesh.stage, chunk) for chunk in range(placement.chunks)]
-    return [range(ends[piece] - resolved.stage_layers[piece], ends[piece]) for piece in pieces]
+    numbers = [placement.virtual_stage(mesh.stage, chunk) for chunk in range(placement.chunks)]
+    return [range(ends[number] - resolved.stage_layers[number], ends[number]) for number in numbers]
 
 
 def initialize(stage: Stage, seed: int) -> None:

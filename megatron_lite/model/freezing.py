@@ -30,7 +30,7 @@ def divided(locals_: Iterable[Local], patterns: Patterns) -> tuple[list[Local], 
     trained: list[Local] = []
     frozen: list[Local] = []
     for local in locals_:
-        names = list(dict.fromkeys(piece.logical.name for piece in local.pieces))
+        names = list(dict.fromkeys(packed.logical.name for packed in local.packs))
         chosen = [name for name in names if matches(name, patterns)]
         if 0 < len(chosen) < len(names):
             rest = [name for name in names if name not in chosen]

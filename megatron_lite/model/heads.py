@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_lite.config import ModelConfig, Recompute
 from megatron_lite.model.batch import Microbatch
 from megatron_lite.model.objective import TokenObjective
-from megatron_lite.model.operations import norm
+from megatron_lite.model.operations import norm_and_residual
 from megatron_lite.model.outputs import Made, Outputs, Values
 from megatron_lite.parallel.context import ContextSplit, whole_sequences
 from megatron_lite.parallel.linear_cross_entropy import (
@@ -82,7 +82,7 @@ class Head:
 
     def hidden(self, x: Tensor, temperature: float) -> Tensor:
         """What is projected."""
-        h = norm(x, self.norm, self.model.rms_norm_eps)[0]
+        h = norm_and_residual(x, self.norm, self.model.rms_norm_eps)[0]
         return h if temperature == 1 else h / temperature
 
     def _project(self, h: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class ScalarHead:
         """The microbatch's share of the objective, and what is reported of it."""
         if isinstance(batch.objective, TokenObjective):
             raise TypeError(f"{type(batch.objective).__name__} is an objective over a vocabulary: this model has none")
-        h = norm(x, self.norm, self.model.rms_norm_eps)[0]
+        h = norm_and_residual(x, self.norm, self.model.rms_norm_eps)[0]
         value = outside_linear(h, self.score, self.ending.region, "head.values").squeeze(-1)
         outputs = Values(*whole_sequences(value.unsqueeze(0), self.ending.split, "head.outputs"))
         scalar, numbers = batch.objective.loss(outputs, batch.sequences, batch.denominators)

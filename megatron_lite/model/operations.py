@@ -19,7 +19,7 @@ from megatron_lite.parallel.context import Attention, ContextSplit, Documents, a
 from megatron_lite.parallel.weights import Weight
 
 
-def norm(x: Tensor, weight: Weight, eps: float) -> tuple[Tensor, Tensor]:
+def norm_and_residual(x: Tensor, weight: Weight, eps: float) -> tuple[Tensor, Tensor]:
     """(RMSNorm of x, x): what goes on beside the norm, so that both gradients are added in the norm's own backward."""
     return _Norm.apply(x, weight, eps)
 

@@ -1,4 +1,4 @@
-"""The parameter specification: every weight of the model, its Hugging Face name, and each tensor rank's piece of it.
+"""The parameter specification: every weight of the model, its Hugging Face name, and each tensor rank's part of it.
 
     weight       local shape                      packs                             split
     embed        [V / tp, H]                      embed_tokens                      rows
@@ -19,7 +19,7 @@ from math import sqrt
 
 from megatron_lite.config import ModelConfig
 from megatron_lite.config.alignment import vocabulary_share
-from megatron_lite.parallel.layout import Local, Logical, Piece
+from megatron_lite.parallel.layout import Local, Logical, Packed
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Specification:
         """Of every parameter of the model."""
         layers = range(self.model.num_hidden_layers)
         units = [self.embedding(), *(self.block(layer) for layer in layers), self.head(beside_embedding=False)]
-        pieces = (piece for unit in units for local in unit for piece in local.pieces)
-        return list(dict.fromkeys(piece.logical.name for piece in pieces))
+        packs = (packed for unit in units for local in unit for packed in local.packs)
+        return list(dict.fromkeys(packed.logical.name for packed in packs))
 
     def embedding(self) -> list[Local]:
         return [self._vocabulary("embed", self._embed_tokens)]
@@ -46,7 +46,7 @@ class Specification:
         norm = self._norm("norm", "model.norm.weight")
         if self.model.head == "scalar":
             score = Logical("score.weight", (1, self.model.hidden_size), self.deviation, True)
-            return [Local("score", score.shape, (Piece(score, 0, 1, (0, 0)),), replicated=True), norm]
+            return [Local("score", score.shape, (Packed(score, 0, 1, (0, 0)),), replicated=True), norm]
         if not self.model.tie_word_embeddings:
             size = (self.model.vocab_size, self.model.hidden_size)
             return [self._vocabulary("lm_head", Logical("lm_head.weight", size, self.deviation, True)), norm]
@@ -82,34 +82,34 @@ class Specification:
     def _packed_qkv(self, q: Logical, k: Logical, v: Logical) -> Local:
         """For each local key-value head its query heads, the key head, the value head."""
         groups = self.model.num_key_value_heads // self.tensor
-        pieces, row = [], 0
+        packs, row = [], 0
         for group in range(self.rank * groups, (self.rank + 1) * groups):
             for logical in (q, k, v):
                 rows = logical.shape[0] // self.model.num_key_value_heads
-                pieces.append(Piece(logical, row, rows, (group * rows, 0)))
+                packs.append(Packed(logical, row, rows, (group * rows, 0)))
                 row += rows
-        return Local("qkv", (row, q.shape[1]), tuple(pieces))
+        return Local("qkv", (row, q.shape[1]), tuple(packs))
 
     def _packed_rows(self, name: str, logicals: list[Logical]) -> Local:
         """This rank's rows of each logical parameter, one parameter after the other."""
-        pieces, row = [], 0
+        packs, row = [], 0
         for logical in logicals:
             rows = logical.shape[0] // self.tensor
-            pieces.append(Piece(logical, row, rows, (self.rank * rows, 0)))
+            packs.append(Packed(logical, row, rows, (self.rank * rows, 0)))
             row += rows
-        return Local(name, (row, logicals[0].shape[1]), tuple(pieces))
+        return Local(name, (row, logicals[0].shape[1]), tuple(packs))
 
     def _columns(self, name: str, logical: Logical) -> Local:
         rows, columns = logical.shape[0], logical.shape[1] // self.tensor
-        return Local(name, (rows, columns), (Piece(logical, 0, rows, (0, self.rank * columns)),))
+        return Local(name, (rows, columns), (Packed(logical, 0, rows, (0, self.rank * columns)),))
 
     def _vocabulary(self, name: str, logical: Logical, owner: bool = True) -> Local:
         rows = vocabulary_share(logical.shape[0], self.tensor)
         first = self.rank * rows
         real = min(max(logical.shape[0] - first, 0), rows)
-        # A rank of padding alone keeps an empty piece, so that the weight still knows its logical parameter.
-        return Local(name, (rows, logical.shape[1]), (Piece(logical, 0, real, (first, 0)),), owner=owner)
+        # A rank of padding alone keeps an empty one, so that the weight still knows its logical parameter.
+        return Local(name, (rows, logical.shape[1]), (Packed(logical, 0, real, (first, 0)),), owner=owner)
 
     def _norm(self, name: str, logical_name: str) -> Local:
         logical = Logical(logical_name, (self.model.hidden_size,), None, False)
-        return Local(name, logical.shape, (Piece(logical, 0, self.model.hidden_size, (0,)),), replicated=True)
+        return Local(name, logical.shape, (Packed(logical, 0, self.model.hidden_size, (0,)),), replicated=True)

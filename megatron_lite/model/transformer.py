@@ -4,7 +4,8 @@
 
 A unit's weights may lie in several shards, those that are trained and those that are frozen; it knows them by name.
 Between units activations are [T/tp, B, H] under sequence parallelism, [T, B, H] without. A block's four collectives
-stand in its four products: enter, leave, enter, leave (parallel/tensor.py).
+stand in its four products: enter, leave, enter, leave (parallel/tensor.py). What each line takes and keeps in memory is
+told line by line in planning/unit_memory.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +15,15 @@ from torch import Tensor
 
 from megatron_lite.config import ModelConfig, Recompute
 from megatron_lite.model.batch import Microbatch
-from megatron_lite.model.operations import AttentionMetadata, add_norm, causal_attention, norm, rotate, swiglu
-from megatron_lite.parallel.tensor import Region, enter_linear, linear_leave
+from megatron_lite.model.operations import (
+    AttentionMetadata,
+    add_norm,
+    causal_attention,
+    norm_and_residual,
+    rotate,
+    swiglu,
+)
+from megatron_lite.parallel.tensor import Region, enter_linear, linear_leave, recomputed_linear_leave
 from megatron_lite.parallel.vocabulary import vocabulary_embedding
 from megatron_lite.parallel.zero import Shards, weights_by_name
 
@@ -43,6 +51,7 @@ class Block:
         self.queries = model.num_attention_heads // model.num_key_value_heads  # of a key-value head
         weights = weights_by_name(shards)
         self.qkv, self.o, self.gate_up, self.down = (weights[name] for name in ("qkv", "o", "gate_up", "down"))
+        self.leave = recomputed_linear_leave if recompute == "selective" else linear_leave
         self.attention_norm, self.mlp_norm = weights["attention_norm"], weights["mlp_norm"]
 
     def forward(self, x: Tensor, batch: Microbatch) -> Tensor:
@@ -56,13 +65,13 @@ class Block:
         `rotate` turns packed queries and keys by their positions, in place; `attention` takes [T, B, packed QKV] to
         [T, B, heads D] and may run twice, when it is recomputed.
         """
-        region, eps, again = self.region, self.model.rms_norm_eps, self.recompute == "selective"
-        h, x = norm(x, self.attention_norm, eps)
+        region, eps = self.region, self.model.rms_norm_eps
+        h, x = norm_and_residual(x, self.attention_norm, eps)
         h = rotate(enter_linear(h, self.qkv, region, "attention.enter"))
-        h = linear_leave(h, attention, self.o, region, "attention.leave", again)
+        h = self.leave(h, attention, self.o, region, "attention.leave")
         h, x = add_norm(h, x, self.mlp_norm, eps)
         h = enter_linear(h, self.gate_up, region, "mlp.enter")
-        return linear_leave(h, partial(swiglu, kernels=self.kernels), self.down, region, "mlp.leave", again).add_(x)
+        return self.leave(h, partial(swiglu, kernels=self.kernels), self.down, region, "mlp.leave").add_(x)
 
     def _rotate(self, qkv: Tensor, metadata: AttentionMetadata) -> Tensor:
         return rotate(qkv, metadata.angles, self.queries, self.model.head_dim, self.kernels)

@@ -1,4 +1,4 @@
-"""Who owns which piece of which parameter. Integers only: nothing here sends, and nothing allocates.
+"""Who owns which part of which parameter. Integers only: nothing here sends, and nothing allocates.
 
 Three views of a weight:
 
@@ -27,7 +27,7 @@ class Logical:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Packed:
     """Rows [row, row + rows) of a local weight hold a block of a logical parameter that begins at `start`."""
 
     logical: Logical
@@ -38,18 +38,18 @@ class Piece:
 
 @dataclass(frozen=True)
 class Local:
-    """A weight as one tensor rank holds it. Rows that no piece covers are padding: zero, and never trained."""
+    """A weight as one tensor rank holds it. Rows that nothing is packed into are padding: zero, and never trained."""
 
     name: str
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    packs: tuple[Packed, ...]
     replicated: bool = False  # the same on every tensor rank
     inside: bool = False  # of a replicated one: used within regions, where a rank's gradient is of its own features
     owner: bool = True  # False: a copy, tied to the weight of another stage, which counts in the norm and is saved
 
     @property
     def weight_decay(self) -> bool:
-        return self.pieces[0].logical.weight_decay
+        return self.packs[0].logical.weight_decay
 
     @property
     def row_size(self) -> int:
@@ -126,12 +126,12 @@ class ShardLayout:
         for local, begin, _ in self.ranges():
             rows = self.rows(local)
             first, last = rank * rows, (rank + 1) * rows
-            for piece in local.pieces:
-                low, high = max(first, piece.row), min(last, piece.row + piece.rows)
+            for packed in local.packs:
+                low, high = max(first, packed.row), min(last, packed.row + packed.rows)
                 if low < high:
-                    start = (piece.start[0] + low - piece.row, *piece.start[1:])
+                    start = (packed.start[0] + low - packed.row, *packed.start[1:])
                     box = Box(
-                        piece.logical, start, (high - low, *local.shape[1:]), begin + (low - first) * local.row_size
+                        packed.logical, start, (high - low, *local.shape[1:]), begin + (low - first) * local.row_size
                     )
                     found.append((local, box))
         return found

@@ -103,16 +103,19 @@ def inside_linear(x: Tensor, weight: Weight) -> Tensor:
     return _InsideLinear.apply(x, weight)
 
 
-def linear_leave(
-    x: Tensor, core: Callable[[Tensor], Tensor], weight: Weight, region: Region, site: str, recompute: bool
-) -> Tensor:
+def linear_leave(x: Tensor, core: Callable[[Tensor], Tensor], weight: Weight, region: Region, site: str) -> Tensor:
     """core(x), then the row-parallel product, leaving the region: [T, B, .] -> [T or T/tp, B, rows].
 
-    `core` (attention, SwiGLU) has no weights. With `recompute` only x is kept for backward, and core runs again there.
+    `core` is attention or SwiGLU.
     """
-    if recompute:
-        return _RecomputedLinearLeave.apply(x, core, weight, region, site)
     return _LinearLeave.apply(core(x), weight, region, site)
+
+
+def recomputed_linear_leave(
+    x: Tensor, core: Callable[[Tensor], Tensor], weight: Weight, region: Region, site: str
+) -> Tensor:
+    """The same, but only x is kept for backward, where core runs again; it has no weights."""
+    return _RecomputedLinearLeave.apply(x, core, weight, region, site)
 
 
 def outside_linear(x: Tensor, weight: Weight, region: Region, site: str) -> Tensor:

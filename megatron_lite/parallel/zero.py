@@ -10,7 +10,8 @@ One mechanism serves every stage (Rajbhandari et al. 2020, arXiv 1910.02054, sec
     3           microbatch     sharded           one unit's pass         one unit's backward
     3           step           sharded           the step                the step
 
-Stage 0 is a sharding group of one rank, replicated over the others. Optimizer state exists as flat shards only.
+Stage 0 is a sharding group of one rank, replicated over the others (mesh.py makes the groups). Optimizer state exists
+as flat shards only.
 Frozen weights have none, and no gradients: they are their compute copy.
 """
 
@@ -23,7 +24,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from megatron_lite.parallel.collectives import Communicator, Handle, alone
+from megatron_lite.parallel.collectives import Communicator, Handle
 from megatron_lite.parallel.layout import Local, ShardLayout
 from megatron_lite.parallel.weights import Numerics, Weight
 
@@ -220,25 +221,3 @@ def held(stage_shards: Sequence[Shards]) -> Iterator[None]:
         for shards in mine:
             shards.pinned = False
             shards.release()
-
-
-@dataclass(frozen=True)
-class ShardGroups:
-    """The zero axis as a whole, and cut into groups that each hold all shards (`sharding`), replicas of each other.
-
-    Hierarchical sharding (`zero_group`): gathers stay within a group, as a node's ranks, and what crosses groups is one
-    all-reduce of each shard's gradient a step (as in Zhao et al. 2023, arXiv 2304.11277, section 3.2.2).
-    """
-
-    zero: Communicator
-    sharding: Communicator
-    replicas: Communicator
-
-
-def build_shards(name: str, locals_: Sequence[Local], groups: ShardGroups, rule: Policy, numerics: Numerics,
-                 kind: type[Shards] = TrainedShards) -> Shards:  # fmt: skip
-    """Shard a unit's weights over its sharding group, or replicate them over the whole zero axis."""
-    sharding, replicas = groups.sharding, groups.replicas
-    if not rule.sharded:
-        sharding, replicas = alone(groups.zero.ranks[groups.zero.rank]), groups.zero
-    return kind(name, ShardLayout(tuple(locals_), sharding.size), sharding, replicas, numerics)

@@ -61,7 +61,7 @@ def pretrain(config: Config, resolved: Resolved, world: World) -> str:
     """Train to `train.steps` or until a signal; returns why it ended."""
     if config.model.head != "logits":
         raise UsageError(f"model.head = {config.model.head}: pretraining predicts tokens, which takes logits")
-    shape = MeshShape(resolved.pipeline, resolved.data, resolved.context, resolved.tensor, config.parallel.zero_group)
+    shape = MeshShape.of(resolved)
     recorder = checker_of(config, resolved) if config.train.check_transcripts else None
     placement = schedule_of(config, resolved, resolved.microbatches).placement
     mesh = build_mesh(shape, world.device, placement, recorder, world.words, world.timeout)

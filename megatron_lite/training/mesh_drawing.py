@@ -71,15 +71,15 @@ def _stage_names(held: Sequence[str], sizes: Sizes) -> list[str]:
 
 
 def _held(layout: Resolved, placement: Placement, stage: int) -> str:
-    """What a stage's pieces of the model are made of."""
-    pieces = [placement.piece(stage, chunk) for chunk in range(placement.chunks)]
-    return ", ".join(name for piece in pieces for name in _piece(layout, piece))
+    """What lies on a stage."""
+    numbers = [placement.virtual_stage(stage, chunk) for chunk in range(placement.chunks)]
+    return ", ".join(name for number in numbers for name in _contents(layout, number))
 
 
-def _piece(layout: Resolved, piece: int) -> list[str]:
-    first, layers = sum(layout.stage_layers[:piece]), layout.stage_layers[piece]
+def _contents(layout: Resolved, number: int) -> list[str]:
+    first, layers = sum(layout.stage_layers[:number]), layout.stage_layers[number]
     blocks = f"block {first}" if layers == 1 else f"blocks {first}–{first + layers - 1}"
-    ends = ["embedding"] * (piece == 0) + ["head"] * (piece == len(layout.stage_layers) - 1)
+    ends = ["embedding"] * (number == 0) + ["head"] * (number == len(layout.stage_layers) - 1)
     return [blocks, *ends]
 
 

@@ -92,7 +92,7 @@ class MetricsWriter:
         rewind(path, start_step)
         self._file: TextIO = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
-        self._progress = Progress(start_step=start_step, total_steps=total_steps)
+        self._progress = ProgressBar(start_step=start_step, total_steps=total_steps)
 
     def write(self, metrics: StepMetrics) -> None:
         self._file.write(metrics.to_json() + "\n")
@@ -114,7 +114,7 @@ class MetricsWriter:
         self.close()
 
 
-class Progress:
+class ProgressBar:
     """One line on stderr: a bar that redraws itself on a terminal, a plain line now and then in a log."""
 
     def __init__(self, *, start_step: int, total_steps: int) -> None:

@@ -32,7 +32,7 @@ Records = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """What a run directory holds; None where a file is not there."""
 
     directory: Path
@@ -70,7 +70,7 @@ def write_report(run_dir: str | Path) -> Path:
     return path
 
 
-def read_run(directory: Path) -> Run:
+def read_run(directory: Path) -> RecordedRun:
     """Read what is there; raises DataError where config.yaml, layout.json or metrics.jsonl are not."""
     for name in ("config.yaml", "layout.json", "metrics.jsonl"):
         if not (directory / name).exists():
@@ -79,7 +79,7 @@ def read_run(directory: Path) -> Run:
     if not records:
         raise DataError(f"{directory / 'metrics.jsonl'}: holds no finished step")
     unigram, sample, corpus = (directory / name for name in ("unigram.json", "sample.txt", "curation/report.json"))
-    return Run(
+    return RecordedRun(
         directory,
         load_config(directory / "config.yaml"),
         read_layout(directory),
@@ -96,7 +96,7 @@ def parameter_count(model: ModelConfig) -> int:
     return matmul_parameters(model) + embedding + (2 * model.num_hidden_layers + 1) * model.hidden_size
 
 
-def summarize(run: Run) -> list[str]:
+def summarize(run: RecordedRun) -> list[str]:
     """The run in a few short phrases."""
     model, parallel, train = run.config.model, run.config.parallel, run.config.train
     return [
@@ -109,7 +109,7 @@ def summarize(run: Run) -> list[str]:
     ]
 
 
-def key_figures(run: Run) -> list[tuple[str, str, str]]:
+def key_figures(run: RecordedRun) -> list[tuple[str, str, str]]:
     """(value, name, remark) of the numbers one looks for first."""
     last, validated = run.records[-1], [record for record in run.records if "valid_loss" in record]
     figures = []
@@ -135,7 +135,7 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
     return figures
 
 
-def charts(run: Run) -> dict[str, Markup]:
+def charts(run: RecordedRun) -> dict[str, Markup]:
     """The loss, and what stands below it in small. A chart without a finite point is left out."""
     window = len(run.records) // 40 | 1  # odd, to have a middle
     loss = _points(run.records, "loss")

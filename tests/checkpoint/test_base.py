@@ -88,7 +88,7 @@ def test_only_what_was_trained_is_stored_and_the_index_names_the_base(saved, tmp
 
 
 def names_in(shards) -> set[str]:
-    return {packed.logical.name for local in shards.layout.locals for packed in local.pieces}
+    return {packed.logical.name for local in shards.layout.locals for packed in local.packs}
 
 
 def test_an_adapter_goes_on_from_its_base_and_its_own_on_another_layout(ranks, tmp_path):

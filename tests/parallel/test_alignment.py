@@ -23,7 +23,7 @@ ODD = {"hidden_size": 20, "intermediate_size": 48, "num_hidden_layers": 2, "num_
        "num_key_value_heads": 2, "tie_word_embeddings": False}  # fmt: skip
 MODELS = {
     **{f"preset {name}": fields for name, fields in PRESETS.items()},
-    "50,257 pieces": {**PRESETS["125m"], "vocab_size": 50_257},
+    "50,257 packs": {**PRESETS["125m"], "vocab_size": 50_257},
     "odd": {**ODD, "vocab_size": 13},
     "odd and tied": {**ODD, "vocab_size": 97, "tie_word_embeddings": True},
 }
@@ -34,7 +34,7 @@ def config_of(model: dict[str, Any], tensor: int, data: int) -> Config:
     return config_from_tree(
         {
             "model": model,
-            "parallel": {"tensor": tensor, "data": data},
+            "parallel": {"tensor": tensor, "data": data, "zero_regather": "step"},
             "optim": {"lr": 0.1},
             "train": {"steps": 1, "global_batch_size": data, "sequence_length": 32, "run_dir": "unused"},
         }
@@ -42,14 +42,10 @@ def config_of(model: dict[str, Any], tensor: int, data: int) -> Config:
 
 
 def units_of(model: ModelConfig, tensor: int, rank: int) -> dict[str, list]:
-    """The weights of each kind of shards."""
+    """The weights of a unit of each kind."""
     specification = Specification(model, 0.02, tensor, rank)
     head = specification.head(beside_embedding=True)
-    return {
-        "embedding": specification.embedding(),
-        "block": specification.block(0),
-        "norm" if model.tie_word_embeddings else "head": head,
-    }
+    return {"embedding": specification.embedding(), "block.0": specification.block(0), "head": head}
 
 
 @pytest.mark.parametrize("tensor", [1, 2])
@@ -59,14 +55,16 @@ def test_rows_of_logits_and_shards_over_one_to_seven_ranks_are_multiples_of_16_a
         config = config_of(model, tensor, data)
         resolved = resolve(config, tensor * data)
         forms = StageSizes(config, resolved, schedule_of(config, resolved, 1), stage=0)
+        shards = {one.name: one for one in forms.shards}
         units = units_of(config.model, tensor, tensor - 1)
+        assert shards.keys() >= units.keys()
         assert units["embedding"][0].shape[0] == resolved.padded_vocab_size // tensor
         assert resolved.padded_vocab_size // tensor % 16 == 0
         for name, locals_ in units.items():
             layout = ShardLayout(tuple(locals_), data)
             assert layout.size % 16 == 0
             assert 0 <= layout.size - layout.offsets[-1] < 16
-            assert forms.shard_size(name) == layout.size
+            assert forms.shard_size(shards[name]) == layout.size
 
 
 @pytest.mark.parametrize("tensor", [1, 2, 4])
@@ -74,15 +72,15 @@ def test_rows_of_logits_and_shards_over_one_to_seven_ranks_are_multiples_of_16_a
 def test_each_id_is_one_row_of_one_rank_and_rows_of_padding_are_less_than_16_a_rank(size, tensor):
     model = config_of({**PRESETS["1b"], "vocab_size": size}, 1, 1).model
     shares = [Specification(model, 0.02, tensor, rank).embedding()[0] for rank in range(tensor)]
-    ids = [piece.start[0] + row for share in shares for piece in share.pieces for row in range(piece.rows)]
+    ids = [packed.start[0] + row for share in shares for packed in share.packs for row in range(packed.rows)]
     assert ids == list(range(size))
-    assert all(share.pieces[0].row == 0 for share in shares)
+    assert all(share.packs[0].row == 0 for share in shares)
     assert sum(share.shape[0] for share in shares) - size < 16 * tensor
 
 
 @dataclass(frozen=True)
 class Odd(Layout):
-    """13 pieces, of which a second tensor rank has none, and shards with a tail on any number of ranks."""
+    """13 packs, of which a second tensor rank has none, and shards with a tail on any number of ranks."""
 
     layers: int = 2
     steps: int = 3

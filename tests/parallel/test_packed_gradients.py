@@ -3,14 +3,14 @@
 import torch
 
 from megatron_lite.parallel.collectives import Communicator
-from megatron_lite.parallel.layout import Local, Logical, Piece, ShardLayout
+from megatron_lite.parallel.layout import Local, Logical, Packed, ShardLayout
 from megatron_lite.parallel.weights import Numerics
 from megatron_lite.parallel.zero import TrainedShards
 
 
 def local(name: str, *shape: int) -> Local:
     logical = Logical(name, shape, deviation=1.0, weight_decay=True)
-    return Local(name, shape, (Piece(logical, 0, shape[0], (0,) * len(shape)),))
+    return Local(name, shape, (Packed(logical, 0, shape[0], (0,) * len(shape)),))
 
 
 def test_rows_go_to_their_ranks_and_what_no_rank_has_is_zero_whatever_memory_held(monkeypatch):

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from megatron_lite.model.build import numerics_of
 from megatron_lite.model.model import Model
-from megatron_lite.model.operations import add_norm, norm, swiglu
+from megatron_lite.model.operations import add_norm, norm_and_residual, swiglu
 from megatron_lite.model.parameters import Specification
 from megatron_lite.model.transformer import Block
-from megatron_lite.parallel.layout import Local, Logical, Piece
+from megatron_lite.parallel.layout import Local, Logical, Packed, ShardLayout
 from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.parallel.tensor import enter_linear, inside_linear, linear_leave
-from megatron_lite.parallel.zero import ShardGroups, Shards, build_shards, weights_by_name
+from megatron_lite.parallel.zero import Shards, TrainedShards, weights_by_name
 
 RANK = 3
 
@@ -32,23 +32,21 @@ def adapter_of(specification: Specification, layer: int) -> list[Local]:
         return Logical(f"{prefix}.{name}.weight", (rows, columns), 0.3, True)
 
     shared = matrix("qkv.lora_A", RANK, hidden)
-    rows = [
-        replace(piece, logical=matrix(_part(piece) + ".lora_B", piece.logical.shape[0], RANK)) for piece in qkv.pieces
-    ]
-    (own,) = o.pieces
+    rows = [replace(part, logical=matrix(_name(part) + ".lora_B", part.logical.shape[0], RANK)) for part in qkv.packs]
+    (own,) = o.packs
     narrow = matrix("o_proj.lora_A", RANK, own.logical.shape[1])
     wide = matrix("o_proj.lora_B", hidden, RANK)
     return [
-        Local("qkv_a", shared.shape, (Piece(shared, 0, RANK, (0, 0)),), replicated=True, inside=True),
+        Local("qkv_a", shared.shape, (Packed(shared, 0, RANK, (0, 0)),), replicated=True, inside=True),
         Local("qkv_b", (qkv.shape[0], RANK), tuple(rows)),
-        Local("o_a", (RANK, o.shape[1]), (Piece(narrow, 0, RANK, own.start),)),
-        Local("o_b", wide.shape, (Piece(wide, 0, hidden, (0, 0)),), replicated=True, inside=True),
+        Local("o_a", (RANK, o.shape[1]), (Packed(narrow, 0, RANK, own.start),)),
+        Local("o_b", wide.shape, (Packed(wide, 0, hidden, (0, 0)),), replicated=True, inside=True),
     ]
 
 
-def _part(piece: Piece) -> str:
+def _name(part: Packed) -> str:
     """q_proj, k_proj or v_proj."""
-    return piece.logical.name.split(".")[-2]
+    return part.logical.name.split(".")[-2]
 
 
 class AdaptedBlock(Block):
@@ -58,16 +56,16 @@ class AdaptedBlock(Block):
         self.qkv_a, self.qkv_b, self.o_a, self.o_b = (weights[name] for name in ("qkv_a", "qkv_b", "o_a", "o_b"))
 
     def transform(self, x, rotate, attention) -> Tensor:
-        region, eps, again = self.region, self.model.rms_norm_eps, self.recompute == "selective"
-        h, x = norm(x, self.attention_norm, eps)
+        region, eps = self.region, self.model.rms_norm_eps
+        h, x = norm_and_residual(x, self.attention_norm, eps)
         narrow = enter_linear(h, self.qkv_a, region, "adapter.enter")
         h = rotate(enter_linear(h, self.qkv, region, "attention.enter") + inside_linear(narrow, self.qkv_b))
         h = attention(h)
-        narrow = linear_leave(h, lambda x: inside_linear(x, self.o_a), self.o_b, region, "adapter.leave", False)
-        h = linear_leave(h, lambda x: x, self.o, region, "attention.leave", False) + narrow
+        narrow = linear_leave(h, lambda x: inside_linear(x, self.o_a), self.o_b, region, "adapter.leave")
+        h = linear_leave(h, lambda x: x, self.o, region, "attention.leave") + narrow
         h, x = add_norm(h, x, self.mlp_norm, eps)
         h = enter_linear(h, self.gate_up, region, "mlp.enter")
-        return linear_leave(h, lambda x: swiglu(x, self.kernels), self.down, region, "mlp.leave", again).add_(x)
+        return self.leave(h, lambda x: swiglu(x, self.kernels), self.down, region, "mlp.leave").add_(x)
 
 
 def adapted(model: Model) -> Stage:
@@ -75,14 +73,13 @@ def adapted(model: Model) -> Stage:
     config, mesh = model.config, model.mesh
     specification = Specification(config.model, config.train.initializer_range, mesh.tensor.size, mesh.tensor.rank)
     numerics = numerics_of(model.resolved, mesh.device, model.stage.shards[0].numerics.kernels)
-    groups = ShardGroups(mesh.zero, mesh.sharding, mesh.replicas)
 
     def with_adapter(unit):
         if not isinstance(unit, Block):
             return unit
         layer = int(unit.shards[0].name.split(".")[1])
-        locals_ = adapter_of(specification, layer)
-        return AdaptedBlock(unit, build_shards(f"adapter.{layer}", locals_, groups, model.rule, numerics))
+        layout = ShardLayout(tuple(adapter_of(specification, layer)), mesh.sharding.size)
+        return AdaptedBlock(unit, TrainedShards(f"adapter.{layer}", layout, mesh.sharding, mesh.replicas, numerics))
 
     chunks = tuple(tuple(with_adapter(unit) for unit in chunk) for chunk in model.stage.chunks)
     return Stage(chunks, {unit.shards[0].name: unit.shards for chunk in chunks for unit in chunk})

@@ -30,7 +30,8 @@ Tensors = dict[str, np.ndarray]
 class Layout:
     """One case of the equality tests. `objective`: where there is none pretraining's. `split` delays weight gradients
     by that many actions; with `resets` positions begin anew with each document, whose end predicts nothing.
-    `trainable` are the patterns of what is trained, if not everything is.
+    `trainable` are the patterns of what is trained, if not everything is. With `asks` the first rank is given all
+    outputs before the first step.
     """
 
     tensor: int = 1
@@ -55,6 +56,7 @@ class Layout:
     layers: int = 4
     stage_layers: tuple[int, ...] | None = None
     split: int | None = None
+    asks: bool = False
     dtype: str = "float64"
     steps: int = STEPS
 
@@ -123,6 +125,7 @@ class Layout:
         return Layout(
             tied=self.tied, documents=self.documents, resets=self.resets, objective=self.objective,
             trainable=self.trainable, head=self.head, layers=self.layers, dtype=self.dtype, steps=self.steps,
+            asks=self.asks,
         )  # fmt: skip
 
 
@@ -133,6 +136,7 @@ class Outcome:
     losses: list[float] = field(default_factory=list)
     z_losses: list[float] = field(default_factory=list)  # or the last that another objective adds up
     norms: list[float] = field(default_factory=list)
+    outputs: list[float] = field(default_factory=list)  # sums over step 1's microbatches, before training
     gradients: Tensors = field(default_factory=dict)
     weights: Tensors = field(default_factory=dict)
     transcripts: list[list[Event]] = field(default_factory=list)
@@ -154,7 +158,7 @@ def build_trainer(layout: Layout, recorder: Recorder | None = None, config: Conf
                   ) -> Trainer:  # fmt: skip
     config = config or layout.config()
     resolved = resolve(config, layout.world)
-    shape = MeshShape(layout.pipeline, layout.data, layout.context, layout.tensor, layout.zero_group)
+    shape = MeshShape.of(resolved)
     schedule = partial(layout.schedule_of, config, resolved)
     mesh = build_mesh(shape, torch.device(device), schedule(resolved.microbatches).placement, recorder)
     trainer = Trainer(Model(config, resolved, mesh, schedule, recorder, choice), layout.objective)
@@ -190,6 +194,7 @@ class RankOutcome:
     losses: list[float] = field(default_factory=list)
     z_losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    outputs: list[float] = field(default_factory=list)  # on the first rank
     gradients: Blocks = field(default_factory=list)
     weights: Blocks = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
@@ -205,6 +210,8 @@ def run_rank(layout: Layout) -> RankOutcome:
     recorder = Recorder()
     trainer = build_trainer(layout, recorder)
     outcome = RankOutcome(events=recorder.events)
+    if layout.asks:
+        outcome.outputs = sums_of_outputs(trainer)
     for step in range(1, layout.steps + 1):
         result = trainer.gradients(my_batches(trainer, step))
         outcome.losses.append(result.loss.item())
@@ -215,6 +222,14 @@ def run_rank(layout: Layout) -> RankOutcome:
         trainer.update(result.grad_norm, learning_rate(step, trainer.config.optim))
     outcome.weights = owned_blocks(trainer, "master")
     return outcome
+
+
+def sums_of_outputs(trainer: Trainer) -> list[float]:
+    """Of each output over every microbatch of step 1, on the first rank, as one named gather brings them there."""
+    ranks = trainer.model.outputs_on_first(my_batches(trainer, 1), trainer.objective)
+    if ranks is None:
+        return []
+    return torch.stack([one.flatten(1).sum(1) for rank in ranks for one in rank]).flatten().tolist()
 
 
 def assemble(blocks: list[Blocks]) -> Tensors:
@@ -242,6 +257,7 @@ def run_layout(ranks, layout: Layout) -> Outcome:
 def combine(results: list[RankOutcome]) -> Outcome:
     return Outcome(
         *results[0].reported,
+        outputs=results[0].outputs,
         gradients=assemble([result.gradients for result in results]),
         weights=assemble([result.weights for result in results]),
         transcripts=[result.events for result in results],
@@ -257,7 +273,8 @@ def differences(outcome: Outcome, truth: Outcome) -> dict[str, float]:
     """Every compared quantity's distance."""
     found = {
         name: distance(np.array(getattr(outcome, name)), np.array(getattr(truth, name)))
-        for name in ("losses", "z_losses", "norms")
+        for name in ("losses", "z_losses", "norms", "outputs")
+        if getattr(truth, name)
     }
     for kind in ("gradients", "weights"):
         ours, theirs = getattr(outcome, kind), getattr(truth, kind)

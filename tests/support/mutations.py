@@ -20,6 +20,17 @@ from megatron_lite.parallel.collectives import Communicator, Handle
 
 PACKAGE = Path(megatron_lite.__file__).parent
 KERNELS = Path(megatron_lite.kernels.__file__).parent  # setup.py maps them into the package
+# The rooms that make a step.
+STEP_ROOMS = ("model", "optim", "parallel", "training")
+# Rooms without a call site, or whose sites are spoiled elsewhere.
+OTHER_ROOMS = {
+    "checkpoint": "ranks agree by words",
+    "config": "a single process",
+    "curation": "processes without a mesh",
+    "data": "a rank and a number of ranks",
+    "inference": "tests/inference/test_cached_units.py",
+    "planning": "counts what the others send",
+}
 # The code that makes the numbers of a step.
 NUMERIC = (
     "kernels.reference.attention",
@@ -182,7 +193,7 @@ def divisions() -> list[Division]:
 def unwatched() -> list[str]:
     """Modules of a step's rooms in which something is divided, and which are in neither list."""
     found = []
-    for room in ("kernels.reference", "model", "optim", "parallel", "training"):
+    for room in ("kernels.reference", *STEP_ROOMS):
         first, _, rest = room.partition(".")
         folder = KERNELS / rest if first == "kernels" else PACKAGE / room
         for path in folder.rglob("*.py"):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_lite.model.outputs import Outputs
+from megatron_lite.model.outputs import Outputs, Values
 from megatron_lite.model.sequences import Column, Sequences
 from megatron_lite.parallel.statistics import DISTRIBUTION, LOSS, Statistics
 
@@ -122,3 +122,23 @@ class Explore:
         loss = -(advantages * distribution.log_prob(labels[counted]) + self.bonus * entropy).mean()
         hits = (logits.argmax(-1) == labels).sum().item()
         return loss, {"loss": loss.item(), "entropy": entropy.mean().item(), "hits": hits}
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Half the squared distance of each token's value from a target made of its id: a critic's loss."""
+
+    sums: ClassVar[tuple[str, ...]] = ("loss",)
+    maxima: ClassVar[tuple[str, ...]] = ("largest",)
+    columns: ClassVar[tuple[Column, ...]] = ()
+
+    def denominators(self, sequences: Sequences) -> Tensor:
+        return sequences.counted.sum(dtype=torch.float64).unsqueeze(0)
+
+    def loss(self, outputs: Values, sequences: Sequences, denominators: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = 0.5 * (outputs.value - target(sequences.tokens)).square().sum() / denominators[0]
+        return loss, {"loss": loss.detach().double(), "largest": outputs.value.detach().double().amax()}
+
+
+def target(tokens: Tensor) -> Tensor:
+    return (tokens % 5).double() / 7

@@ -64,7 +64,7 @@ def trainer_of(small: Small, world: int, make_mesh: Callable[..., Mesh]) -> Trai
     """`make_mesh(shape, placement)` gives the mesh. Connected and rehearsed, as a run's is before its first step."""
     config = small.config()
     resolved = resolve(config, world)
-    shape = MeshShape(resolved.pipeline, resolved.data, resolved.context, resolved.tensor)
+    shape = MeshShape.of(resolved)
     mesh = make_mesh(shape, schedule_of(config, resolved, resolved.microbatches).placement)
     trainer = Trainer(Model(config, resolved, mesh))
     trainer.rehearse()

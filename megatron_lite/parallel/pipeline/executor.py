@@ -116,7 +116,8 @@ class _Step:
                 x = x.detach().requires_grad_(self.keeps)
                 with torch.set_grad_enabled(self.keeps and unit.recompute != "full"):
                     y = unit.forward(x, batch)
-                saved.append((x, _output(y)))
+                if self.keeps:
+                    saved.append((x, _output(y)))
                 if isinstance(y, End):
                     self.made[action.microbatch], ended = y.made, True
                 else:

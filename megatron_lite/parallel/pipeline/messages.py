@@ -33,7 +33,7 @@ SITE = {"forward": "pipeline.activation", "backward": "pipeline.gradient"}
 
 @dataclass(frozen=True)
 class Edges:
-    """A stage among its pipeline: where the model's pieces lie, and a communicator for each channel that ends here."""
+    """A stage among its pipeline: where the virtual stages lie, and a communicator for each channel that ends here."""
 
     placement: Placement
     stage: int

@@ -1,7 +1,7 @@
 """Where an action's input comes from and its result goes.
 
-F hands its output to the piece of the model after it, B or I its input gradient to the piece before; W hands on
-nothing. A channel is one direction between two stages.
+F hands its output to the virtual stage after its own, B or I its input gradient to the one before; W hands on nothing.
+A channel is one direction between two stages.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Channel:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """The result of F (forward), or of B or I (backward), of one piece on one microbatch."""
+    """The result of F (forward), or of B or I (backward), of one virtual stage on one microbatch."""
 
     direction: Direction
     stage: int
@@ -42,7 +42,7 @@ def direction_of(action: Action) -> Direction:
 
 
 def result_of(action: Action, stage: int) -> Key:
-    """What other pieces know an action's result by."""
+    """What other virtual stages know an action's result by."""
     return Key(direction_of(action), stage, action.chunk, action.microbatch)
 
 
@@ -59,7 +59,7 @@ def received_on(action: Action, placement: Placement, stage: int) -> Channel | N
 
 
 def stays(action: Action, placement: Placement, stage: int) -> bool:
-    """Whether another piece on the same stage takes the action's result."""
+    """Whether another virtual stage on the same stage takes the action's result."""
     place = _neighbour(action, placement, stage, upstream=False)
     return place is not None and place[0] == stage
 
@@ -79,8 +79,8 @@ def channels_of(placement: Placement) -> list[Channel]:
 
 
 def _neighbour(action: Action, placement: Placement, stage: int, upstream: bool) -> tuple[int, int] | None:
-    """(stage, chunk) of the piece that an action takes from, or hands to."""
+    """(stage, chunk) of the virtual stage that an action takes from, or hands to."""
     if action.kind == "W":
         return None
-    before = upstream == (action.kind == "F")  # activations come from the piece before, gradients go to it
+    before = upstream == (action.kind == "F")  # activations come from the virtual stage before, gradients go to it
     return (placement.before if before else placement.after)(stage, action.chunk)

@@ -21,7 +21,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 class Action:
     """One step of one stage: F forward, B whole backward, I backward for the input, W backward for the weights.
 
-    I and W together do the work of B. `chunk` tells several pieces of the model on one stage apart.
+    I and W together do the work of B. `chunk` tells several virtual stages on one stage apart.
     """
 
     kind: Kind
@@ -34,47 +34,48 @@ class Action:
 
 @dataclass(frozen=True)
 class Placement:
-    """Which piece of the model lies where: the pieces go round the stages, chunk after chunk, or down and up in a V.
+    """Which virtual stage, a run of the model's layers, lies where: they go round the stages, chunk after chunk, or
+    down and up in a V.
 
-    round, 3 stages x 2 chunks   0 1 2 | 3 4 5          vee   0 1 2 | 5 4 3      pieces of stage 0, 1, 2 by chunk
+    round, 3 stages x 2 chunks   0 1 2 | 3 4 5     vee   0 1 2 | 5 4 3     virtual stages of stage 0, 1, 2 by chunk
     """
 
     stages: int
     chunks: int = 1
-    vee: bool = False
+    order: Literal["round", "vee"] = "round"
 
-    def piece(self, stage: int, chunk: int) -> int:
-        """The number of the piece, counted from the model's beginning."""
-        back = self.vee and chunk % 2 == 1
+    def virtual_stage(self, stage: int, chunk: int) -> int:
+        """Its number, counted from the model's beginning."""
+        back = self.order == "vee" and chunk % 2 == 1
         return chunk * self.stages + (self.stages - 1 - stage if back else stage)
 
-    def place(self, piece: int) -> tuple[int, int] | None:
-        """(stage, chunk) of a piece, None before the first and after the last."""
-        if not 0 <= piece < self.stages * self.chunks:
+    def place(self, virtual_stage: int) -> tuple[int, int] | None:
+        """(stage, chunk) of a virtual stage, None before the first and after the last."""
+        if not 0 <= virtual_stage < self.stages * self.chunks:
             return None
-        chunk, along = divmod(piece, self.stages)
-        back = self.vee and chunk % 2 == 1
+        chunk, along = divmod(virtual_stage, self.stages)
+        back = self.order == "vee" and chunk % 2 == 1
         return (self.stages - 1 - along if back else along), chunk
 
     @property
     def ends(self) -> tuple[int, int]:
         """The stages where the model begins and ends."""
         first, last = self.place(0), self.place(self.stages * self.chunks - 1)
-        assert first is not None and last is not None  # no pipeline is without a piece
+        assert first is not None and last is not None  # no pipeline is without one
         return first[0], last[0]
 
     def before(self, stage: int, chunk: int) -> tuple[int, int] | None:
-        """Where the activations of a piece come from."""
-        return self.place(self.piece(stage, chunk) - 1)
+        """Where the activations of a chunk come from."""
+        return self.place(self.virtual_stage(stage, chunk) - 1)
 
     def after(self, stage: int, chunk: int) -> tuple[int, int] | None:
         """Where they go."""
-        return self.place(self.piece(stage, chunk) + 1)
+        return self.place(self.virtual_stage(stage, chunk) + 1)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The actions of each stage in program order, by rank on the pipeline axis, and where the model's pieces lie."""
+    """The actions of each stage in program order, by rank on the pipeline axis, and where virtual stages lie."""
 
     actions: tuple[tuple[Action, ...], ...]
     placement: Placement
@@ -196,7 +197,7 @@ def zb_h1(stages: int, chunks: int, microbatches: int) -> Schedule:
 def zb_v(stages: int, chunks: int, microbatches: int) -> Schedule:
     """Zero-bubble V: two chunks a stage, placed down and up again (Qi et al. 2023, arXiv 2401.10241, section 6).
 
-    The last piece lies on stage 0 beside the first, so gradients start where activations start. Forwards of both chunks
+    The last virtual stage lies beside the first, so gradients start where activations start. Forwards of both chunks
     first, more of the first chunk the earlier the stage; then one of each action in turn; weight gradients put off at
     the end, so that input gradients reach every stage in time. Two stages, four microbatches:
 
@@ -209,7 +210,7 @@ def zb_v(stages: int, chunks: int, microbatches: int) -> Schedule:
     """
     _check_arguments("zb_v", stages, chunks, microbatches, right_chunks=2)
     rows = tuple(tuple(_vee_row(stages, stage, microbatches)) for stage in range(stages))
-    return Schedule(rows, Placement(stages, 2, vee=True))
+    return Schedule(rows, Placement(stages, 2, order="vee"))
 
 
 def _vee_row(stages: int, stage: int, microbatches: int) -> list[Action]:

@@ -63,8 +63,12 @@ class Stage:
 
 
 def kinds_of(stage: Stage) -> list[Unit]:
-    """The first unit of each kind: units of one class and one choice of recomputation run the same operations."""
-    first: dict[tuple[type, Recompute], Unit] = {}
+    """The first unit of each kind: units of one class and one choice of recomputation of which the same weights are
+    trained run the same operations.
+    """
+    first: dict[tuple[type, Recompute, frozenset[str]], Unit] = {}
     for unit in stage.units:
-        first.setdefault((type(unit), unit.recompute), unit)
+        trained = (weight for shards in unit.shards for weight in shards.weights if weight.trained)
+        names = frozenset(weight.local.name for weight in trained)
+        first.setdefault((type(unit), unit.recompute, names), unit)
     return list(first.values())

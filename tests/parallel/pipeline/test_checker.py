@@ -59,7 +59,7 @@ def test_every_microbatch_crosses_every_edge_once_each_way(stages, microbatches)
 def test_chunks_go_round_the_stages():
     schedule = parse("F0 F0.1 B0.1 B0", "F0 F0.1 B0.1 B0", chunks=2)
     assert check(schedule, 1).peak_live == (2, 2)
-    assert check(schedule, 1).messages == 6  # three hops between four pieces, each way
+    assert check(schedule, 1).messages == 6  # three hops between four virtual stages, each way
 
 
 def test_chunks_on_one_stage_send_no_messages():
@@ -140,16 +140,16 @@ def test_zb_v_keeps_alive_at_most_two_chunks_a_stage_of_the_pipeline(stages, mic
         assert peak == (2 * stages,) * stages
 
 
-def test_pieces_lie_round_the_stages_or_down_and_up_again():
-    for vee, expected in ((False, [[0, 1, 2], [3, 4, 5]]), (True, [[0, 1, 2], [5, 4, 3]])):
-        placement = Placement(3, 2, vee)
-        assert [[placement.piece(stage, chunk) for stage in range(3)] for chunk in range(2)] == expected
+def test_virtual_stages_lie_round_the_stages_or_down_and_up_again():
+    for order, expected in (("round", [[0, 1, 2], [3, 4, 5]]), ("vee", [[0, 1, 2], [5, 4, 3]])):
+        placement = Placement(3, 2, order)
+        assert [[placement.virtual_stage(stage, chunk) for stage in range(3)] for chunk in range(2)] == expected
 
 
-@pytest.mark.parametrize("placement", [Placement(4), Placement(3, 3), Placement(4, 2, vee=True), Placement(1, 2)])
-def test_a_place_is_its_pieces_and_the_model_has_two_ends(placement):
-    for piece in range(placement.stages * placement.chunks):
-        assert placement.piece(*placement.place(piece)) == piece
+@pytest.mark.parametrize("placement", [Placement(4), Placement(3, 3), Placement(4, 2, "vee"), Placement(1, 2)])
+def test_a_place_is_its_virtual_stages_and_the_model_has_two_ends(placement):
+    for number in range(placement.stages * placement.chunks):
+        assert placement.virtual_stage(*placement.place(number)) == number
     assert placement.place(-1) is placement.place(placement.stages * placement.chunks) is None
 
 
@@ -167,14 +167,14 @@ class Scattered(Placement):
 
     ORDER = (0, 2, 4, 1, 3)
 
-    def piece(self, stage, chunk):
+    def virtual_stage(self, stage, chunk):
         return self.ORDER.index(stage)
 
-    def place(self, piece):
-        return (self.ORDER[piece], 0) if 0 <= piece < self.stages else None
+    def place(self, number):
+        return (self.ORDER[number], 0) if 0 <= number < self.stages else None
 
 
-def test_pieces_may_lie_on_stages_in_any_order():
+def test_virtual_stages_may_lie_on_stages_in_any_order():
     scattered = replace(SCHEDULES["gpipe"](5, 1, 3), placement=Scattered(5))
     assert check(scattered, 3).messages == 2 * 4 * 3
 

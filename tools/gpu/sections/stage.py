@@ -83,7 +83,7 @@ def one_stage(config: Config, role: str, machine: Machine, findings: Findings, t
     resolved = resolve(config, WORLD)
     schedule = schedule_of(config, resolved, resolved.microbatches)
     with machine.watch_memory() as memory:
-        shape = MeshShape(resolved.pipeline, resolved.data, resolved.context, resolved.tensor)
+        shape = MeshShape.of(resolved)
         mesh = with_communicators(build_mesh(shape, META, schedule.placement), Local, machine.device)
         timeline = Timeline(machine)
         trainer = Trainer(Model(config, resolved, mesh, recorder=timeline))
