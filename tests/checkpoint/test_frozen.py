@@ -59,13 +59,13 @@ def begin(layout: Layout, directory: Path) -> tuple[list[float], dict[str, Block
 
 
 def test_a_resume_on_the_same_patterns_gives_the_same_bits_and_on_another_layout_begins_with_them(ranks, tmp_path):
-    wide = Layout(tensor=2, pipeline=2, dtype="bfloat16", tied=True)
+    wide = Layout(tensor=2, pipeline=2, layers=2, dtype="bfloat16", tied=True)
     straight = ranks.run(begin, 4, wide, tmp_path)
     resumed = ranks.run(go_on, 4, wide, tmp_path, range(3, 5))
     assert [losses for losses, _, _ in resumed] == [losses for losses, _, _ in straight]
     assert_same(whole([end for _, _, end in resumed]), whole([end for _, _, end in straight]))
 
-    moved = ranks.run(go_on, 2, Layout(data=2, dtype="bfloat16", tied=True), tmp_path, range(3, 4))
+    moved = ranks.run(go_on, 2, Layout(data=2, layers=2, dtype="bfloat16", tied=True), tmp_path, range(3, 4))
     assert_same(whole([before for _, before, _ in moved]), whole([before for _, before, _ in straight]))
 
 

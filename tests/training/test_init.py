@@ -12,13 +12,14 @@ from megatron_lite.errors import DataError
 STILL = {"optim__lr": 1e-300, "train__valid_every": None}  # a step changes no weight
 
 
-@pytest.fixture
-def data_dir(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
     """With a run of 4 steps, `first`."""
-    write_tokens(tmp_path / "train", 2000, seed=1)
-    write_tokens(tmp_path / "valid", 500, seed=2)
-    run_pretrain(tree_of(tmp_path / "first", tmp_path, train__steps=4), 1)
-    return tmp_path
+    path = tmp_path_factory.mktemp("init")
+    write_tokens(path / "train", 2000, seed=1)
+    write_tokens(path / "valid", 500, seed=2)
+    run_pretrain(tree_of(path / "first", path, train__steps=4), 1)
+    return path
 
 
 def weights(run_dir: Path, step: int) -> dict[str, bytes]:
@@ -32,7 +33,7 @@ def index_of(run_dir: Path, step: int) -> dict:
 
 
 def test_a_run_begins_at_step_0_with_the_weights_alone(data_dir, caplog):
-    second = data_dir / "second"
+    second = data_dir / "still"
     with caplog.at_level(logging.INFO, "megatron_lite"):
         run_pretrain(tree_of(second, data_dir, **STILL, train__steps=1, checkpoint__init=str(data_dir / "first")), 1)
     assert f"begins with the weights of {data_dir / 'first' / 'checkpoints' / 'step_4'}" in caplog.text
@@ -42,22 +43,21 @@ def test_a_run_begins_at_step_0_with_the_weights_alone(data_dir, caplog):
 
 
 def test_it_goes_on_from_its_own_checkpoints_then_on_any_layout(ranks, data_dir):
-    second = data_dir / "second"
+    second = data_dir / "moved"
     tree = tree_of(second, data_dir, train__steps=2, checkpoint__init=str(data_dir / "first"))
     ranks.run(run_pretrain, 2, tree | {"parallel": {"tensor": 2, "zero_regather": "microbatch"}}, 2)
-    (data_dir / "first").rename(data_dir / "gone")
-    tree["train"]["steps"] = 4
+    tree["train"]["steps"], tree["checkpoint"]["init"] = 4, str(data_dir / "gone")
     run_pretrain(tree, 1)
     assert [line["step"] for line in metrics_of(second)] == [1, 2, 3, 4]
     assert index_of(second, 4)["updates"] == 4
     tree["checkpoint"]["resume"] = "none"
-    with pytest.raises(DataError, match=r"first holds no checkpoint"):
+    with pytest.raises(DataError, match=r"gone holds no checkpoint"):
         run_pretrain(tree, 1)
 
 
 def test_another_model_is_refused(data_dir):
     init = str(data_dir / "first" / "checkpoints")
-    tree = tree_of(data_dir / "second", data_dir, checkpoint__init=init, model__rope_theta=5e5)
+    tree = tree_of(data_dir / "other", data_dir, checkpoint__init=init, model__rope_theta=5e5)
     with pytest.raises(DataError, match=r"step_4 is of another model: it has model.rope_theta = 10000.0"):
         run_pretrain(tree, 1)
 
@@ -65,7 +65,7 @@ def test_another_model_is_refused(data_dir):
 def test_what_is_frozen_comes_from_there_too(data_dir):
     init = str(data_dir / "first" / "checkpoints" / "step_4")
     changes = {"train__trainable": ["*.mlp.*"], "train__steps": 2}
-    run_pretrain(tree_of(data_dir / "second", data_dir, checkpoint__init=init, **changes), 1)
-    before, after = weights(data_dir / "first", 4), weights(data_dir / "second", 2)
+    run_pretrain(tree_of(data_dir / "frozen", data_dir, checkpoint__init=init, **changes), 1)
+    before, after = weights(data_dir / "first", 4), weights(data_dir / "frozen", 2)
     assert before.keys() == after.keys()
     assert {key for key in after if after[key] != before[key]} == {key for key in after if ".mlp." in key}
