@@ -1,20 +1,22 @@
 """Closed forms of what a rank of one stage holds in a training step: the moments of its walk, and the fullest of them.
 
 A moment's bytes are those of the units' forms (planning/unit_memory.py), of what is in flight on the stage, and of
-ZeRO's weights and gradients: a gathered unit is there twice while it is copied out, and beside it the next one
-arrives; full gradients are there twice while they are packed, and what was packed until the next reduction begins.
-Model state in bytes a parameter of the shard: 4 + 4 + 4 + 4 for master, gradient sum and two moments, and 2 for a bf16
-copy (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1, with fp32 gradient sums).
+ZeRO's weights and gradients: gathered shards are there twice while they are copied out, and beside them the next ones
+arrive; full gradients are there twice while they are packed, and what was packed until the next reduction begins.
+Model state in bytes a trained parameter of the shard: 4 + 4 + 4 + 4 for master, gradient sum and two moments, and 2 for
+a bf16 copy (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1, with fp32 gradient sums); a frozen one is its copy.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field, fields, replace
 
 from megatron_lite.config import Config, Resolved
+from megatron_lite.model.freezing import Patterns
 from megatron_lite.parallel.pipeline.routes import Channel, needed_by, received_on, sent_on, stays
 from megatron_lite.parallel.pipeline.schedules import Action, Schedule
-from megatron_lite.planning.sizes import StageSizes, Unit
-from megatron_lite.planning.unit_memory import Tape, UnitMemory
+from megatron_lite.planning.operation_memory import Tape
+from megatron_lite.planning.sizes import ShardSizes, StageSizes, Unit
+from megatron_lite.planning.unit_memory import UnitMemory
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,13 @@ class Memory:
         return sum(getattr(self, item.name) for item in fields(self))
 
 
-def peak_memory(config: Config, resolved: Resolved, schedule: Schedule, stage: int) -> Memory:
-    """The fullest moment of a step on a rank of `stage`."""
-    return StepMemory(config, resolved, schedule, stage).peak()
+def peak_memory(
+    config: Config, resolved: Resolved, schedule: Schedule, stage: int, trainable: Patterns | None = None
+) -> Memory:
+    """The fullest moment of a step on a rank of `stage`; of the forward pass of a model that is only asked where the
+    schedule has forward actions alone. `trainable` are the patterns of what is trained (None: the configuration's).
+    """
+    return StepMemory(config, resolved, schedule, stage, trainable).peak()
 
 
 @dataclass
@@ -54,16 +60,16 @@ class _Zero:
 class StepMemory(StageSizes):
     """Walks over the step's turns, in sizes alone."""
 
-    def __init__(self, config: Config, resolved: Resolved, schedule: Schedule, stage: int):
-        super().__init__(config, resolved, schedule, stage)
+    def __init__(
+        self, config: Config, resolved: Resolved, schedule: Schedule, stage: int, trainable: Patterns | None = None
+    ):
+        super().__init__(config, resolved, schedule, stage, trainable)
         self.forms = UnitMemory(self)
         self.turns = list(self.walk())
         self.following = self._following()
         self.last_need = self._last("FBI")
         self.last_left = self._last("BW")
-        each = config.parallel.regather == "microbatch"
-        self.regathers = each and config.parallel.zero_stage == 3
-        self.reduces_each = each and config.parallel.zero_stage >= 2
+        self.by_name = {shards.name: shards for shards in self.shards}
         self.message = self.forms.outside(config.model.hidden_size)
         self.constant = Memory(state=self._state(), tokens=self._tokens())
 
@@ -81,12 +87,12 @@ class StepMemory(StageSizes):
     @property
     def parameters(self) -> int:
         """Of this rank's slice of its stage, sharded or not."""
-        return sum(self._local(name) for name in self._names())
+        return sum(shards.elements for shards in self.shards)
 
     @property
     def logits(self) -> int:
         """Bytes of the head's logits in all their forms at once; 0 where the head is not."""
-        return self.forms.logits() if any(unit.kind == "head" for unit in self.chunks[-1]) else 0
+        return self.forms.logits() if any(unit.kind == "head" for unit in self.units) else 0
 
     def _run(self, action: Action) -> None:
         place = (action, self.schedule.placement, self.stage)
@@ -108,11 +114,14 @@ class StepMemory(StageSizes):
     # A unit's turn: what passes in, what passes out
 
     def _f(self, unit: Unit, passed: int) -> int:
-        self._see(passed, self.forms.forward(unit, self._summed(unit)))
-        self.saved += self.forms.saved(unit)
-        if unit.kind == "head" and self.forms.chunked:
-            self.zero.summed.add(unit.shards[-1])
-        return 0 if unit.kind == "head" else self.message
+        self._see(passed, self.forms.forward(unit, self._summed(unit), self.goes_back))
+        if not self.goes_back:
+            self.saved += self.forms.outputs(unit)
+        else:
+            self.saved += self.forms.saved(unit)
+            if self._ready(unit):
+                self.zero.summed.add(unit.trained[-1].name)
+        return 0 if unit.ends else self.message
 
     def _b(self, unit: Unit, passed: int, queues: bool = False) -> int:
         self._see(passed, self.forms.backward(unit, self._summed(unit), queues))
@@ -132,44 +141,49 @@ class StepMemory(StageSizes):
         self.zero.summed |= self._left(unit)
         return 0
 
+    def _ready(self, unit: Unit) -> bool:
+        """Whether forward makes the full gradient of the unit's product."""
+        return unit.kind == "head" and self.forms.chunked and unit.projection.trained
+
     def _left(self, unit: Unit) -> set[str]:
-        """The shards whose full gradients a backward makes; a head in chunks made its product's in forward."""
-        return set() if unit.kind == "head" and self.forms.chunked else set(unit.shards)
+        """The shards whose full gradients a backward makes."""
+        return set() if self._ready(unit) else {shards.name for shards in unit.trained}
 
     def _summed(self, unit: Unit) -> bool:
-        """Whether the full gradient of the unit's products is there."""
-        return self.sharding == 1 or unit.shards[-1] in self.zero.summed
+        """Whether the full gradients of the unit's products are there: of a tied head, they lie in its last shards."""
+        return self.sharding == 1 or any(shards.name in self.zero.summed for shards in unit.trained[-1:])
 
     # ZeRO
 
     def _enter(self, passed: int) -> None:
         zero = self.zero
-        needed = set(self._needs(self.position))
-        zero.arriving |= needed - zero.full
-        zero.full |= needed
-        self._see(passed)
-        zero.arriving -= needed
+        for name in self._needs(self.position):
+            if name not in zero.full:
+                zero.arriving.add(name)
+                zero.full.add(name)
+                self._see(passed)
+                zero.arriving.remove(name)
         zero.arriving |= set(self.following[self.position]) - zero.full
 
     def _leave(self, unit: Unit, passed: int) -> None:
         zero, action = self.zero, self.turns[self.position][0]
         kept = set(self.following[self.position])
-        if not self.regathers:
-            kept = {name for name in unit.shards if self.last_need[name] > self.position}
+        if self.rule.weights == "step":
+            kept = {name for name in self._needs(self.position) if self.last_need[name] > self.position}
         zero.full -= set(self._needs(self.position)) - kept
         if action.kind not in "BW":
             return
-        for name in unit.shards:
-            if self.reduces_each or self.last_left[name] == self.position:
-                packed = self._padded(name) * self.reduced
+        for shards in unit.trained:
+            if self.rule.gradients == "microbatch" or self.last_left[shards.name] == self.position:
+                packed = self.gathered_size(shards) * self.reduced_bytes
                 zero.reducing = packed
                 self._see(passed)
-                zero.summed -= {name}
-                zero.reducing = packed + self.shard_size(name) * self.reduced
+                zero.summed -= {shards.name}
+                zero.reducing = packed + self.shard_size(shards) * self.reduced_bytes
 
     def _needs(self, position: int) -> tuple[str, ...]:
         action, unit = self.turns[position]
-        return () if action.kind == "W" else unit.shards
+        return () if action.kind == "W" else tuple(shards.name for shards in unit.shards)
 
     def _following(self) -> list[tuple[str, ...]]:
         """For each turn, what the next one that needs weights needs."""
@@ -183,7 +197,10 @@ class StepMemory(StageSizes):
     def _last(self, kinds: str) -> dict[str, int]:
         """The last turn of these kinds that uses each shards."""
         return {
-            name: at for at, (action, unit) in enumerate(self.turns) if action.kind in kinds for name in unit.shards
+            shards.name: at
+            for at, (action, unit) in enumerate(self.turns)
+            if action.kind in kinds
+            for shards in unit.shards
         }
 
     # Moments
@@ -192,9 +209,11 @@ class StepMemory(StageSizes):
         tape, zero = tape or Tape(), self.zero
         weights = gradients = made = 0
         if self.sharding > 1:
-            weights = self.element * sum(self._padded(name) for name in [*zero.full, *zero.arriving])
+            gathered = [self.by_name[name] for name in [*zero.full, *zero.arriving]]
+            weights = self.element_bytes * sum(self.gathered_size(shards) for shards in gathered)
             made = tape.gradients_at_peak
-            gradients = self.exact * sum(self._local(name) for name in zero.summed) + zero.reducing + made
+            summed = sum(self.by_name[name].elements for name in zero.summed)
+            gradients = self.exact_bytes * summed + zero.reducing + made
         waiting = sum(left > 0 for left in self.incoming.values()) + len(self.outgoing)
         moment = replace(
             self.constant,
@@ -207,11 +226,11 @@ class StepMemory(StageSizes):
             self.highest = moment
 
     def _state(self) -> int:
-        copy = self.element if self.element != self.exact else 0
-        return sum(self.shard_size(name) for name in self._names()) * (4 * self.exact + copy)
+        return sum(self.shard_size(shards) * self._parameter_bytes(shards) for shards in self.shards)
 
-    def _names(self) -> set[str]:
-        return {name for chunk in self.chunks for unit in chunk for name in unit.shards}
+    def _parameter_bytes(self, shards: ShardSizes) -> int:
+        copy = self.element_bytes if self.element_bytes != self.exact_bytes or not shards.trained else 0
+        return copy + (4 * self.exact_bytes if shards.trained else 0)
 
     def _tokens(self) -> int:
         """Samples, tokens and labels of the step, int64; tables of cosines and sines, positions int32."""
@@ -219,11 +238,5 @@ class StepMemory(StageSizes):
         sequences = resolved.microbatches * train.micro_batch_size
         positions = train.sequence_length // resolved.context
         ids = 8 * sequences * (train.sequence_length + 1 + 2 * positions)
-        angles = train.sequence_length * resolved.head_dim * self.exact + 4 * positions
+        angles = train.sequence_length * resolved.head_dim * self.exact_bytes + 4 * positions
         return ids + angles
-
-    def _padded(self, name: str) -> int:
-        return self.sharding * self.shard_size(name)
-
-    def _local(self, name: str) -> int:
-        return sum(rows * size for rows, size in self.weights[name.split(".")[0]])

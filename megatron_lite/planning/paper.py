@@ -4,9 +4,10 @@ Nothing is computed and nothing is sent, but every tensor has its size, every me
 life. Model, schedule, ZeRO, optimizer and collectives are those that train; the process group is torch's fake one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -16,9 +17,13 @@ from megatron_lite.config import Config, resolve
 from megatron_lite.kernels.choice import Choice
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.model.build import choice_of
+from megatron_lite.model.freezing import NOTHING, Patterns
 from megatron_lite.model.model import Model, schedule_of
+from megatron_lite.model.objective import CrossEntropy, Objective
+from megatron_lite.model.sequences import Sequences
 from megatron_lite.parallel.collectives import Recorder
 from megatron_lite.parallel.ledger import Entry, ledger, phase_totals
+from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.planning.memory import StorageTracker, bytes_of
 from megatron_lite.training.boundaries import microbatches_of
 from megatron_lite.training.step import Trainer
@@ -64,34 +69,75 @@ def choice_on_paper(config: Config) -> Choice:
     return choice_of(config, "cuda")
 
 
-def step_on_paper(config: Config, world_size: int, rank: int, microbatches: int | None = None) -> PaperStep:
-    """Run one training step as `rank` of `world_size`; `microbatches` instead of the configuration's, if given.
+@dataclass(frozen=True)
+class _Work:
+    """What runs on paper, and the moments that an optimizer holds for it."""
+
+    run: Callable[[Sequence[Sequences]], object]
+    moments: Sequence[torch.Tensor] = ()
+
+
+def step_on_paper(
+    config: Config, world_size: int, rank: int, microbatches: int | None = None, objective: Objective | None = None
+) -> PaperStep:
+    """Run one training step as `rank` of `world_size`; `microbatches` instead of the configuration's, if given, and
+    `objective` instead of pretraining's.
 
     Raises UsageError for a world that the configuration does not fit, and for kernels that cannot be had.
     """
+
+    def training(model: Model) -> _Work:
+        trainer = Trainer(model, objective)
+        moments = [moment for pair in trainer.optimizer.moments for moment in pair]
+        return _Work(partial(trainer.train_step, learning_rate=config.optim.lr), moments)
+
+    return _on_paper(config, world_size, rank, training, microbatches)
+
+
+def forward_on_paper(config: Config, world_size: int, rank: int, objective: Objective | None = None) -> PaperStep:
+    """Ask a model of which nothing is trained for what its end makes of a step's microbatches."""
+    asked = objective or CrossEntropy(config.train.z_loss)
+
+    def asking(model: Model) -> _Work:
+        return _Work(partial(model.forward, objective=asked))
+
+    return _on_paper(config, world_size, rank, asking, trainable=NOTHING)
+
+
+def _on_paper(
+    config: Config,
+    world_size: int,
+    rank: int,
+    begin: Callable[[Model], _Work],
+    microbatches: int | None = None,
+    trainable: Patterns | None = None,
+) -> PaperStep:
     resolved = resolve(config, world_size)
     count = microbatches or resolved.microbatches
-    shape = MeshShape(resolved.pipeline, resolved.data, resolved.context, resolved.tensor, config.parallel.zero_group)
+    shape = MeshShape.of(resolved)
     recorder, tracker = Recorder(), StorageTracker(META)
     with fake_world(rank, world_size), tracker:
         mesh = build_mesh(shape, META, schedule_of(config, resolved, count).placement, recorder)
-        trainer = Trainer(Model(config, resolved, mesh, recorder=recorder, choice=choice_on_paper(config)))
-        tracker.inspect = lambda: _holdings(trainer)
+        model = Model(config, resolved, mesh, recorder=recorder, choice=choice_on_paper(config), trainable=trainable)
+        work = begin(model)
+        tracker.inspect = lambda: _holdings(model.stage, work.moments)
+        recorder.phase = "count"  # what comes before the first action
         size = (count * config.train.micro_batch_size, config.train.sequence_length + 1)
         samples = torch.empty(size, dtype=torch.int64, device=META)
-        trainer.train_step(microbatches_of(samples, config), learning_rate=config.optim.lr)
+        work.run(microbatches_of(samples, config))
     sent = ledger(recorder.events), phase_totals(recorder.events)
     return PaperStep(rank, mesh.stage, count, tracker.peak, tracker.at_peak, tracker.made_at_peak, *sent)
 
 
-def _holdings(trainer: Trainer) -> dict[str, int]:
+def _holdings(stage: Stage, moments: Sequence[torch.Tensor]) -> dict[str, int]:
     """What the stage's shards hold now."""
-    shards = trainer.stage.shards
-    state = [s.compute for s in shards] + [t for s in trainer.stage.trained for t in (s.master, s.gradient)]
-    state += [moment for pair in trainer.optimizer.moments for moment in pair]
-    weights = [weight.full for s in shards for weight in s.weights] + [t for s in shards for t in s.arriving]
-    gradients = [weight.gradient for s in shards for weight in s.weights]
-    gradients += [t for s in trainer.stage.trained for t in s.leaving]
+    state = [*moments, *(s.compute for s in stage.shards)]
+    state += [t for s in stage.trained for t in (s.master, s.gradient)]
+    weights = [weight.full for s in stage.shards for weight in s.weights] + [
+        t for s in stage.shards for t in s.arriving
+    ]
+    gradients = [weight.gradient for s in stage.shards for weight in s.weights]
+    gradients += [t for s in stage.trained for t in s.leaving]
     held = bytes_of(state)
     return {
         "state": held,

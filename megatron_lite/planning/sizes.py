@@ -1,59 +1,163 @@
 """What a rank of one stage runs and holds, in numbers: what the closed forms of traffic and of memory are made of."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
 from math import ceil
 
 import torch
 
 from megatron_lite.config import Config, Resolved
 from megatron_lite.config.alignment import aligned
+from megatron_lite.model.freezing import EVERYTHING, Patterns
 from megatron_lite.parallel.pipeline.schedules import Action, Schedule
+from megatron_lite.parallel.zero import Policy, policy
+
+# The parameters that each local weight is made of, by which `train.trainable` names it. The forms' own table, beside
+# the one of model/parameters.py: a name that is wrong there is found, where one read from there would be wrong twice.
+LOGICAL = {
+    "embed": ("model.embed_tokens.weight",),
+    "qkv": tuple(f"model.layers.{{}}.self_attn.{part}_proj.weight" for part in "qkv"),
+    "o": ("model.layers.{}.self_attn.o_proj.weight",),
+    "gate_up": tuple(f"model.layers.{{}}.mlp.{part}_proj.weight" for part in ("gate", "up")),
+    "down": ("model.layers.{}.mlp.down_proj.weight",),
+    "attention_norm": ("model.layers.{}.input_layernorm.weight",),
+    "mlp_norm": ("model.layers.{}.post_attention_layernorm.weight",),
+    "norm": ("model.norm.weight",),
+    "lm_head": ("lm_head.weight",),
+    "score": ("score.weight",),
+}
+BLOCK = ("qkv", "o", "gate_up", "down", "attention_norm", "mlp_norm")
+REPLICATED = ("attention_norm", "mlp_norm", "norm", "score")  # the same on every tensor rank
+
+
+@dataclass(frozen=True)
+class LocalWeight:
+    """A weight as one tensor rank holds it."""
+
+    name: str
+    rows: int
+    columns: int
+    trained: bool
+
+    @property
+    def elements(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class ShardSizes:
+    """Weights that a unit gathers at once: all of them are trained, or none is."""
+
+    name: str
+    weights: tuple[LocalWeight, ...]
+
+    @property
+    def trained(self) -> bool:
+        return self.weights[0].trained
+
+    @property
+    def elements(self) -> int:
+        return sum(weight.elements for weight in self.weights)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What the forms need of a unit: its kind, the names of what it gathers, and whether it is run again."""
+    """What the forms need of a unit: its kind, the shards it gathers, and whether it is run again."""
 
-    kind: str  # embedding | block | head
-    shards: tuple[str, ...]
+    kind: str  # embedding | block | head | scalar_head
+    shards: tuple[ShardSizes, ...]
     recompute: str = "none"
+
+    @property
+    def ends(self) -> bool:
+        """Whether it is the model's last."""
+        return self.kind in ("head", "scalar_head")
+
+    @property
+    def trained(self) -> tuple[ShardSizes, ...]:
+        return tuple(shards for shards in self.shards if shards.trained)
+
+    @cached_property
+    def weights(self) -> dict[str, LocalWeight]:
+        return {weight.name: weight for shards in self.shards for weight in shards.weights}
+
+    @property
+    def projection(self) -> LocalWeight:
+        """What a head makes its numbers with."""
+        return next(self.weights[name] for name in ("lm_head", "embed", "score") if name in self.weights)
+
+    def trains(self, name: str) -> bool:
+        return self.weights[name].trained
+
+
+def forward_only(schedule: Schedule) -> Schedule:
+    """What of a schedule a model runs that is only asked."""
+    return replace(schedule, actions=tuple(tuple(a for a in row if a.kind == "F") for row in schedule.actions))
 
 
 class StageSizes:
-    """The units of a stage's chunks, the schedule's actions on it, and sizes that forms share."""
+    """The units of a stage's chunks, the schedule's actions on it, and sizes that forms share.
 
-    def __init__(self, config: Config, resolved: Resolved, schedule: Schedule, stage: int):
+    `trainable` are the patterns of what is trained (None: the configuration's). A schedule may have forward actions
+    alone, as those of a model that is only asked.
+    """
+
+    def __init__(
+        self, config: Config, resolved: Resolved, schedule: Schedule, stage: int, trainable: Patterns | None = None
+    ):
         self.config, self.resolved, self.schedule, self.stage = config, resolved, schedule, stage
+        self.patterns = config.train.trainable or EVERYTHING if trainable is None else trainable
         self.actions = schedule.actions[stage]
-        self.weights = self._weights()
-        self.chunks = [self._units(schedule.placement.piece(stage, c)) for c in range(schedule.placement.chunks)]
+        self.chunks = [
+            self._units(schedule.placement.virtual_stage(stage, c)) for c in range(schedule.placement.chunks)
+        ]
 
     @property
-    def element(self) -> int:
-        """Bytes of a weight or an activation in a product."""
+    def units(self) -> list[Unit]:
+        """Of all chunks."""
+        return [unit for chunk in self.chunks for unit in chunk]
+
+    @property
+    def shards(self) -> list[ShardSizes]:
+        """The distinct ones: a tied head has the embedding's, too."""
+        return list(dict.fromkeys(shards for unit in self.units for shards in unit.shards))
+
+    @property
+    def trained(self) -> list[ShardSizes]:
+        return [shards for shards in self.shards if shards.trained]
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether the schedule has a backward."""
+        return any(action.kind != "F" for action in self.actions)
+
+    @property
+    def element_bytes(self) -> int:
+        """Of a weight or an activation in a product."""
         return getattr(torch, self.resolved.compute_dtype).itemsize
 
     @property
-    def exact(self) -> int:
-        """Bytes of an element where sums are kept: float32, or float64 in a float64 run."""
-        return max(4, self.element)
+    def exact_bytes(self) -> int:
+        """Of an element where sums are kept: float32, or float64 in a float64 run."""
+        return max(4, self.element_bytes)
 
     @property
-    def reduced(self) -> int:
-        """Bytes of a gradient's element on the wire."""
+    def reduced_bytes(self) -> int:
+        """Of a gradient's element on the wire."""
         return getattr(torch, self.resolved.grad_reduce_dtype).itemsize
 
     @property
-    def tokens(self) -> int:
+    def region_tokens(self) -> int:
         """Tokens of a microbatch on this rank, those inside a tensor-parallel region."""
         train = self.config.train
         return train.sequence_length // self.resolved.context * train.micro_batch_size
 
     @property
-    def outer(self) -> int:
+    def outer_tokens(self) -> int:
         """Those outside a region."""
-        return self.tokens // self.resolved.tensor if self.config.parallel.sequence else self.tokens
+        return self.region_tokens // self.resolved.tensor if self.config.parallel.sequence else self.region_tokens
 
     @property
     def chunked(self) -> bool:
@@ -61,36 +165,44 @@ class StageSizes:
         return self.config.kernels.loss_chunk is not None
 
     @property
-    def chunk(self) -> int:
+    def chunk_tokens(self) -> int:
         """Tokens of each rank that go through the loss at a time."""
         chunk = self.config.kernels.loss_chunk
-        return self.outer if chunk is None else min(chunk, self.outer)
+        return self.outer_tokens if chunk is None else min(chunk, self.outer_tokens)
 
     def loss_chunks(self) -> Iterator[tuple[int, int]]:
         """(tokens, how many chunks of so many) of a microbatch on this rank."""
-        whole, rest = divmod(self.outer, self.chunk)
-        yield self.chunk, whole
+        whole, rest = divmod(self.outer_tokens, self.chunk_tokens)
+        yield self.chunk_tokens, whole
         if rest:
             yield rest, 1
 
     @property
-    def region(self) -> int:
-        """Bytes of one microbatch's activations inside a tensor-parallel region."""
-        return self.tokens * self.config.model.hidden_size * self.element
+    def region_bytes(self) -> int:
+        """One microbatch's activations inside a tensor-parallel region."""
+        return self.region_tokens * self.config.model.hidden_size * self.element_bytes
+
+    @cached_property
+    def rule(self) -> Policy:
+        """What ZeRO's table says of the configuration. Raises UsageError where `zero_regather` is undecided."""
+        return policy(self.config.parallel.zero_stage, self.config.parallel.regather)
 
     @property
     def sharding(self) -> int:
         """Ranks that share one set of shards."""
-        parallel = self.config.parallel
-        return 1 if parallel.zero_stage == 0 else (parallel.zero_group or self.resolved.zero_size)
+        return self.resolved.zero_group
 
-    def shard_size(self, name: str) -> int:
+    def shard_size(self, shards: ShardSizes) -> int:
         """Elements of a rank's shard, its tail included."""
-        return aligned(self.shard_rows_size(name))
+        return aligned(self.rows_size(shards.weights))
 
-    def shard_rows_size(self, name: str) -> int:
+    def gathered_size(self, shards: ShardSizes) -> int:
+        """Elements of all ranks' shards."""
+        return self.sharding * self.shard_size(shards)
+
+    def rows_size(self, weights: Iterable[LocalWeight]) -> int:
         """Elements of a rank's rows of each weight, padded to divide."""
-        return sum(ceil(rows / self.sharding) * size for rows, size in self.weights[name.split(".")[0]])
+        return sum(ceil(weight.rows / self.sharding) * weight.columns for weight in weights)
 
     def walk(self) -> Iterator[tuple[Action, Unit]]:
         """Every unit's turn in a step, in order."""
@@ -101,27 +213,64 @@ class StageSizes:
         units = self.chunks[action.chunk]
         return units if action.kind == "F" else units[::-1]
 
-    def _weights(self) -> dict[str, list[tuple[int, int]]]:
-        """(rows, row size) of the local weights behind each kind of shards."""
+    def _units(self, piece: int) -> list[Unit]:
+        last = len(self.resolved.stage_layers) - 1
+        first_layer = sum(self.resolved.stage_layers[:piece])
+        layers = range(first_layer, first_layer + self.resolved.stage_layers[piece])
+        units = [Unit("block", self._block(layer), self.resolved.recompute[layer]) for layer in layers]
+        if piece == 0:
+            units.insert(0, Unit("embedding", self._embedding()))
+        if piece == last:
+            units.append(self._head())
+        return units
+
+    def _embedding(self) -> tuple[ShardSizes, ...]:
+        return self._divided("embedding", ("embed",))
+
+    def _block(self, layer: int) -> tuple[ShardSizes, ...]:
+        return self._divided(f"block.{layer}", BLOCK, layer)
+
+    def _head(self) -> Unit:
+        """A tied one takes the embedding's weight, from the embedding's shards where those are on its stage."""
+        model, (begin, end) = self.config.model, self.schedule.placement.ends
+        if model.head == "scalar":
+            return Unit("scalar_head", self._divided("head", ("score", "norm")))
+        if not model.tie_word_embeddings:
+            return Unit("head", self._divided("head", ("lm_head", "norm")))
+        if begin == end:
+            return Unit("head", self._divided("head", ("norm",)) + self._embedding())
+        return Unit("head", self._divided("head", ("embed", "norm")))
+
+    def _divided(self, unit: str, names: Iterable[str], layer: int | None = None) -> tuple[ShardSizes, ...]:
+        """The shards of a unit's own weights: those that are trained, those that are frozen, or both."""
+        weights = [LocalWeight(name, *self._sizes[name], self._trains(name, layer)) for name in names]
+        trained, frozen = (tuple(w for w in weights if w.trained is kind) for kind in (True, False))
+        if not trained:
+            return (ShardSizes(unit, frozen),)
+        both = (ShardSizes(unit, trained), ShardSizes(f"{unit}.frozen", frozen))
+        return both if frozen else both[:1]
+
+    def _trains(self, name: str, layer: int | None) -> bool:
+        """What is packed in one weight is trained together or not at all, so any of its names tells."""
+        logical = LOGICAL[name][0].format(layer)
+        return any(fnmatchcase(logical, pattern) for pattern in self.patterns)
+
+    @cached_property
+    def _sizes(self) -> dict[str, tuple[int, int]]:
+        """(rows, columns) of each local weight."""
         model, tensor = self.config.model, self.resolved.tensor
         hidden, head_dim = model.hidden_size, self.resolved.head_dim
         queries = model.num_attention_heads // tensor * head_dim
         key_values = model.num_key_value_heads // tensor * head_dim
         feed = model.intermediate_size // tensor
         vocabulary = (self.resolved.padded_vocab_size // tensor, hidden)
-        norm = (hidden, 1)
-        block = [(queries + 2 * key_values, hidden), (hidden, queries), (2 * feed, hidden), (hidden, feed), norm, norm]
-        return {"block": block, "embedding": [vocabulary], "head": [vocabulary, norm], "norm": [norm]}
-
-    def _units(self, piece: int) -> list[Unit]:
-        last = len(self.resolved.stage_layers) - 1
-        first_layer = sum(self.resolved.stage_layers[:piece])
-        layers = range(first_layer, first_layer + self.resolved.stage_layers[piece])
-        units = [Unit("block", (f"block.{layer}",), self.resolved.recompute[layer]) for layer in layers]
-        if piece == 0:
-            units.insert(0, Unit("embedding", ("embedding",)))
-        if piece == last:
-            begin, end = self.schedule.placement.ends
-            beside = self.config.model.tie_word_embeddings and begin == end
-            units.append(Unit("head", ("norm", "embedding") if beside else ("head",)))
-        return units
+        return {
+            "embed": vocabulary,
+            "qkv": (queries + 2 * key_values, hidden),
+            "o": (hidden, queries),
+            "gate_up": (2 * feed, hidden),
+            "down": (hidden, feed),
+            **dict.fromkeys(("attention_norm", "mlp_norm", "norm"), (hidden, 1)),
+            "lm_head": vocabulary,
+            "score": (1, hidden),
+        }

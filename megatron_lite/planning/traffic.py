@@ -12,25 +12,48 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from math import ceil
 
 from megatron_lite.config import Config, Resolved
+from megatron_lite.model.freezing import Patterns
 from megatron_lite.parallel.pipeline.routes import channels_of, received_on, sent_on
 from megatron_lite.parallel.pipeline.schedules import Schedule
-from megatron_lite.planning.sizes import StageSizes, Unit
+from megatron_lite.planning.sizes import REPLICATED, ShardSizes, StageSizes, Unit
 
 Traffic = dict[tuple[str, str], tuple[int, int]]  # (site, operation) -> (calls, bytes)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """How many an objective gives: numbers that add up, numbers whose largest counts, and what it divides by."""
+
+    sums: int
+    maxima: int
+    denominators: int
+
+
+CROSS_ENTROPY = Numbers(sums=2, maxima=0, denominators=1)
+OF_A_STEP = 5  # beside the objective's: the gradient's square sum, a stop, memory at its peak, reserved and free
 
 
 class StepTraffic(StageSizes):
     """The traffic of a rank on one stage; every rank of a stage has the same."""
 
-    def __init__(self, config: Config, resolved: Resolved, schedule: Schedule, stage: int):
-        super().__init__(config, resolved, schedule, stage)
+    def __init__(
+        self,
+        config: Config,
+        resolved: Resolved,
+        schedule: Schedule,
+        stage: int,
+        trainable: Patterns | None = None,
+        numbers: Numbers = CROSS_ENTROPY,
+    ):
+        super().__init__(config, resolved, schedule, stage, trainable)
+        self.numbers = numbers
         self.found: Counter[tuple[str, str]] = Counter()
         self.bytes: Counter[tuple[str, str]] = Counter()
-        self.passes = resolved.microbatches  # of every unit
-        self.units = [unit for chunk in self.chunks for unit in chunk]
+        self.running = self.units
+        self.forwards = resolved.microbatches  # of every unit that runs
+        self.backwards = resolved.microbatches if self.goes_back else 0
 
     def total(self) -> Traffic:
         for count in (self._tensor, self._context, self._pipeline, self._zero, self._ends):
@@ -44,120 +67,178 @@ class StepTraffic(StageSizes):
         self.found[site, operation] += calls
         self.bytes[site, operation] += calls * size
 
+    # Tensor ranks
+
     def _tensor(self) -> None:
         if self.resolved.tensor == 1:
             return
-        m, sequence = self.passes, self.config.parallel.sequence
-        for unit in self.units:
-            forwards = m * (2 if unit.recompute == "full" else 1)
-            if unit.kind == "head" and self.chunked:
-                self._chunked_head(m)
-                continue
-            entered = {"block": ("attention.enter", "mlp.enter"), "head": ("head.enter",)}.get(unit.kind, ())
-            left = {"block": ("attention.leave", "mlp.leave"), "embedding": ("embedding.leave",)}.get(unit.kind, ())
-            for site in entered:
-                if sequence:
-                    self._add(site, "all_gather", forwards, self.region)
-                    self._add(f"{site}.again", "all_gather", m, self.region)
-                self._add(f"{site}.backward", "reduce_scatter" if sequence else "all_reduce", m, self.region)
-            for site in left:
-                self._add(site, "reduce_scatter" if sequence else "all_reduce", forwards, self.region)
-                if sequence:
-                    self._add(f"{site}.backward", "all_gather", m, self.region)
-            if unit.kind == "head":
-                pairs = self.resolved.tensor * 2 * self.tokens * self.exact
-                self._add("cross_entropy.combine", "all_gather", m, pairs)
+        count = {
+            "embedding": self._embedding_traffic,
+            "block": self._block_traffic,
+            "head": self._chunked_head_traffic if self.chunked else self._head_traffic,
+            "scalar_head": self._scalar_head_traffic,
+        }
+        for unit in self.running:
+            count[unit.kind](unit)
 
-    def _chunked_head(self, microbatches: int) -> None:
+    def _embedding_traffic(self, unit: Unit) -> None:
+        self._leaves("embedding.leave", self.forwards, self.backwards if unit.trains("embed") else 0)
+
+    def _block_traffic(self, unit: Unit) -> None:
+        again = self.backwards if unit.recompute == "full" else 0
+        for site, weight in (("attention", "qkv"), ("mlp", "gate_up")):
+            self._enters(f"{site}.enter", self.forwards + again, unit.trains(weight))
+            self._leaves(f"{site}.leave", self.forwards + again, self.backwards)
+
+    def _head_traffic(self, unit: Unit) -> None:
+        self._enters("head.enter", self.forwards, unit.projection.trained)
+        pairs = self.resolved.tensor * 2 * self.region_tokens * self.exact_bytes
+        self._add("cross_entropy.combine", "all_gather", self.forwards, pairs)
+
+    def _chunked_head_traffic(self, unit: Unit) -> None:
         """Once over the microbatch, a chunk at a time, the last of what is left."""
         sequence, tensor = self.config.parallel.sequence, self.resolved.tensor
         ranks = tensor if sequence else 1  # that hold tokens of their own
-        row = self.config.model.hidden_size * self.element
+        row = self.config.model.hidden_size * self.element_bytes
         for tokens, chunks in self.loss_chunks():
-            calls, size = microbatches * chunks, ranks * tokens * row
+            calls, size = self.forwards * chunks, ranks * tokens * row
             if sequence:
                 self._add("head.chunk", "all_gather", calls, size)
-            self._add("head.chunk.backward", "reduce_scatter" if sequence else "all_reduce", calls, size)
-            self._add("cross_entropy.chunk", "all_gather", calls, tensor * 2 * ranks * tokens * self.exact)
+            back = self.backwards * chunks
+            self._add("head.chunk.backward", "reduce_scatter" if sequence else "all_reduce", back, size)
+            self._add("cross_entropy.chunk", "all_gather", calls, tensor * 2 * ranks * tokens * self.exact_bytes)
+
+    def _scalar_head_traffic(self, unit: Unit) -> None:
+        """Each rank works out its own tokens' values; the gradients that come back are whole."""
+        if self.config.parallel.sequence:
+            self._add("head.values", "all_gather", self.forwards, self.region_tokens * self.exact_bytes)
+
+    def _enters(self, site: str, forwards: int, trained: bool) -> None:
+        """A region; where the product's weight is trained its input is gathered again."""
+        sequence = self.config.parallel.sequence
+        if sequence:
+            self._add(site, "all_gather", forwards, self.region_bytes)
+            self._add(f"{site}.again", "all_gather", self.backwards if trained else 0, self.region_bytes)
+        operation = "reduce_scatter" if sequence else "all_reduce"
+        self._add(f"{site}.backward", operation, self.backwards, self.region_bytes)
+
+    def _leaves(self, site: str, forwards: int, backwards: int) -> None:
+        """A region."""
+        sequence = self.config.parallel.sequence
+        self._add(site, "reduce_scatter" if sequence else "all_reduce", forwards, self.region_bytes)
+        if sequence:
+            self._add(f"{site}.backward", "all_gather", backwards, self.region_bytes)
+
+    # Context ranks and stages
 
     def _context(self) -> None:
-        size, model = self.resolved.context, self.config.model
+        size = self.resolved.context
         if size == 1:
             return
-        per_head = self.region // model.hidden_size * self.resolved.head_dim  # bytes, of all its positions
-        queries = model.num_attention_heads // self.resolved.tensor
-        key_values = model.num_key_value_heads // self.resolved.tensor
-        m = self.passes
-        heads = sum(unit.kind == "head" for unit in self.units)
-        self._add("head.outputs", "all_gather", m * heads, size * 2 * self.tokens * self.exact)
-        for unit in (unit for unit in self.units if unit.kind == "block"):
-            forwards = m * (1 if unit.recompute == "none" else 2)
-            if self.config.parallel.context_kind == "ring":
-                block = 2 * key_values * per_head
-                for operation in ("send", "recv"):
-                    self._add("context.ring", operation, forwards * (size - 1), block)
-                    self._add("context.ring.again", operation, m * (size - 1), block)
-                    self._add("context.ring.gradient", operation, m * size, block // self.element * self.exact)
-            else:
-                packed = (queries + 2 * max(key_values, size)) * per_head
-                self._add("context.heads", "all_to_all", forwards, packed)
-                self._add("context.heads.backward", "all_to_all", m, packed)
-                self._add("context.heads.return", "all_to_all", forwards, queries * per_head)
-                self._add("context.heads.return.backward", "all_to_all", m, queries * per_head)
+        for unit in self.running:
+            if unit.ends:
+                numbers = 1 if unit.kind == "scalar_head" else 2  # of each token
+                self._add("head.outputs", "all_gather", self.forwards,
+                          size * numbers * self.region_tokens * self.exact_bytes)  # fmt: skip
+            elif unit.kind == "block":
+                forwards = self.forwards + (0 if unit.recompute == "none" else self.backwards)
+                if self.config.parallel.context_kind == "ring":
+                    self._ring(forwards)
+                else:
+                    self._exchanged_heads(forwards)
+
+    def _ring(self, forwards: int) -> None:
+        steps, model = self.resolved.context, self.config.model
+        block = 2 * model.num_key_value_heads // self.resolved.tensor * self._head_bytes
+        for operation in ("send", "recv"):
+            self._add("context.ring", operation, forwards * (steps - 1), block)
+            self._add("context.ring.again", operation, self.backwards * (steps - 1), block)
+            gradients = block // self.element_bytes * self.exact_bytes
+            self._add("context.ring.gradient", operation, self.backwards * steps, gradients)
+
+    def _exchanged_heads(self, forwards: int) -> None:
+        model, tensor = self.config.model, self.resolved.tensor
+        queries, key_values = model.num_attention_heads // tensor, model.num_key_value_heads // tensor
+        packed = (queries + 2 * max(key_values, self.resolved.context)) * self._head_bytes
+        self._add("context.heads", "all_to_all", forwards, packed)
+        self._add("context.heads.backward", "all_to_all", self.backwards, packed)
+        self._add("context.heads.return", "all_to_all", forwards, queries * self._head_bytes)
+        self._add("context.heads.return.backward", "all_to_all", self.backwards, queries * self._head_bytes)
+
+    @property
+    def _head_bytes(self) -> int:
+        """Of one attention head, all its positions on this rank."""
+        return self.region_tokens * self.resolved.head_dim * self.element_bytes
 
     def _pipeline(self) -> None:
         split = self.resolved.tensor if self.config.parallel.sequence else 1
         for action in self.actions:
             site = "pipeline.activation" if action.kind == "F" else "pipeline.gradient"
             if received_on(action, self.schedule.placement, self.stage) is not None:
-                self._add(site, "recv", 1, self.region // split)
+                self._add(site, "recv", 1, self.region_bytes // split)
             if sent_on(action, self.schedule.placement, self.stage) is not None:
-                self._add(site, "send", 1, self.region // split)
+                self._add(site, "send", 1, self.region_bytes // split)
+
+    # ZeRO
 
     def _zero(self) -> None:
-        each = self.config.parallel.regather == "microbatch"
-        regathers = each and self.config.parallel.zero_stage == 3
-        reduces_each = each and self.config.parallel.zero_stage >= 2
         uses: Counter[str] = Counter()
         finished: Counter[str] = Counter()
-        for action in self.actions:
-            for unit in self.chunks[action.chunk]:
-                for name in unit.shards:
-                    uses[name] += action.kind != "W"
-                    finished[name] += action.kind in "BW"
-        kept = Counter(name for one, other in self._meetings() for name in set(one.shards) & set(other.shards))
-        for name in uses:
-            gathers = uses[name] - kept[name] if regathers else 1
-            shard = self.shard_size(name)
-            if self.sharding > 1:
-                self._add("zero.gather", "all_gather", gathers, self.sharding * shard * self.element)
-                reductions = finished[name] if reduces_each else 1
-                self._add("zero.reduce", "reduce_scatter", reductions, self.sharding * shard * self.reduced)
+        for action, unit in self.walk():
+            uses.update(shards.name for shards in unit.shards if action.kind != "W")
+            finished.update(shards.name for shards in unit.trained if action.kind in "BW")
+        kept = Counter(name for one, other in self._meetings() for name in _names(one) & _names(other))
+        if self.rule.weights == "step":
+            uses, kept = Counter(set(uses)), Counter()
+        if self.rule.gradients == "step":
+            finished = Counter(set(finished))
+        for shards in self.shards:
+            self._moved(shards, uses[shards.name] - kept[shards.name], finished[shards.name])
+
+    def _moved(self, shards: ShardSizes, gathers: int, reductions: int) -> None:
+        if self.sharding > 1:
+            size = self.gathered_size(shards)
+            self._add("zero.gather", "all_gather", gathers, size * self.element_bytes)
+            self._add("zero.reduce", "reduce_scatter", reductions, size * self.reduced_bytes)
 
     def _meetings(self) -> Iterator[tuple[Unit, Unit]]:
         """The units that follow each other in the walk: what both need stays gathered."""
         return pairwise(unit for action, unit in self.walk() if action.kind != "W")
 
+    # Once a step, whatever the microbatches
+
     def _ends(self) -> None:
-        """What happens once a step, whatever the microbatches."""
-        resolved, model = self.resolved, self.config.model
+        if self.resolved.zero_size > 1:
+            self._add("loss.count", "all_reduce", 1, 8 * self.numbers.denominators)
+        if not self.goes_back:
+            return
+        if self.resolved.world_size > 1:
+            row = OF_A_STEP + self.numbers.sums + self.numbers.maxima
+            self._add("step.totals", "all_gather", 1, self.resolved.world_size * row * 8)
+        self._gradients_end()
+
+    def _gradients_end(self) -> None:
+        """Sums over replicas of a shard, of norms over tensor ranks, over stages that are tied."""
+        resolved, trained = self.resolved, [weight for shards in self.trained for weight in shards.weights]
         if resolved.zero_size > self.sharding:
-            for name in {name for chunk in self.chunks for unit in chunk for name in unit.shards}:
-                self._add("zero.replicate", "all_reduce", 1, self.shard_size(name) * self.exact)
-        if resolved.zero_size > 1:
-            self._add("loss.count", "all_reduce", 1, 8)  # of cross-entropy: one denominator
-        if resolved.world_size > 1:
-            self._add("step.totals", "all_gather", 1, resolved.world_size * 7 * 8)
-        if resolved.tensor > 1 and self.config.parallel.sequence:
-            units = [unit for chunk in self.chunks for unit in chunk]
-            norms = sum({"block": 2, "head": 1}.get(unit.kind, 0) for unit in units)
-            size = norms * ceil(model.hidden_size / self.sharding)
-            if size:
-                self._add("norm_gradient.sum", "all_reduce", 1, size * self.exact)
-        placement = self.schedule.placement
-        ends = placement.ends
-        if model.tie_word_embeddings and ends[0] != ends[1] and self.stage in ends:
-            self._add("tied_gradient.sum", "all_reduce", 1, self.shard_rows_size("embedding") * self.exact)
+            for shards in self.trained:
+                self._add("zero.replicate", "all_reduce", 1, self.shard_size(shards) * self.exact_bytes)
+        partial = self.rows_size(weight for weight in trained if weight.name in REPLICATED)
+        if resolved.tensor > 1 and self.config.parallel.sequence and partial:
+            self._add("norm_gradient.sum", "all_reduce", 1, partial * self.exact_bytes)
+        ends = self.schedule.placement.ends
+        tied = self.rows_size(weight for weight in trained if weight.name == "embed")
+        if self.config.model.tie_word_embeddings and ends[0] != ends[1] and self.stage in ends and tied:
+            self._add("tied_gradient.sum", "all_reduce", 1, tied * self.exact_bytes)
+
+
+def _kind(unit: Unit) -> tuple[str, str, frozenset[str]]:
+    """Units of one run the same operations."""
+    return unit.kind, unit.recompute, frozenset(name for name in unit.weights if unit.trains(name))
+
+
+def _names(unit: Unit) -> set[str]:
+    return {shards.name for shards in unit.shards}
 
 
 class ConnectTraffic(StepTraffic):
@@ -165,12 +246,9 @@ class ConnectTraffic(StepTraffic):
     itself, and a step's end.
     """
 
-    def __init__(self, config: Config, resolved: Resolved, schedule: Schedule, stage: int):
-        super().__init__(config, resolved, schedule, stage)
-        self.passes = 1
-        self.units = list({(unit.kind, unit.recompute): unit for unit in reversed(self.units)}.values())
-
     def total(self) -> Traffic:
+        self.forwards = self.backwards = 1
+        self.running = list({_kind(unit): unit for unit in reversed(self.units)}.values())
         for count in (self._connections, self._tensor, self._context, self._units_alone, self._ends):
             count()
         return self._found()
@@ -181,7 +259,7 @@ class ConnectTraffic(StepTraffic):
         replicas = resolved.zero_size // self.sharding
         sizes = [resolved.world_size, resolved.tensor, resolved.context, resolved.zero_size, replicas]
         sizes += [self.sharding] if self.sharding != resolved.zero_size else []  # else it is the group `zero`
-        if self.config.parallel.zero_stage == 0:  # nothing is sharded: the whole of `zero` holds replicas
+        if self.sharding == 1:  # the whole of `zero` holds replicas
             sizes = sizes[:4]
         ends = set(placement.ends)
         sizes += [len(ends)] if self.stage in ends else []
@@ -195,23 +273,38 @@ class ConnectTraffic(StepTraffic):
 
     def _units_alone(self) -> None:
         """Each kind gathers what it needs and reduces what it leaves, once."""
-        if self.sharding == 1:
-            return
-        for unit in self.units:
-            for name in unit.shards:
-                size = self.sharding * self.shard_size(name)
-                self._add("zero.gather", "all_gather", 1, size * self.element)
-                self._add("zero.reduce", "reduce_scatter", 1, size * self.reduced)
+        for unit in self.running:
+            for shards in unit.shards:
+                self._moved(shards, gathers=1, reductions=int(shards.trained))
 
 
-def connect_traffic(config: Config, resolved: Resolved, schedule: Schedule, stage: int) -> Traffic:
+def connect_traffic(
+    config: Config,
+    resolved: Resolved,
+    schedule: Schedule,
+    stage: int,
+    trainable: Patterns | None = None,
+    numbers: Numbers = CROSS_ENTROPY,
+) -> Traffic:
     """(calls, bytes) of every call site and operation, before the first step, of a rank on `stage`."""
-    return ConnectTraffic(config, resolved, schedule, stage).total()
+    return ConnectTraffic(config, resolved, schedule, stage, trainable, numbers).total()
 
 
-def step_traffic(config: Config, resolved: Resolved, schedule: Schedule, stage: int) -> Traffic:
-    """(calls, bytes) of every call site and operation, in one training step, of a rank on `stage`."""
-    return StepTraffic(config, resolved, schedule, stage).total()
+def step_traffic(
+    config: Config,
+    resolved: Resolved,
+    schedule: Schedule,
+    stage: int,
+    trainable: Patterns | None = None,
+    numbers: Numbers = CROSS_ENTROPY,
+) -> Traffic:
+    """(calls, bytes) of every call site and operation, in one training step, of a rank on `stage`; in the forward pass
+    of a model that is only asked where the schedule has forward actions alone.
+
+    `trainable` are the patterns of what is trained (None: the configuration's). Of an objective over a vocabulary the
+    forms are those of one that knows beforehand what each token counts.
+    """
+    return StepTraffic(config, resolved, schedule, stage, trainable, numbers).total()
 
 
 @dataclass(frozen=True)
@@ -226,11 +319,13 @@ class RegatherCosts:
 def regather_costs(config: Config, resolved: Resolved, schedule: Schedule, stage: int) -> RegatherCosts:
     """The traffic and the memory of both policies at ZeRO-3, whichever is configured."""
     moved = {}
-    for policy in ("microbatch", "step"):
-        parallel = config.parallel.model_copy(update={"zero_stage": 3, "zero_regather": policy})
+    for choice in ("microbatch", "step"):
+        parallel = config.parallel.model_copy(update={"zero_stage": 3, "zero_regather": choice})
         traffic = step_traffic(config.model_copy(update={"parallel": parallel}), resolved, schedule, stage)
-        moved[policy] = sum(size for (site, _), (_, size) in traffic.items() if site in ("zero.gather", "zero.reduce"))
-    forms = StepTraffic(config, resolved, schedule, stage)
-    names = {name for chunk in forms.chunks for unit in chunk for name in unit.shards}
-    weights = sum(forms.shard_size(name) * forms.sharding for name in names)
-    return RegatherCosts(moved["microbatch"], moved["step"], weights * (forms.element + forms.exact))
+        moved[choice] = sum(size for (site, _), (_, size) in traffic.items() if site in ("zero.gather", "zero.reduce"))
+    forms = StepTraffic(config.model_copy(update={"parallel": parallel}), resolved, schedule, stage)
+    held = sum(
+        forms.gathered_size(shards) * (forms.element_bytes + (forms.exact_bytes if shards.trained else 0))
+        for shards in forms.shards
+    )
+    return RegatherCosts(moved["microbatch"], moved["step"], held)

@@ -23,7 +23,7 @@ ODD = {"hidden_size": 20, "intermediate_size": 48, "num_hidden_layers": 2, "num_
        "num_key_value_heads": 2, "tie_word_embeddings": False}  # fmt: skip
 MODELS = {
     **{f"preset {name}": fields for name, fields in PRESETS.items()},
-    "50,257 packs": {**PRESETS["125m"], "vocab_size": 50_257},
+    "50,257 pieces": {**PRESETS["125m"], "vocab_size": 50_257},
     "odd": {**ODD, "vocab_size": 13},
     "odd and tied": {**ODD, "vocab_size": 97, "tie_word_embeddings": True},
 }
@@ -80,7 +80,7 @@ def test_each_id_is_one_row_of_one_rank_and_rows_of_padding_are_less_than_16_a_r
 
 @dataclass(frozen=True)
 class Odd(Layout):
-    """13 packs, of which a second tensor rank has none, and shards with a tail on any number of ranks."""
+    """13 pieces, of which a second tensor rank has none, and shards with a tail on any number of ranks."""
 
     layers: int = 2
     steps: int = 3

@@ -5,13 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from support.layouts import Layout, build_trainer, my_batches
+from support.paper import assert_memory_is, memory_form, ranks_of, wide_config
 
-from megatron_lite.config import Config, resolve
-from megatron_lite.model.model import schedule_of
+from megatron_lite.config import Config
 from megatron_lite.planning.memory import StorageTracker
-from megatron_lite.planning.memory_forms import Memory, peak_memory
+from megatron_lite.planning.operation_memory import Tape
 from megatron_lite.planning.paper import step_on_paper
-from megatron_lite.planning.unit_memory import Tape
 from tools.step_on_paper import block_keeps
 
 ONE = Layout(layers=8)
@@ -60,58 +59,30 @@ REAL = [ZERO[4], ZERO[6], ZERO[7], WHOLE, replace(WHOLE, schedule="zb_h1", recom
 DTYPES = pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.nightly)])
 
 
-def config_of(layout: Layout, **train: int) -> Config:
-    """The layout on a model whose tensors are large beside what the tracker leaves out."""
-    config = layout.config(**{"global_batch_size": 8, "sequence_length": 256, **train})
-    sizes = {"hidden_size": 128, "intermediate_size": 344, "num_attention_heads": 8, "num_key_value_heads": 4,
-             "vocab_size": 999}  # fmt: skip
-    return config.model_copy(update={"model": config.model.model_copy(update=sizes)})
-
-
-def form(config: Config, world: int, stage: int) -> Memory:
-    resolved = resolve(config, world)
-    return peak_memory(config, resolved, schedule_of(config, resolved, resolved.microbatches), stage)
-
-
 def compare(layout: Layout, config: Config) -> None:
-    """The last tensor rank of the first stage, which has the vocabulary's padding, and the last rank of all."""
-    for rank in sorted({layout.tensor - 1, layout.world - 1}):
+    for rank in ranks_of(layout):
         step = step_on_paper(config, layout.world, rank)
-        expected = form(config, layout.world, step.stage)
-        assert step.peak == pytest.approx(expected.total, rel=0.01)
-        assert step.at_peak["state"] == pytest.approx(expected.state, rel=0.005)
-        found = {**step.at_peak, "others": step.activations - step.made}
-        others = expected.activations + expected.messages + expected.tokens
-        wanted = {
-            "state": expected.state,
-            "weights": expected.weights,
-            "gradients": expected.gradients,
-            "others": others,
-        }
-        # The tensor that made the peak belongs to one of them; nobody held it yet.
-        missing = [kind for kind in found if abs(found[kind] - wanted[kind]) > 0.01 * step.peak]
-        assert len(missing) <= 1
-        assert all(wanted[kind] - found[kind] == pytest.approx(step.made, abs=0.01 * step.peak) for kind in missing)
+        assert_memory_is(step, memory_form(config, layout.world, step.stage))
 
 
 @DTYPES
 @pytest.mark.parametrize("layout", [*LAYOUTS, *CHUNKED], ids=str)
 def test_the_peak_is_the_forms_on_the_first_and_the_last_stage(layout, dtype):
-    compare(layout, config_of(replace(layout, dtype=dtype)))
+    compare(layout, wide_config(replace(layout, dtype=dtype)))
 
 
 @DTYPES
 @pytest.mark.parametrize("recompute", ["none", "selective"])
 def test_the_peak_of_two_sequences_at_once_is_the_forms(recompute, dtype):
     layout = replace(ONE, recompute=recompute, dtype=dtype)
-    compare(layout, config_of(layout, micro_batch_size=2))
+    compare(layout, wide_config(layout, micro_batch_size=2))
 
 
 @DTYPES
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_context_ranks_keep_their_share_of_a_long_sequence_and_the_rings_buffers(ranks, dtype):
     layouts = [replace(ONE, context=context, dtype=dtype, layers=2) for context in (1, ranks)]
-    configs = [config_of(layout, sequence_length=6144, global_batch_size=1) for layout in layouts]
+    configs = [wide_config(layout, sequence_length=6144, global_batch_size=1) for layout in layouts]
     for layout, config in zip(layouts, configs, strict=True):
         compare(layout, config)
     whole, part = (block_keeps(config, layout.world) for layout, config in zip(layouts, configs, strict=True))
@@ -138,7 +109,7 @@ def real_step(layout: Layout) -> tuple[int, int]:
     """(stage, peak bytes) of a real step on this rank."""
     tracker = StorageTracker(torch.device("cpu"))
     with tracker:
-        trainer = build_trainer(layout, config=config_of(layout))
+        trainer = build_trainer(layout, config=wide_config(layout))
         trainer.train_step(my_batches(trainer, 1), learning_rate=1e-3)
     return trainer.mesh.stage, tracker.peak
 
@@ -146,9 +117,9 @@ def real_step(layout: Layout) -> tuple[int, int]:
 @pytest.mark.parametrize("layout", REAL, ids=str)
 def test_the_storages_of_real_ranks_reach_the_forms_peak(ranks, layout):
     layout = replace(layout, dtype="float32")
-    config = config_of(layout)
+    config = wide_config(layout)
     for stage, peak in ranks.run(real_step, layout.world, layout)[layout.tensor - 1 :: layout.tensor]:
-        assert peak == pytest.approx(form(config, layout.world, stage).total, rel=0.02)
+        assert peak == pytest.approx(memory_form(config, layout.world, stage).total, rel=0.02)
 
 
 def test_a_tape_remembers_its_fullest_moment():
