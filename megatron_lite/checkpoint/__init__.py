@@ -11,7 +11,7 @@ identity(checkpoint), base_of(checkpoint)      what an adapter's checkpoint stan
 open_base(checkpoint, mesh)                    that one, verified
 """
 
-from megatron_lite.checkpoint.index import Base, Progress
+from megatron_lite.checkpoint.index import Base, RunState
 from megatron_lite.checkpoint.load import (
     Checkpoint,
     base_of,
@@ -29,7 +29,7 @@ from megatron_lite.checkpoint.save import save
 __all__ = [
     "Base",
     "Checkpoint",
-    "Progress",
+    "RunState",
     "base_of",
     "config_to_resume",
     "find",

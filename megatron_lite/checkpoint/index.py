@@ -41,7 +41,7 @@ def key(kind: str, name: str, block: Block, model: str = MAIN) -> str:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunState:
     """Where a run stands. `samples` and `tokens` are those consumed so far; `extra` is the caller's, JSON only."""
 
     step: int
@@ -118,7 +118,7 @@ class StoredModel:
 
 @dataclass(frozen=True)
 class Index:
-    progress: Progress
+    progress: RunState
     tokenizer: TokenizerRecord | None
     files: Mapping[str, StoredFile]
     main: StoredModel
@@ -174,7 +174,7 @@ class Index:
         if tokenizer is not None:
             tokenizer = TokenizerRecord(tokenizer["path"], TokenizerIdentity(**tokenizer["identity"]))
         return cls(
-            progress=Progress(**{f.name: tree[f.name] for f in fields(Progress)}), tokenizer=tokenizer,
+            progress=RunState(**{f.name: tree[f.name] for f in fields(RunState)}), tokenizer=tokenizer,
             files={name: StoredFile(**file) for name, file in tree["files"].items()},
             main=StoredModel.from_tree(tree),
             others={name: StoredModel.from_tree(model) for name, model in tree.get("models", {}).items()},

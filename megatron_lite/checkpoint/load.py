@@ -12,7 +12,7 @@ from megatron_lite.checkpoint.agreement import together
 from megatron_lite.checkpoint.directory import candidates, log, named
 from megatron_lite.checkpoint.fill import fill
 from megatron_lite.checkpoint.fit import NAMED, check_model, check_needed, check_used, parameters_of
-from megatron_lite.checkpoint.index import MAIN, STATE, Base, Index, Progress, StoredModel, check_files
+from megatron_lite.checkpoint.index import MAIN, STATE, Base, Index, RunState, StoredModel, check_files
 from megatron_lite.checkpoint.state import Trainable, names_of, trained_only, training_state, weights_only
 from megatron_lite.config import ModelConfig
 from megatron_lite.errors import DataError
@@ -69,7 +69,7 @@ def config_to_resume(directory: Path, choice: str) -> tuple[Path, Mapping[str, A
     return None
 
 
-def load(checkpoint: Checkpoint, trainer: Trainable, others: Mapping[str, Trainable] | None = None) -> Progress:
+def load(checkpoint: Checkpoint, trainer: Trainable, others: Mapping[str, Trainable] | None = None) -> RunState:
     """Restore weights, moments and the count of updates into every shard of every rank; those of `others` by their
     names too.
 

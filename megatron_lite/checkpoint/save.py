@@ -28,7 +28,7 @@ from megatron_lite.checkpoint.index import (
     Base,
     Index,
     Parameter,
-    Progress,
+    RunState,
     StoredFile,
     StoredModel,
     TokenizerRecord,
@@ -65,7 +65,7 @@ def save(
     mesh, models = trainer.mesh, {MAIN: trainer, **_checked(others or {})}
     target = directory / f"step_{step}"
     partial = target.with_name(f"{target.name}.tmp")
-    progress = Progress(step, samples, samples * trainer.config.train.sequence_length, extra or {})
+    progress = RunState(step, samples, samples * trainer.config.train.sequence_length, extra or {})
     states = {name: training_state(one) for name, one in models.items()}
     if base is not None:
         states[MAIN] = trained_only(states[MAIN])
@@ -126,7 +126,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> StoredFile:
 
 
 def _merge(
-    partial: Path, models: Mapping[str, Trainable], base: Base | None, progress: Progress, tokenizer: Tokenizer | None
+    partial: Path, models: Mapping[str, Trainable], base: Base | None, progress: RunState, tokenizer: Tokenizer | None
 ) -> None:
     """All ranks' parts into index.json. Raises DataError where an element of a model is missing."""
     paths = [_part(partial, rank) for rank in range(models[MAIN].mesh.world.size)]

@@ -22,7 +22,6 @@ class Resolved:
     virtual_stages: int  # chunks of the model on a stage
     context: int
     data: int
-    zero_group: int  # ranks that share one set of shards: 1 at ZeRO stage 0
     zero_size: int  # ranks that see different tokens: data x context
     zero_group: int  # those of them that share one set of shards; 1 at ZeRO stage 0, where each has all
     microbatches: int  # forward passes a rank runs each step
@@ -185,9 +184,9 @@ def _stage_layers(config: Config) -> tuple[int, ...]:
 
 def _check_schedule(parallel: ParallelConfig, microbatches: int) -> None:
     name, chunks = parallel.schedule, parallel.virtual_stages
-    rule = CHUNKS[name]
-    if chunks < rule.least or (rule.most is not None and chunks > rule.most):
-        raise UsageError(f"parallel.virtual_stages = {chunks}: must be {rule} with parallel.schedule = {name}")
+    accepted = CHUNKS[name]
+    if chunks < accepted.least or (accepted.most is not None and chunks > accepted.most):
+        raise UsageError(f"parallel.virtual_stages = {chunks}: must be {accepted} with parallel.schedule = {name}")
     if passes_in_groups(name, chunks) and microbatches % parallel.pipeline:
         raise UsageError(
             f"microbatches a step = {microbatches}: must be a multiple of parallel.pipeline = {parallel.pipeline} "

@@ -29,7 +29,7 @@ from megatron_lite.parallel.pipeline.executor import Executor, rehearse
 from megatron_lite.parallel.pipeline.messages import Message
 from megatron_lite.parallel.pipeline.schedules import SCHEDULES, Schedule
 from megatron_lite.parallel.pipeline.stage import Stage, kinds_of
-from megatron_lite.parallel.zero import policy
+from megatron_lite.parallel.zero import policy_of
 
 
 def schedule_of(config: Config, resolved: Resolved, microbatches: int) -> Schedule:
@@ -60,7 +60,7 @@ class Model:
         patterns = config.train.trainable or EVERYTHING if trainable is None else trainable
         self.stage: Stage = build_stage(config, resolved, mesh, kernels_of(self.choice), patterns)
         initialize(self.stage, config.train.seed)
-        self.rule = policy(config.parallel.zero_stage, config.parallel.regather)
+        self.policy = policy_of(config.parallel.zero_stage, config.parallel.regather)
         self.schedule = schedule or partial(schedule_of, config, resolved)
         self.executors: dict[tuple[int, str], Executor] = {}
         self.region, self.split = region_of(config, mesh), split_of(config, mesh)
@@ -84,7 +84,7 @@ class Model:
         for shards in self.stage.trained:
             shards.open_gradients()
         for unit in kinds_of(self.stage):
-            rehearse(unit, self.rule, batch, self._message(sequences))
+            rehearse(unit, self.policy, batch, self._message(sequences))
         return batch.denominators
 
     def run(self, batches: Sequence[Microbatch], kinds: str = "FBIW") -> list[Made]:
@@ -172,7 +172,7 @@ class Model:
             actions = self._proved(microbatches).actions[self.mesh.stage]
             actions = tuple(action for action in actions if action.kind in kinds)
             self.executors[microbatches, kinds] = Executor(
-                self.stage, actions, self.rule, self.mesh.edges, self.recorder
+                self.stage, actions, self.policy, self.mesh.edges, self.recorder
             )
         return self.executors[microbatches, kinds]
 

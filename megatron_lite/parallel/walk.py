@@ -24,7 +24,7 @@ class Turn:
     reduce: tuple[TrainedShards, ...]
 
 
-def plan_turns(uses: Sequence[Use], rule: Policy) -> tuple[Turn, ...]:
+def plan_turns(uses: Sequence[Use], policy: Policy) -> tuple[Turn, ...]:
     """Turn a step's uses, in order, into gathers, releases and reductions: known before the step begins.
 
     Weights are gathered one use ahead, and stay where the next use needs them too.
@@ -34,8 +34,8 @@ def plan_turns(uses: Sequence[Use], rule: Policy) -> tuple[Turn, ...]:
     needed_later: set[int] = set()
     left_later: set[int] = set()
     for use in reversed(uses):
-        kept = {id(s) for s in following} if rule.weights == "microbatch" else needed_later
-        summed = left_later if rule.gradients == "step" else set()
+        kept = {id(s) for s in following} if policy.weights == "microbatch" else needed_later
+        summed = left_later if policy.gradients == "step" else set()
         turns.append(
             Turn(
                 wait=use.needs,

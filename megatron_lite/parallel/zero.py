@@ -33,19 +33,17 @@ Lifetime = Literal["microbatch", "step"]
 
 @dataclass(frozen=True)
 class Policy:
-    """What is sharded, and how long full weights and full gradients live."""
+    """How long full weights and full gradients live."""
 
-    sharded: bool
     weights: Lifetime
     gradients: Lifetime
 
 
-def policy(zero_stage: int, zero_regather: Lifetime) -> Policy:
+def policy_of(zero_stage: int, zero_regather: Lifetime) -> Policy:
     """The table above. Raises ValueError for what it has not, such as an undecided auto."""
     if zero_regather not in get_args(Lifetime):
         raise ValueError(f"zero_regather = {zero_regather}: must be one of {', '.join(get_args(Lifetime))} by now")
     return Policy(
-        sharded=zero_stage >= 1,
         weights=zero_regather if zero_stage == 3 else "step",
         gradients=zero_regather if zero_stage >= 2 else "step",
     )

@@ -168,13 +168,13 @@ class StepMemory(StageSizes):
     def _leave(self, unit: Unit, passed: int) -> None:
         zero, action = self.zero, self.turns[self.position][0]
         kept = set(self.following[self.position])
-        if self.rule.weights == "step":
+        if self.policy.weights == "step":
             kept = {name for name in self._needs(self.position) if self.last_need[name] > self.position}
         zero.full -= set(self._needs(self.position)) - kept
         if action.kind not in "BW":
             return
         for shards in unit.trained:
-            if self.rule.gradients == "microbatch" or self.last_left[shards.name] == self.position:
+            if self.policy.gradients == "microbatch" or self.last_left[shards.name] == self.position:
                 packed = self.gathered_size(shards) * self.reduced_bytes
                 zero.reducing = packed
                 self._see(passed)

@@ -12,7 +12,7 @@ from megatron_lite.config import Config, Resolved
 from megatron_lite.config.alignment import aligned
 from megatron_lite.model.freezing import EVERYTHING, Patterns
 from megatron_lite.parallel.pipeline.schedules import Action, Schedule
-from megatron_lite.parallel.zero import Policy, policy
+from megatron_lite.parallel.zero import Policy, policy_of
 
 # The parameters that each local weight is made of, by which `train.trainable` names it. The forms' own table, beside
 # the one of model/parameters.py: a name that is wrong there is found, where one read from there would be wrong twice.
@@ -183,9 +183,9 @@ class StageSizes:
         return self.region_tokens * self.config.model.hidden_size * self.element_bytes
 
     @cached_property
-    def rule(self) -> Policy:
+    def policy(self) -> Policy:
         """What ZeRO's table says of the configuration. Raises UsageError where `zero_regather` is undecided."""
-        return policy(self.config.parallel.zero_stage, self.config.parallel.regather)
+        return policy_of(self.config.parallel.zero_stage, self.config.parallel.regather)
 
     @property
     def sharding(self) -> int:

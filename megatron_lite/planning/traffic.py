@@ -188,9 +188,9 @@ class StepTraffic(StageSizes):
             uses.update(shards.name for shards in unit.shards if action.kind != "W")
             finished.update(shards.name for shards in unit.trained if action.kind in "BW")
         kept = Counter(name for one, other in self._meetings() for name in _names(one) & _names(other))
-        if self.rule.weights == "step":
+        if self.policy.weights == "step":
             uses, kept = Counter(set(uses)), Counter()
-        if self.rule.gradients == "step":
+        if self.policy.gradients == "step":
             finished = Counter(set(finished))
         for shards in self.shards:
             self._moved(shards, uses[shards.name] - kept[shards.name], finished[shards.name])

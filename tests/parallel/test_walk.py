@@ -9,7 +9,7 @@ from support.layouts import Layout, build_trainer, differences, my_batches, run_
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from megatron_lite.parallel.walk import Use, plan_turns
-from megatron_lite.parallel.zero import Policy, Shards, policy
+from megatron_lite.parallel.zero import Policy, Shards, policy_of
 
 SPIKE = Layout(tensor=2, pipeline=2, data=2, split=2, recompute="selective", tied=True)
 
@@ -92,7 +92,7 @@ def test_turns_gather_one_ahead_and_release_what_the_next_does_not_need():
     # Forward a b c, backward c b a, of shards named by letters; plan_turns only compares identities.
     forward = [Use((name,), ()) for name in "abc"]
     backward = [Use((name,), (name,)) for name in "cba"]
-    turns = plan_turns([*forward, *backward], policy(3, "microbatch"))
+    turns = plan_turns([*forward, *backward], policy_of(3, "microbatch"))
     assert _names(turns, "prefetch") == ["b", "c", "c", "b", "a", ""]
     assert _names(turns, "release") == ["a", "b", "", "c", "b", "a"]
     assert _names(turns, "reduce") == ["", "", "", "c", "b", "a"]
@@ -100,7 +100,7 @@ def test_turns_gather_one_ahead_and_release_what_the_next_does_not_need():
 
 def test_turns_of_the_step_policy_release_and_reduce_at_the_last_use():
     uses = [Use(("a",), ()), Use(("a",), ("a",))] * 2
-    turns = plan_turns(uses, policy(3, "step"))
+    turns = plan_turns(uses, policy_of(3, "step"))
     assert _names(turns, "release") == ["", "", "", "a"]
     assert _names(turns, "reduce") == ["", "", "", "a"]
 
@@ -108,16 +108,16 @@ def test_turns_of_the_step_policy_release_and_reduce_at_the_last_use():
 @pytest.mark.parametrize(
     ("stage", "regather", "expected"),
     [
-        (0, "microbatch", Policy(False, "step", "step")),
-        (1, "microbatch", Policy(True, "step", "step")),
-        (2, "microbatch", Policy(True, "step", "microbatch")),
-        (2, "step", Policy(True, "step", "step")),
-        (3, "microbatch", Policy(True, "microbatch", "microbatch")),
-        (3, "step", Policy(True, "step", "step")),
+        (0, "microbatch", Policy("step", "step")),
+        (1, "microbatch", Policy("step", "step")),
+        (2, "microbatch", Policy("step", "microbatch")),
+        (2, "step", Policy("step", "step")),
+        (3, "microbatch", Policy("microbatch", "microbatch")),
+        (3, "step", Policy("step", "step")),
     ],
 )
 def test_zero_stages_hold_on_as_the_table_says(stage, regather, expected):
-    assert policy(stage, regather) == expected
+    assert policy_of(stage, regather) == expected
 
 
 def test_a_released_weight_cannot_be_used():

@@ -2,18 +2,15 @@
 traffic against steps on paper.
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 import pytest
 from support.layouts import Layout, build_trainer, global_batch
+from support.objectives import Regression
 from support.paper import assert_memory_is, memory_form, ranks_of, wide_config
-from torch import Tensor, float64
 
 from megatron_lite.config import Config, resolve
 from megatron_lite.model.freezing import NOTHING
-from megatron_lite.model.outputs import Values
-from megatron_lite.model.sequences import Column, Sequences
 from megatron_lite.parallel.collectives import Recorder
 from megatron_lite.parallel.ledger import Entry, connect_ledger, ledger
 from megatron_lite.planning.paper import choice_on_paper, fake_world, forward_on_paper, step_on_paper
@@ -21,26 +18,9 @@ from megatron_lite.planning.sizes import forward_only
 from megatron_lite.planning.traffic import CROSS_ENTROPY, Numbers, connect_traffic, step_traffic
 from megatron_lite.training.boundaries import microbatches_of
 
-
-@dataclass(frozen=True)
-class Squares:
-    """Half the mean square of the values: what it teaches does not matter on paper."""
-
-    sums: ClassVar[tuple[str, ...]] = ("loss",)
-    maxima: ClassVar[tuple[str, ...]] = ("largest",)
-    columns: ClassVar[tuple[Column, ...]] = ()
-
-    def denominators(self, sequences: Sequences) -> Tensor:
-        return sequences.counted.sum(dtype=float64).unsqueeze(0)
-
-    def loss(self, outputs: Values, sequences: Sequences, denominators: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = 0.5 * outputs.value.square().sum() / denominators[0]
-        return loss, {"loss": loss.detach().double(), "largest": outputs.value.detach().double().amax()}
-
-
 ONE = Layout(layers=4, dtype="bfloat16")
 CUBE = replace(ONE, tensor=2, pipeline=2, data=2)
-SCALAR = {"head": "scalar", "objective": Squares()}
+SCALAR = {"head": "scalar", "objective": Regression()}
 NORMS, FEED, ATTENTION = ("*norm*",), ("*.mlp.*",), ("*.self_attn.*",)
 BLOCKS, SOME = ("model.layers.*",), ("model.layers.3.*", "model.embed_tokens.weight")
 TRAINED = (NORMS, FEED, ATTENTION, BLOCKS, SOME)

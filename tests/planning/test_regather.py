@@ -13,7 +13,7 @@ from megatron_lite.config import config_from_tree, resolve
 from megatron_lite.device import _control_group_limits, host_memory, total_memory
 from megatron_lite.errors import UsageError
 from megatron_lite.model.model import schedule_of
-from megatron_lite.parallel.zero import policy
+from megatron_lite.parallel.zero import policy_of
 from megatron_lite.place import Place
 from megatron_lite.planning import regather
 from megatron_lite.planning.memory_forms import peak_memory
@@ -134,7 +134,7 @@ def test_auto_is_never_taken_for_something():
         with pytest.raises(UsageError, match=r"^parallel\.zero_regather = auto: must have become microbatch or step"):
             attempt()
     with pytest.raises(ValueError, match=r"^zero_regather = auto: must be one of microbatch, step"):
-        policy(3, "auto")
+        policy_of(3, "auto")
 
 
 def test_a_run_writes_down_what_auto_became_and_keeps_it_when_it_goes_on(data_dir):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from nccl_replay import replay
 from support.layouts import Blocks, Layout, assemble, build_trainer, distance, global_batch, my_batches, owned_blocks
+from support.paper import memory_form, wide_config
 from support.reference import hidden
 from support.reference import logits as plain_logits
 from torch import Tensor
@@ -22,6 +23,7 @@ from megatron_lite.model.outputs import Outputs, Values
 from megatron_lite.model.sequences import Column, Sequences
 from megatron_lite.parallel.collectives import Event, Recorder
 from megatron_lite.parallel.statistics import LOSS, Statistics
+from megatron_lite.planning.memory import StorageTracker
 
 LAYOUTS = [
     Layout(),
@@ -143,3 +145,29 @@ def test_a_policy_learns_against_a_frozen_reference_and_a_judge_of_another_shape
     assert all(rank.loss == pytest.approx(loss.item(), rel=1e-10) for rank in found)
     if layout.world > 1:
         replay([rank.events for rank in found])
+
+
+def peak_of_two(layout: Layout) -> tuple[int, int, int]:
+    """(stage, peak bytes, state bytes) on this rank: the reference is asked, then the policy takes a step."""
+    config, tracker = wide_config(layout), StorageTracker(torch.device("cpu"))
+    with tracker:
+        trainer = build_trainer(layout, config=config)
+        reference = Model(config, trainer.resolved, trainer.mesh, trainable=NOTHING)
+        state = tracker.live
+        reference.forward(my_batches(trainer, 1), CrossEntropy())
+        trainer.train_step(my_batches(trainer, 1), learning_rate=1e-3)
+    return trainer.mesh.stage, tracker.peak, state
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(tensor=2, pipeline=2, data=2)], ids=str)
+def test_the_memory_of_a_policy_and_its_frozen_reference_is_that_of_the_closed_forms(ranks, layout):
+    layout = replace(layout, dtype="float32")
+    config = wide_config(layout)
+    found = [peak_of_two(layout)] if layout.world == 1 else ranks.run(peak_of_two, layout.world, layout)
+    for stage, peak, state in found[layout.tensor - 1 :: layout.tensor]:  # the last tensor rank has the padding
+        policy = memory_form(config, layout.world, stage)
+        reference = memory_form(config, layout.world, stage, NOTHING, asked=True)
+        assert state == pytest.approx(policy.state + reference.state, rel=0.01)
+        assert policy.state == pytest.approx(4 * reference.state, rel=0.01)  # master, gradient and two moments
+        fullest = max(policy.total + reference.state, reference.total + policy.state)
+        assert peak == pytest.approx(fullest, rel=0.02)

@@ -60,10 +60,10 @@ def _trained(unit: Unit) -> tuple[TrainedShards, ...]:
 class Executor:
     """One stage's step: run every action, leave every gradient summed over the zero axis in its shard."""
 
-    def __init__(self, stage: Stage, actions: Sequence[Action], rule: Policy, edges: Edges,
+    def __init__(self, stage: Stage, actions: Sequence[Action], policy: Policy, edges: Edges,
                  recorder: Recorder | None = None):  # fmt: skip
         self.stage, self.actions, self.edges, self.recorder = stage, tuple(actions), edges, recorder
-        self.turns = plan_turns(uses_of(stage, self.actions), rule)
+        self.turns = plan_turns(uses_of(stage, self.actions), policy)
         self.keeps = any(action.kind != "F" for action in self.actions)
 
     def run(self, batches: Sequence[Any], messages: Sequence[Message]) -> list[Any]:
@@ -182,9 +182,9 @@ class _Step:
             self.at_hand[result_of(action, self.edges.stage)] = result
 
 
-def rehearse(unit: Unit, rule: Policy, batch: Any, message: Message) -> None:
+def rehearse(unit: Unit, policy: Policy, batch: Any, message: Message) -> None:
     """One unit forward and backward by itself, on a zero input like a message; no other stage takes part."""
-    walk = Walk(plan_turns([Use(unit.shards, ()), Use(unit.shards, _trained(unit))], rule))
+    walk = Walk(plan_turns([Use(unit.shards, ()), Use(unit.shards, _trained(unit))], policy))
     walk.enter()
     x = message.empty().zero_().requires_grad_()
     with torch.set_grad_enabled(unit.recompute != "full"):
