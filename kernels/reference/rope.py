@@ -12,9 +12,18 @@ def rope_tables(
 
     Computed in float64, kept in `dtype` or float32, the wider of the two.
     """
+    return angle_tables(length, rope_frequencies(head_dim, theta, device), dtype)
+
+
+def rope_frequencies(head_dim: int, theta: float, device: torch.device | str) -> Tensor:
+    """theta^(-2i/head_dim), float64 [head_dim / 2]."""
     pairs = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device)
-    frequency = theta ** (-pairs / head_dim)
-    angle = torch.arange(length, dtype=torch.float64, device=device).unsqueeze(-1) * frequency
+    return theta ** (-pairs / head_dim)
+
+
+def angle_tables(length: int, frequency: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(cos, sin) [length, head_dim / 2] of the angles p frequency[i], from float64 ones."""
+    angle = torch.arange(length, dtype=torch.float64, device=frequency.device).unsqueeze(-1) * frequency
     kept = torch.promote_types(dtype, torch.float32)
     return angle.cos().to(kept), angle.sin().to(kept)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from megatron_lite.config.complaints import show, suggest
+from megatron_lite.config.rope import RopeScaling
 from megatron_lite.config.schedules import CHUNKS
 from megatron_lite.errors import UsageError
 
@@ -23,8 +24,9 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """The transformer's shape, in Hugging Face's names. `head: scalar` ends with one number a token, as reward models
-    and critics do, in place of the vocabulary's logits.
+    """The transformer's shape, in Hugging Face's names. `head_dim: null` is hidden_size / num_attention_heads; with
+    `qk_norm` each query and key head is normalized before it turns, as in Qwen3; `head: scalar` ends with one number a
+    token, as reward models and critics do, in place of the vocabulary's logits.
     """
 
     hidden_size: Positive
@@ -32,28 +34,39 @@ class ModelConfig(Section):
     num_hidden_layers: Positive
     num_attention_heads: Positive
     num_key_value_heads: Positive
+    head_dim: Positive
+    qk_norm: bool = False
     vocab_size: Positive
     rope_theta: PositiveFloat = 10000.0
+    rope_scaling: RopeScaling | None = None
     rms_norm_eps: PositiveFloat = 1e-5
     tie_word_embeddings: bool = False
     head: Literal["logits", "scalar"] = "logits"
 
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+    @model_validator(mode="before")
+    @classmethod
+    def _default_head_dim(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or tree.get("head_dim") is not None:
+            return tree
+        hidden, heads = tree.get("hidden_size"), tree.get("num_attention_heads")
+        if not isinstance(hidden, int) or not isinstance(heads, int) or min(hidden, heads) < 1:
+            return {**tree, "head_dim": 2}  # they are complained about under their own names
+        _divides("model.num_attention_heads", heads, "model.hidden_size", hidden)
+        if hidden // heads % 2:
+            raise UsageError(
+                f"model.hidden_size / model.num_attention_heads = {hidden // heads}: must be even for rotary embeddings"
+            )
+        return {**tree, "head_dim": hidden // heads}
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
-        _divides("model.num_attention_heads", self.num_attention_heads, "model.hidden_size", self.hidden_size)
         _divides(
             "model.num_key_value_heads", self.num_key_value_heads, "model.num_attention_heads", self.num_attention_heads
         )
         if self.head == "scalar" and self.tie_word_embeddings:
             raise UsageError("model.tie_word_embeddings = true: a scalar head has no embedding to tie; set it to false")
         if self.head_dim % 2:
-            raise UsageError(
-                f"model.hidden_size / model.num_attention_heads = {self.head_dim}: must be even for rotary embeddings"
-            )
+            raise UsageError(f"model.head_dim = {self.head_dim}: must be even for rotary embeddings")
         return self
 
 

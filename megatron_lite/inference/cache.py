@@ -37,7 +37,7 @@ def slice_of(positions: Tensor, end: int, model: ModelConfig, dtype: torch.dtype
     slots = torch.arange(end, device=positions.device)
     return Slice(
         positions,
-        angles_of(positions.t(), end, model.head_dim, model.rope_theta, dtype),
+        angles_of(positions.t(), end, model, dtype),
         end,
         slots <= positions[:, None, :, None],
     )

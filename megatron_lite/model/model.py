@@ -157,7 +157,7 @@ class Model:
         """This rank's positions [T], and how queries and keys turn there."""
         model, dtype = self.config.model, getattr(torch, self.resolved.compute_dtype)
         positions = self.split.positions(length, self.mesh.device)
-        return positions, angles_of(positions.unsqueeze(1), length, model.head_dim, model.rope_theta, dtype)
+        return positions, angles_of(positions.unsqueeze(1), length, model, dtype)
 
     def _message(self, sequences: Sequences) -> Message:
         """[T or T/tp, B, H]."""

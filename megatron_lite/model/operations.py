@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from megatron_lite.config import ModelConfig
 from megatron_lite.kernels.choice import Kernels
-from megatron_lite.kernels.reference.rope import rope_tables
+from megatron_lite.model.rope import tables_of
 from megatron_lite.parallel.context import Attention, ContextSplit, Documents, attend, exchange_heads, return_heads
 from megatron_lite.parallel.weights import Weight
 
@@ -67,6 +68,46 @@ def _norm_backward(ctx: Any, gradient: Tensor, beside: Tensor | None) -> Tensor:
     return result
 
 
+def head_norm(qkv: Tensor, weights: tuple[Weight, Weight], queries: int, head_dim: int, eps: float) -> Tensor:
+    """RMSNorm of each query and each key head of a packed projection, in place (as in Qwen3; Henry et al. 2020, arXiv
+    2010.04245, section 2, has the idea). weights: of queries and of keys, [D] each.
+    """
+    return _HeadNorm.apply(qkv, weights, queries, head_dim, eps)
+
+
+class _HeadNorm(Function):
+    @staticmethod
+    def forward(ctx, qkv, weights, queries, head_dim, eps):
+        saved = []
+        for weight, heads in zip(weights, _query_and_key_heads(qkv, queries, head_dim), strict=True):
+            seen = heads.clone(memory_format=torch.contiguous_format)
+            y, scales = weight.kernels.rms_norm(seen, weight.data, eps)
+            heads.copy_(y)
+            saved += [seen, scales]
+        ctx.save_for_backward(*saved)
+        ctx.arguments = weights, queries, head_dim
+        ctx.mark_dirty(qkv)
+        return qkv
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weights, queries, head_dim = ctx.arguments
+        saved = zip(ctx.saved_tensors[::2], ctx.saved_tensors[1::2], strict=True)
+        places = _query_and_key_heads(gradient, queries, head_dim)
+        for weight, (seen, scales), heads in zip(weights, saved, places, strict=True):
+            result, partials = weight.kernels.rms_norm_backward(heads.contiguous(), None, seen, weight.data, scales)
+            if weight.trained:
+                weight.add_partials(partials)
+            heads.copy_(result)
+        return gradient, None, None, None, None
+
+
+def _query_and_key_heads(qkv: Tensor, queries: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """[T, B, G, R, D] and [T, B, G, 1, D], views."""
+    heads = unpack(qkv, head_dim, queries)
+    return heads[..., :queries, :], heads[..., queries : queries + 1, :]
+
+
 @dataclass(frozen=True)
 class Angles:
     """Rotary angles: tables cos and sin [P, D/2] of positions 0 to P - 1; each token's position int32 [T, 1 or B]."""
@@ -76,9 +117,9 @@ class Angles:
     positions: Tensor
 
 
-def angles_of(positions: Tensor, length: int, head_dim: int, theta: float, dtype: torch.dtype) -> Angles:
+def angles_of(positions: Tensor, length: int, model: ModelConfig, dtype: torch.dtype) -> Angles:
     """Of positions [T, 1 or B] below `length`; in float32 or wider."""
-    cos, sin = rope_tables(length, head_dim, theta, dtype, positions.device)
+    cos, sin = tables_of(model, length, dtype, positions.device)
     return Angles(cos, sin, positions.to(torch.int32))
 
 

@@ -7,6 +7,7 @@
     gate_up      [2 F / tp, H]                    gate rows, then up rows           rows
     down         [H, F / tp]                      down_proj                         columns
     norms        [H]                                                                replicated
+    q, k_norm    [D]                              with model.qk_norm                replicated, used inside regions
     lm_head      [V / tp, H]                      lm_head, or embed_tokens if tied  rows
     score        [1, H]                           score, of a scalar head           replicated
 
@@ -65,6 +66,10 @@ class Specification:
 
         keys = model.num_key_value_heads * model.head_dim
         qkv = [matrix(f"self_attn.{n}_proj", rows, hidden) for n, rows in (("q", heads), ("k", keys), ("v", keys))]
+        head_norms = [
+            self._norm(n, f"{prefix}.self_attn.{n}.weight", model.head_dim, inside=True)
+            for n in (("q_norm", "k_norm") if model.qk_norm else ())
+        ]
         return [
             self._packed_qkv(*qkv),
             self._columns("o", matrix("self_attn.o_proj", hidden, heads, residual)),
@@ -72,6 +77,7 @@ class Specification:
             self._columns("down", matrix("mlp.down_proj", hidden, ffn, residual)),
             self._norm("attention_norm", f"{prefix}.input_layernorm.weight"),
             self._norm("mlp_norm", f"{prefix}.post_attention_layernorm.weight"),
+            *head_norms,
         ]
 
     @property
@@ -110,6 +116,7 @@ class Specification:
         # A rank of padding alone keeps an empty one, so that the weight still knows its logical parameter.
         return Local(name, (rows, logical.shape[1]), (Packed(logical, 0, real, (first, 0)),), owner=owner)
 
-    def _norm(self, name: str, logical_name: str) -> Local:
-        logical = Logical(logical_name, (self.model.hidden_size,), None, False)
-        return Local(name, logical.shape, (Packed(logical, 0, self.model.hidden_size, (0,)),), replicated=True)
+    def _norm(self, name: str, logical_name: str, size: int | None = None, inside: bool = False) -> Local:
+        size = size or self.model.hidden_size
+        logical = Logical(logical_name, (size,), None, False)
+        return Local(name, logical.shape, (Packed(logical, 0, size, (0,)),), replicated=True, inside=inside)

@@ -19,6 +19,7 @@ from megatron_lite.model.operations import (
     AttentionMetadata,
     add_norm,
     causal_attention,
+    head_norm,
     norm_and_residual,
     rotate,
     swiglu,
@@ -51,6 +52,7 @@ class Block:
         self.queries = model.num_attention_heads // model.num_key_value_heads  # of a key-value head
         weights = weights_by_name(shards)
         self.qkv, self.o, self.gate_up, self.down = (weights[name] for name in ("qkv", "o", "gate_up", "down"))
+        self.head_norms = (weights["q_norm"], weights["k_norm"]) if model.qk_norm else None
         self.leave = recomputed_linear_leave if recompute == "selective" else linear_leave
         self.attention_norm, self.mlp_norm = weights["attention_norm"], weights["mlp_norm"]
 
@@ -67,11 +69,18 @@ class Block:
         """
         region, eps = self.region, self.model.rms_norm_eps
         h, x = norm_and_residual(x, self.attention_norm, eps)
-        h = rotate(enter_linear(h, self.qkv, region, "attention.enter"))
+        h = rotate(self._project(h))
         h = self.leave(h, attention, self.o, region, "attention.leave")
         h, x = add_norm(h, x, self.mlp_norm, eps)
         h = enter_linear(h, self.gate_up, region, "mlp.enter")
         return self.leave(h, partial(swiglu, kernels=self.kernels), self.down, region, "mlp.leave").add_(x)
+
+    def _project(self, h: Tensor) -> Tensor:
+        """Packed queries, keys and values, [T, B, G (R + 2) D]."""
+        qkv = enter_linear(h, self.qkv, self.region, "attention.enter")
+        if self.head_norms is None:
+            return qkv
+        return head_norm(qkv, self.head_norms, self.queries, self.model.head_dim, self.model.rms_norm_eps)
 
     def _rotate(self, qkv: Tensor, metadata: AttentionMetadata) -> Tensor:
         return rotate(qkv, metadata.angles, self.queries, self.model.head_dim, self.kernels)

@@ -46,6 +46,7 @@ class OperationMemory:
         key_values = model.num_key_value_heads // tensor
         self.ring = context if config.parallel.context_kind == "ring" else 1
         self.swaps = context if config.parallel.context_kind == "ulysses" else 1
+        self.head_dim = resolved.head_dim
         self.queries, self.keys = self.heads * resolved.head_dim, 2 * key_values * resolved.head_dim
         self.packed = self.queries + self.keys
         self.copies = max(1, self.swaps // key_values)  # of a key-value head, where ranks are more (ulysses)
@@ -136,6 +137,31 @@ class OperationMemory:
         partials = min(PARTIALS, self.outer_tokens) * self.hidden * self.exact_bytes
         tape.take(x, partials)
         tape.give(partials, 2 * x, self._scales())
+
+    def _head_norms_saved(self) -> int:
+        """Queries and keys as they were, and the inverse RMS of each head."""
+        return sum(x + scales for x, scales in self._normed())
+
+    def _head_norms_forward(self, tape: Tape) -> None:
+        """In place, from what is saved; the one before's result is there until the next one's is."""
+        for x, scales in self._normed():
+            tape.take(2 * x, scales)
+        tape.give(*(x for x, _ in self._normed()))
+
+    def _head_norms_backward(self, tape: Tape) -> None:
+        """In place: what was saved is freed at the end."""
+        for x, scales in self._normed():
+            partials = min(PARTIALS, scales // self.exact_bytes) * self.head_dim * self.exact_bytes
+            tape.take(2 * x, partials)
+            tape.give(x, partials)
+        tape.give(*(x for x, _ in self._normed()), self._head_norms_saved())
+
+    def _normed(self) -> list[tuple[int, int]]:
+        """(bytes, bytes of inverse RMS) of queries and of keys, where their heads are normalized."""
+        if not self.sizes.config.model.qk_norm:
+            return []
+        columns = (self.queries, self.keys // 2)
+        return [(self.inside(n), self.region_tokens * n // self.head_dim * self.exact_bytes) for n in columns]
 
     def _scales(self) -> int:
         """The inverse RMS of each token."""

@@ -22,6 +22,7 @@ LOGICAL = {
     "o": ("model.layers.{}.self_attn.o_proj.weight",),
     "gate_up": tuple(f"model.layers.{{}}.mlp.{part}_proj.weight" for part in ("gate", "up")),
     "down": ("model.layers.{}.mlp.down_proj.weight",),
+    **{name: (f"model.layers.{{}}.self_attn.{name}.weight",) for name in ("q_norm", "k_norm")},
     "attention_norm": ("model.layers.{}.input_layernorm.weight",),
     "mlp_norm": ("model.layers.{}.post_attention_layernorm.weight",),
     "norm": ("model.norm.weight",),
@@ -29,7 +30,8 @@ LOGICAL = {
     "score": ("score.weight",),
 }
 BLOCK = ("qkv", "o", "gate_up", "down", "attention_norm", "mlp_norm")
-REPLICATED = ("attention_norm", "mlp_norm", "norm", "score")  # the same on every tensor rank
+HEAD_NORMS = ("q_norm", "k_norm")  # the same on every tensor rank, each of which uses them on its own heads
+REPLICATED = ("attention_norm", "mlp_norm", "norm", "score")  # the same on every tensor rank, between regions
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,8 @@ class StageSizes:
         return self._divided("embedding", ("embed",))
 
     def _block(self, layer: int) -> tuple[ShardSizes, ...]:
-        return self._divided(f"block.{layer}", BLOCK, layer)
+        names = BLOCK + (HEAD_NORMS if self.config.model.qk_norm else ())
+        return self._divided(f"block.{layer}", names, layer)
 
     def _head(self) -> Unit:
         """A tied one takes the embedding's weight, from the embedding's shards where those are on its stage."""
@@ -271,6 +274,7 @@ class StageSizes:
             "gate_up": (2 * feed, hidden),
             "down": (hidden, feed),
             **dict.fromkeys(("attention_norm", "mlp_norm", "norm"), (hidden, 1)),
+            **dict.fromkeys(HEAD_NORMS, (head_dim, 1)),
             "lm_head": vocabulary,
             "score": (1, hidden),
         }

@@ -17,7 +17,7 @@ from megatron_lite.config import Config, Resolved
 from megatron_lite.model.freezing import Patterns
 from megatron_lite.parallel.pipeline.routes import channels_of, received_on, sent_on
 from megatron_lite.parallel.pipeline.schedules import Schedule
-from megatron_lite.planning.sizes import REPLICATED, ShardSizes, StageSizes, Unit
+from megatron_lite.planning.sizes import HEAD_NORMS, REPLICATED, ShardSizes, StageSizes, Unit
 
 Traffic = dict[tuple[str, str], tuple[int, int]]  # (site, operation) -> (calls, bytes)
 
@@ -223,8 +223,9 @@ class StepTraffic(StageSizes):
         if resolved.zero_size > self.sharding:
             for shards in self.trained:
                 self._add("zero.replicate", "all_reduce", 1, self.shard_size(shards) * self.exact_bytes)
-        partial = self.rows_size(weight for weight in trained if weight.name in REPLICATED)
-        if resolved.tensor > 1 and self.config.parallel.sequence and partial:
+        in_parts = HEAD_NORMS + (REPLICATED if self.config.parallel.sequence else ())
+        partial = self.rows_size(weight for weight in trained if weight.name in in_parts)
+        if resolved.tensor > 1 and partial:
             self._add("norm_gradient.sum", "all_reduce", 1, partial * self.exact_bytes)
         ends = self.schedule.placement.ends
         tied = self.rows_size(weight for weight in trained if weight.name == "embed")

@@ -40,6 +40,7 @@ class UnitMemory(OperationMemory):
             return self.outside(self.hidden)
         inputs = 2 + unit.trains("qkv") + unit.trains("gate_up")
         kept = self.outside(inputs * self.hidden) + 2 * self._scales() + self.inside(2 * self.feed)
+        kept += self._head_norms_saved()
         if unit.recompute == "selective":
             return kept + self.inside(self.packed)
         product = self.inside(self.feed) if unit.trains("down") else 0
@@ -146,6 +147,8 @@ class UnitMemory(OperationMemory):
         tape.take(h, self._scales())
         self._enter(tape, packed)
         tape.give(h if lost or not unit.trains("qkv") else 0, self._scales() if lost else 0)
+        self._head_norms_forward(tape)
+        tape.give(self._head_norms_saved() if lost else 0)
         self._attention_forward(tape)
         self._leave(tape)
         tape.give(self._attention_lost(unit) if recompute == "none" else self._attention_added())
@@ -169,6 +172,7 @@ class UnitMemory(OperationMemory):
         self._enter_backward(tape, unit.weights["gate_up"], summed, queues)
         self._norm_backward(tape)
         self._attend_backward(tape, unit, summed, queues)
+        self._head_norms_backward(tape)
         self._enter_backward(tape, unit.weights["qkv"], summed, queues)
         self._norm_backward(tape)
 

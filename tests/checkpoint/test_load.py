@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from support.checkpoints import alter_index, assert_same, error_of_loading, owned, spoil, train, whole
-from support.layouts import Layout, build_trainer
+from support.layouts import Layout, build_trainer, reshaped
 
 from megatron_lite.checkpoint import find, load, open_checkpoint, save
 from megatron_lite.errors import DataError
@@ -99,7 +99,7 @@ def test_progress_and_extra_come_back(directory, trainer):
 )
 def test_another_model_is_refused_by_its_fields(directory, change, said):
     config = LAYOUT.config()
-    other = build_trainer(LAYOUT, config=config.model_copy(update={"model": config.model.model_copy(update=change)}))
+    other = build_trainer(LAYOUT, config=reshaped(config, **change))
     with pytest.raises(DataError) as error:
         load(find(directory, "auto", other.mesh), other)
     assert f"step_2 is of another model: it has {said}" in str(error.value)

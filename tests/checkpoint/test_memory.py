@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from megatron_lite.kernels.choice import kernels_of, optimizer_kernels_of
 from support.checkpoints import mesh_of
-from support.layouts import Layout
+from support.layouts import Layout, reshaped
 
 from megatron_lite.checkpoint import load_weights, open_checkpoint, save
 from megatron_lite.checkpoint.fill import SLICE
@@ -30,7 +30,7 @@ MOST = 1.05  # times the compute copy's bytes
 
 def config_of(size: str, dtype: str) -> Config:
     config = Layout(dtype=dtype).config()
-    return config.model_copy(update={"model": config.model.model_copy(update=SIZES[size])})
+    return reshaped(config, **SIZES[size])
 
 
 def inference_stage(config: Config):

@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 import torch
 from support.checkpoints import outside_sum, train
-from support.layouts import Layout, assemble, build_trainer, differences, global_batch, owned_blocks, run_layout
+from support.layouts import (
+    Layout,
+    assemble,
+    build_trainer,
+    differences,
+    global_batch,
+    owned_blocks,
+    reshaped,
+    run_layout,
+)
 from support.reference import train as reference_train
 
 from megatron_lite.config import PRESETS, Config, ModelConfig, config_from_tree, resolve
@@ -88,7 +97,7 @@ class Odd(Layout):
     def config(self, **train: Any) -> Config:
         config = super().config(**train)
         sizes = {**ODD, "vocab_size": 13, "num_hidden_layers": self.layers, "tie_word_embeddings": self.tied}
-        return config.model_copy(update={"model": config.model.model_copy(update=sizes)})
+        return reshaped(config, **sizes)
 
     def single(self) -> "Odd":
         return Odd(tied=self.tied)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.layouts import Layout, build_trainer, my_batches
+from support.layouts import Layout, build_trainer, my_batches, reshaped
 from support.paper import assert_memory_is, memory_form, ranks_of, wide_config
 
 from megatron_lite.config import Config
@@ -96,7 +96,7 @@ def test_in_chunks_a_vocabulary_of_128000_takes_a_chunks_logits_alone(ranks, chu
     sizes = {"hidden_size": 8192, "intermediate_size": 25600, "num_attention_heads": 64, "num_key_value_heads": 8,
              "vocab_size": 128000}  # fmt: skip
     whole = layout.config(global_batch_size=1, sequence_length=8192)
-    whole = whole.model_copy(update={"model": whole.model.model_copy(update=sizes)})
+    whole = reshaped(whole, **sizes)
     chunked = whole.model_copy(update={"kernels": whole.kernels.model_copy(update={"loss_chunk": chunk})})
     for config in (whole, chunked):
         compare(layout, config)

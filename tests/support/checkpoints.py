@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from support.layouts import Blocks, Layout, Tensors, build_trainer, my_batches
+from support.layouts import Blocks, Layout, Tensors, build_trainer, my_batches, reshaped
 
 from megatron_lite.checkpoint import files, find, load, open_checkpoint, save
 from megatron_lite.checkpoint.index import KINDS
@@ -67,7 +67,7 @@ def mesh_of(layout: Layout) -> Mesh:
 def untrained(layout: Layout, mesh: Mesh | None = None, config: Config | None = None, **model: Any) -> Trainer:
     """With its first weights; `model` are fields to change. It has made no step, not even on zeros."""
     config = config or layout.config()
-    config = config.model_copy(update={"model": config.model.model_copy(update=model)})
+    config = reshaped(config, **model)
     return Trainer(Model(config, resolve(config, layout.world), mesh or mesh_of(layout)))
 
 

@@ -53,6 +53,8 @@ class Layout:
     objective: Objective | None = None
     trainable: tuple[str, ...] | None = None
     head: str = "logits"
+    head_dim: int | None = None
+    qk_norm: bool = False
     layers: int = 4
     stage_layers: tuple[int, ...] | None = None
     split: int | None = None
@@ -95,6 +97,7 @@ class Layout:
                     "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": self.layers,
                     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 61,
                     "tie_word_embeddings": self.tied, "head": self.head,
+                    "head_dim": self.head_dim, "qk_norm": self.qk_norm,
                 },
                 "parallel": {
                     "tensor": self.tensor, "pipeline": self.pipeline, "data": self.data, "sequence": self.sequence,
@@ -124,9 +127,16 @@ class Layout:
         """The same model on one process, nothing sharded, split or recomputed."""
         return Layout(
             tied=self.tied, documents=self.documents, resets=self.resets, objective=self.objective,
-            trainable=self.trainable, head=self.head, layers=self.layers, dtype=self.dtype, steps=self.steps,
+            trainable=self.trainable, head=self.head, head_dim=self.head_dim, qk_norm=self.qk_norm,
+            layers=self.layers, dtype=self.dtype, steps=self.steps,
             asks=self.asks,
         )  # fmt: skip
+
+
+def reshaped(config: Config, **model: Any) -> Config:
+    """The same with other fields of the model; what follows from them is derived anew."""
+    tree = config.model_dump(mode="json")
+    return config_from_tree(tree | {"model": tree["model"] | {"head_dim": None} | model})
 
 
 @dataclass

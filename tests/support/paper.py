@@ -1,7 +1,7 @@
 """Steps on paper, for comparison with the closed forms."""
 
 import pytest
-from support.layouts import Layout
+from support.layouts import Layout, reshaped
 
 from megatron_lite.config import Config, resolve
 from megatron_lite.model.freezing import Patterns
@@ -16,7 +16,7 @@ def wide_config(layout: Layout, **train: int) -> Config:
     config = layout.config(**{"global_batch_size": 8, "sequence_length": 256, **train})
     sizes = {"hidden_size": 128, "intermediate_size": 344, "num_attention_heads": 8, "num_key_value_heads": 4,
              "vocab_size": 999}  # fmt: skip
-    return config.model_copy(update={"model": config.model.model_copy(update=sizes)})
+    return reshaped(config, **sizes)
 
 
 def memory_form(

@@ -28,7 +28,7 @@ def logits(weights: dict[str, Tensor], tokens: Tensor, model, packing: Packing |
 def hidden(weights: dict[str, Tensor], tokens: Tensor, model, packing: Packing | None = None) -> Tensor:
     """Past the last norm, [B, T, H]."""
     x = weights["model.embed_tokens.weight"][tokens]
-    length, dim = tokens.shape[1], model.hidden_size // model.num_attention_heads
+    length, dim = tokens.shape[1], model.head_dim
     unseen = torch.ones(length, length).triu(1).bool()
     places = torch.arange(length)
     if packing is not None:
@@ -38,6 +38,10 @@ def hidden(weights: dict[str, Tensor], tokens: Tensor, model, packing: Packing |
         p = f"model.layers.{layer}."
         h = _norm(x, weights[p + "input_layernorm.weight"], model.rms_norm_eps)
         q, k, v = (_heads(h @ weights[f"{p}self_attn.{n}_proj.weight"].T, dim) for n in "qkv")
+        if model.qk_norm:
+            q, k = (
+                _norm(x, weights[f"{p}self_attn.{n}_norm.weight"], model.rms_norm_eps) for x, n in ((q, "q"), (k, "k"))
+            )
         q, k = _rope(q, model.rope_theta, places), _rope(k, model.rope_theta, places)
         repeat = model.num_attention_heads // model.num_key_value_heads
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)

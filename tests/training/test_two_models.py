@@ -9,13 +9,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nccl_replay import replay
-from support.layouts import Blocks, Layout, assemble, build_trainer, distance, global_batch, my_batches, owned_blocks
+from support.layouts import (
+    Blocks,
+    Layout,
+    assemble,
+    build_trainer,
+    distance,
+    global_batch,
+    my_batches,
+    owned_blocks,
+    reshaped,
+)
 from support.paper import memory_form, wide_config
 from support.reference import hidden
 from support.reference import logits as plain_logits
 from torch import Tensor
 
-from megatron_lite.config import Config, config_from_tree, resolve
+from megatron_lite.config import Config, resolve
 from megatron_lite.model.freezing import NOTHING
 from megatron_lite.model.model import Model
 from megatron_lite.model.objective import CrossEntropy
@@ -76,9 +86,8 @@ class Ask:
 
 
 def judge_config(layout: Layout) -> Config:
-    tree = replace(layout, layers=6, stage_layers=None).config(seed=11).model_dump(mode="json")
-    return config_from_tree(tree | {"model": tree["model"] | {"hidden_size": 24, "num_attention_heads": 2,
-                                                              "head": "scalar"}})  # fmt: skip
+    config = replace(layout, layers=6, stage_layers=None).config(seed=11)
+    return reshaped(config, hidden_size=24, num_attention_heads=2, head="scalar")
 
 
 @dataclass
