@@ -311,8 +311,8 @@ def _check(name, gradient, q, k, v, output, log_sum, causal, *ranges) -> None:
 
 
 def _check_results(name, q, k, v, dq, dk, dv) -> None:
-    for which, tensor, like in (("dq", dq, q), ("dk", dk, k), ("dv", dv, v)):
-        check(name, which, tensor, q, like.shape, q.dtype)
+    for which, tensor, input in (("dq", dq, q), ("dk", dk, k), ("dv", dv, v)):
+        check(name, which, tensor, q, input.shape, q.dtype)
         if tensor.stride(-1) != 1:
             raise ValueError(f"{name}: {which} has last stride {tensor.stride(-1)}, must be 1")
 

@@ -164,7 +164,7 @@ def global_batch(step: int, config: Config) -> torch.Tensor:
 
 
 def build_trainer(layout: Layout, recorder: Recorder | None = None, config: Config | None = None,
-                  device: str = "cpu", choice: Choice | None = None, like: Sequences | None = None,
+                  device: str = "cpu", choice: Choice | None = None, batch: Sequences | None = None,
                   ) -> Trainer:  # fmt: skip
     config = config or layout.config()
     resolved = resolve(config, layout.world)
@@ -172,7 +172,7 @@ def build_trainer(layout: Layout, recorder: Recorder | None = None, config: Conf
     schedule = partial(layout.schedule_of, config, resolved)
     mesh = build_mesh(shape, torch.device(device), schedule(resolved.microbatches).placement, recorder)
     trainer = Trainer(Model(config, resolved, mesh, schedule, recorder, choice), layout.objective)
-    trainer.rehearse(like)
+    trainer.rehearse(batch)
     return trainer
 
 

@@ -101,7 +101,7 @@ ALL = 5  # microbatches; with two data ranks the second has one fewer, and an em
 
 def run(layout: Layout) -> Found:
     recorder = Recorder()
-    trainer = build_trainer(layout, recorder, like=batch(0))
+    trainer = build_trainer(layout, recorder, batch=batch(0))
     every = [batch(number) for number in range(ALL)]
     count = -(-ALL // layout.data)
     mine = padded(every[trainer.mesh.coordinate["data"] * count :][:count], count)

@@ -103,7 +103,7 @@ class Found:
 def run(layout: Layout) -> Found:
     recorder = Recorder()
     batch = my_batches_of_first(layout)
-    trainer = build_trainer(layout, recorder, like=batch)
+    trainer = build_trainer(layout, recorder, batch=batch)
     mesh, schedule = trainer.mesh, trainer.model.schedule
     of_reference, of_judge = layout.config(seed=9), judge_config(layout)
     reference, judge = (
