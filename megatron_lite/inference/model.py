@@ -6,7 +6,7 @@ their own, as many as they like, and never wait for each other. Weights must be 
 generates: `with held(model.stage.shards)`, which all replicas enter and leave together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ from torch import Tensor
 from megatron_lite.checkpoint import Checkpoint, load_weights
 from megatron_lite.config import Config, config_from_tree, resolve
 from megatron_lite.errors import DataError, UsageError
-from megatron_lite.inference.cache import Cache, slice_of
+from megatron_lite.inference.new_tokens import NewTokens, new_tokens
+from megatron_lite.inference.paged_cache import PagedCache
+from megatron_lite.inference.scheduler import Row, Sizes
 from megatron_lite.inference.stage_pass import from_end, run_stages
 from megatron_lite.kernels.choice import kernels_of
 from megatron_lite.mesh import Mesh
@@ -34,8 +36,8 @@ ALONE = {"zero_regather": "step"}  # of one process: it gathers nothing, and its
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """`stage` has undivided units. Tokens outside, positions and caches are [B, ...]; new tokens int64 [B, T] stand at
-    `positions` [B, T], all below `end`. What comes before them must be in the cache, which then holds them too.
+    """`stage` has undivided units. New tokens come as rows of a step (scheduler.py), T in all; what stands before a
+    row's must be in the cache, which then holds them too.
 
     Raises UsageError for a model that ends in a scalar.
     """
@@ -61,52 +63,58 @@ class LanguageModel:
     def device(self) -> torch.device:
         return self.mesh.device
 
-    def new_cache(self, batch: int, capacity: int) -> Cache:
-        return Cache(self.stage, batch, capacity)
-
-    def hidden(self, tokens: Tensor, positions: Tensor, end: int, cache: Cache) -> Tensor | None:
-        """What the head takes, [T, B, H], where the model ends; None on other stages.
-
-        Raises RuntimeError, on every rank, for weights that are not held.
-        """
-        if not all(shards.held for shards in self.stage.shards):
-            raise RuntimeError("generating takes weights that stay: with held(model.stage.shards)")
-        rows, length = tokens.shape
-        new = slice_of(positions, end, self.config.model, self.dtype)
-        message = Message((length, rows, self.config.model.hidden_size), self.dtype, self.device)
-        return run_stages(self.stage, self.mesh.edges, tokens.t().contiguous(), new, cache, message)
+    def new_cache(self, sizes: Sizes) -> PagedCache:
+        """Of this rank's heads in this stage's blocks, for sequences as long as the model knows."""
+        return PagedCache(self.stage, self.config.model, sizes, self.stage.shards[0].numerics, self.longest)
 
     @torch.no_grad()
-    def next_logits(self, tokens: Tensor, positions: Tensor, last: Tensor, end: int, cache: Cache) -> Tensor | None:
-        """Logits [B, V] after the new token `last[b]` of each row, where the model ends, the same on its tensor ranks;
-        None on other stages. What is drawn from them there, `everywhere` brings to all.
+    def hidden(self, rows: Sequence[Row], cache: PagedCache) -> Tensor | None:
+        """What the head takes, [T, H], row after row, where the model ends; None on other stages."""
+        new = new_tokens(rows, cache.form)
+        x = self._run(new, cache)
+        return None if x is None else x[new.place, 0]
+
+    @torch.no_grad()
+    def next_logits(self, rows: Sequence[Row], cache: PagedCache) -> Tensor | None:
+        """Logits [draws, V] of each row's next token, if it draws one, where the model ends, the same on its tensor
+        ranks; None on other stages. What is made of them there, `everywhere` brings to all.
 
         V is the vocabulary without its padding.
         """
-        x = self.hidden(tokens, positions, end, cache)
+        new = new_tokens(rows, cache.form)
+        x = self._run(new, cache)
         if x is None:
             return None
-        x = x[last, torch.arange(len(last), device=x.device)]
-        local = self._head().logits(x.unsqueeze(0))
-        ranks = self.mesh.tensor.all_gather(local, "decode.logits").wait()  # [tp, B, V/tp]
+        if not len(new.last):
+            return x.new_empty(0, self.config.model.vocab_size)
+        local = self._head().logits(x[new.last])
+        ranks = self.mesh.tensor.all_gather(local.squeeze(1).unsqueeze(0), "decode.logits").wait()  # [tp, draws, V/tp]
         return ranks.transpose(0, 1).flatten(1)[:, : self.config.model.vocab_size]
 
     @torch.no_grad()
-    def score(self, tokens: Tensor, positions: Tensor, labels: Tensor, end: int, cache: Cache) -> Outputs:
-        """What labels int64 [B, T] are worth after the new tokens, each [B, T], on every stage: log-probabilities, and
-        whether nothing is more likely. Labels outside the vocabulary do not count.
+    def score(self, rows: Sequence[Row], labels: Tensor, cache: PagedCache) -> Outputs:
+        """What labels int64 [T], row after row, are worth after the new tokens, each [T], on every stage:
+        log-probabilities, and whether nothing is more likely. Labels outside the vocabulary do not count.
         """
-        x, made = self.hidden(tokens, positions, end, cache), None
+        new = new_tokens(rows, cache.form)
+        x, made = self._run(new, cache), None
         if x is not None:
-            head = self._head()
-            made = head.per_token(head.hidden(x, 1.0), labels.t().contiguous(), DISTRIBUTION).transpose(1, 2)
+            head, inner = self._head(), torch.empty_like(labels)
+            inner[new.place] = labels
+            made = head.per_token(head.hidden(x, 1.0), inner.unsqueeze(1), DISTRIBUTION)[:, new.place, 0]
         exact = torch.promote_types(self.dtype, torch.float32)
-        message = Message((DISTRIBUTION.count, *tokens.shape), exact, self.device)
-        return Outputs(*from_end(made, self.mesh.edges, message))
+        return Outputs(*self.everywhere(made, (DISTRIBUTION.count, len(labels)), exact))
 
-    def everywhere(self, chosen: Tensor | None, batch: int) -> Tensor:
-        """Tokens int64 [B] that were chosen where the model ends, on every stage; elsewhere `chosen` is None."""
-        return from_end(chosen, self.mesh.edges, Message((batch,), torch.int64, self.device))
+    def everywhere(self, made: Tensor | None, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """What was made where the model ends, on every stage, which all know its form; elsewhere `made` is None."""
+        return from_end(made, self.mesh.edges, Message(size, dtype, self.device))
+
+    def _run(self, new: NewTokens, cache: PagedCache) -> Tensor | None:
+        """[T, 1, H] where the model ends. Raises RuntimeError, on every rank, for weights that are not held."""
+        if not all(shards.held for shards in self.stage.shards):
+            raise RuntimeError("generating takes weights that stay: with held(model.stage.shards)")
+        message = Message((len(new.tokens), 1, self.config.model.hidden_size), self.dtype, self.device)
+        return run_stages(self.stage, self.mesh.edges, new, cache, message)
 
     def _head(self) -> Head:
         """Where the model ends."""

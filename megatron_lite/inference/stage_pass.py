@@ -1,6 +1,6 @@
 """New tokens through the model's virtual stages, one after the other, each beside its part of a cache: forward alone.
 
-    tokens -> embedding, blocks -> | activations [T, B, H] | -> blocks -> ...      on one stage or on several
+    tokens -> embedding, blocks -> | activations [T, 1, H] | -> blocks -> ...      on one stage or on several
     every stage <- results <- | ... | <- where the model ends                       back through the last chunks
 
 Every tensor rank has all activations, as units of `undivided` do. Between stages these take the channels of training's
@@ -10,7 +10,8 @@ activations, and what is made of them at the end goes back on those of gradients
 import torch
 from torch import Tensor
 
-from megatron_lite.inference.cache import Cache, Slice
+from megatron_lite.inference.new_tokens import NewTokens
+from megatron_lite.inference.paged_cache import PagedCache
 from megatron_lite.model.transformer import Block, Embedding
 from megatron_lite.parallel.pipeline.messages import Edges, Message
 from megatron_lite.parallel.pipeline.routes import Channel, received_on, sent_on
@@ -20,8 +21,8 @@ from megatron_lite.parallel.vocabulary import vocabulary_embedding
 
 
 @torch.no_grad()
-def run_stages(stage: Stage, edges: Edges, tokens: Tensor, new: Slice, cache: Cache, message: Message) -> Tensor | None:
-    """tokens int64 [T, B] -> what the head takes, [T, B, H], where the model ends; None on other stages.
+def run_stages(stage: Stage, edges: Edges, new: NewTokens, cache: PagedCache, message: Message) -> Tensor | None:
+    """What the head takes, [T, 1, H], where the model ends; None on other stages.
 
     `message` is what passes between stages. All stages call it together.
     """
@@ -32,7 +33,7 @@ def run_stages(stage: Stage, edges: Edges, tokens: Tensor, new: Slice, cache: Ca
             x = _receive(source, edges, message, "decode.activation")
         # Without a source x is that of this stage's chunk before, or the model begins here.
         for unit in units:
-            x = _run(unit, x, tokens, new, cache)
+            x = _run(unit, x, new, cache)
         if (target := sent_on(*place)) is not None:
             _send(x, target, edges, "decode.activation")
     return x if edges.stage == edges.placement.ends[1] else None
@@ -54,10 +55,10 @@ def from_end(made: Tensor | None, edges: Edges, message: Message) -> Tensor:
     return made
 
 
-def _run(unit: Unit, x: Tensor | None, tokens: Tensor, new: Slice, cache: Cache) -> Tensor | None:
+def _run(unit: Unit, x: Tensor | None, new: NewTokens, cache: PagedCache) -> Tensor | None:
     """One unit; the head leaves x as it is, for whoever asks for logits or for more."""
     if isinstance(unit, Embedding):
-        return vocabulary_embedding(tokens, unit.embed, unit.region, anchor=None)
+        return vocabulary_embedding(new.tokens.unsqueeze(1), unit.embed, unit.region, anchor=None)
     if isinstance(unit, Block) and x is not None:
         return unit.transform(x, *cache.attention(unit, new))
     return x

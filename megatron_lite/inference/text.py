@@ -5,8 +5,9 @@ from pathlib import Path
 from megatron_lite.checkpoint import Checkpoint
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.errors import DataError, UsageError
-from megatron_lite.inference.generation import Limits, generate
+from megatron_lite.inference.generation import generate
 from megatron_lite.inference.model import LanguageModel
+from megatron_lite.inference.requests import Limits
 from megatron_lite.inference.sampling import Sampling
 
 

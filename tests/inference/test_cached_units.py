@@ -20,9 +20,11 @@ from support.reference import logits as plain_logits
 
 from megatron_lite import inference
 from megatron_lite.errors import UsageError
-from megatron_lite.inference.generation import Limits, generate
+from megatron_lite.inference.generation import generate
 from megatron_lite.inference.model import LanguageModel, language_model_of
+from megatron_lite.inference.requests import Limits
 from megatron_lite.inference.sampling import Sampling
+from megatron_lite.inference.scheduler import Row, Sizes
 from megatron_lite.model.outputs import stacked
 from megatron_lite.parallel.collectives import Event, Recorder
 from megatron_lite.parallel.tensor import ReplicatedRegion, SequenceRegion
@@ -31,6 +33,7 @@ from megatron_lite.training.step import Trainer
 
 TOLERANCE = 1e-10
 LENGTH, FIRST = 16, 9  # positions of a sequence, and of the first of its two chunks
+BLOCK = 6  # positions of a block of the cache
 BOTH = Layout(tensor=2, pipeline=2, tied=True, loss_chunk=5, recompute="full")
 LAYOUTS = [
     Layout(),
@@ -131,23 +134,40 @@ def difference(trainer: Trainer, ours: torch.Tensor, theirs: torch.Tensor) -> fl
 def in_two_chunks(model: LanguageModel, rows: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
     """(what the head takes [S, B, H], scores [4, B, S])."""
     tokens, labels = rows[:, :-1], rows[:, 1:]
-    caches = [model.new_cache(len(rows), LENGTH) for _ in range(2)]
+    caches = [model.new_cache(sizes(len(rows))) for _ in range(2)]
     hidden, scores = [], []
-    for part in (slice(0, FIRST), slice(FIRST, LENGTH)):
-        positions = torch.arange(LENGTH)[part].expand(len(rows), -1)
-        hidden.append(model.hidden(tokens[:, part], positions, part.stop, caches[0]))
-        scores.append(stacked(model.score(tokens[:, part], positions, labels[:, part], part.stop, caches[1])))
-    return None if hidden[0] is None else torch.cat(hidden), torch.cat(scores, 2)
+    for begin, end in ((0, FIRST), (FIRST, LENGTH)):
+        new = step_rows(tokens, begin, end)
+        hidden.append(model.hidden(new, caches[0]))
+        found = stacked(model.score(new, labels[:, begin:end].flatten(), caches[1]))
+        scores.append(found.unflatten(1, (len(rows), -1)))
+    if hidden[0] is None:
+        return None, torch.cat(scores, 2)
+    whole = [part.unflatten(0, (len(rows), -1)).transpose(0, 1) for part in hidden]
+    return torch.cat(whole), torch.cat(scores, 2)
+
+
+def sizes(count: int) -> Sizes:
+    """Room for so many sequences; a block that the first chunk leaves half empty, and one that it does not reach."""
+    return Sizes(count * -(-LENGTH // BLOCK), BLOCK, budget=1000)
+
+
+def step_rows(tokens: torch.Tensor, begin: int, end: int) -> list[Row]:
+    """The tokens [begin, end) of each sequence, whose blocks lie in no order."""
+    count, most = len(tokens), -(-LENGTH // BLOCK)
+    rows = []
+    for number, sequence in enumerate(tokens[:, begin:end].tolist()):
+        table = [(number + 5 * place) % count + place * count for place in range(most)][: -(-end // BLOCK)]
+        slots = [table[place // BLOCK] * BLOCK + place % BLOCK for place in range(begin, end)]
+        rows.append(Row(number, tuple(sequence), begin, tuple(slots), tuple(table), True))
+    return rows
 
 
 def token_by_token(model: LanguageModel, rows: torch.Tensor) -> torch.Tensor | None:
     """Logits [B, S - FIRST + 1, V] after the first chunk and after each token that follows."""
-    cache, found = model.new_cache(len(rows), LENGTH), []
-    last = torch.full((len(rows),), FIRST - 1)
+    cache, found = model.new_cache(sizes(len(rows))), []
     for begin, end in [(0, FIRST), *((at, at + 1) for at in range(FIRST, LENGTH))]:
-        positions = torch.arange(begin, end).expand(len(rows), -1)
-        found.append(model.next_logits(rows[:, begin:end], positions, last, end, cache))
-        last = torch.zeros_like(last)
+        found.append(model.next_logits(step_rows(rows, begin, end), cache))
     return None if found[0] is None else torch.stack(found, 1)
 
 
@@ -280,9 +300,8 @@ def test_every_call_site_is_run_and_a_fault_there_is_seen_in_the_numbers(ranks):
 
 def test_weights_that_do_not_stay_are_refused_before_anything_is_sent():
     model = language_model_of(build_trainer(Layout(layers=2)).model)
-    tokens = torch.zeros((1, 1), dtype=torch.int64)
     with pytest.raises(RuntimeError, match="weights that stay: with held"):
-        model.next_logits(tokens, tokens, tokens[0], 1, model.new_cache(1, 1))
+        model.next_logits([Row(0, (0,), 0, (0,), (0,), True)], model.new_cache(sizes(1)))
 
 
 def test_a_model_that_ends_in_a_scalar_is_refused():

@@ -7,9 +7,11 @@ from support.layouts import Layout
 from support.reference import logits as reference_logits
 
 from megatron_lite.errors import DataError, UsageError
-from megatron_lite.inference.generation import Limits, generate
+from megatron_lite.inference.generation import generate
 from megatron_lite.inference.model import single_process_config
+from megatron_lite.inference.requests import Limits
 from megatron_lite.inference.sampling import Sampling
+from megatron_lite.inference.scheduler import Row, Sizes
 from megatron_lite.model.build import choice_of
 from megatron_lite.parallel.zero import TrainedShards
 
@@ -94,15 +96,17 @@ def test_a_seed_repeats_and_another_does_not(case):
 @pytest.mark.parametrize(
     ("prompt", "limits", "said"),
     [
-        ([], Limits(1), "the prompt has 0 tokens: must have 1 to 15"),
-        ([1] * 16, Limits(1), "the prompt has 16 tokens: must have 1 to 15"),
-        ([61], Limits(1), "token id 61: model.vocab_size = 61"),
-        ([1], Limits(0), "max_new_tokens = 0: must be 1 or more"),
+        ([], {}, "the prompt has 0 tokens: must have 1 to 15"),
+        ([1] * 16, {}, "the prompt has 16 tokens: must have 1 to 15"),
+        ([61], {}, "token id 61: model.vocab_size = 61"),
+        ([1], {"max_new_tokens": 0}, "max_new_tokens = 0: must be 1 or more"),
+        ([1], {"stop_strings": ("",)}, 'stop string "": must have a character'),
+        ([1], {"stop_strings": ("a",)}, "stop strings need a tokenizer"),
     ],
 )
 def test_what_cannot_be_continued_is_refused(case, prompt, limits, said):
     with pytest.raises(UsageError, match=said):
-        generate(case[0], [prompt], GREEDY, limits)
+        generate(case[0], [prompt], GREEDY, Limits(**{"max_new_tokens": 1} | limits))
 
 
 def test_the_model_holds_its_weights_once_and_no_optimizer(tmp_path):
@@ -117,13 +121,14 @@ def test_the_model_holds_its_weights_once_and_no_optimizer(tmp_path):
 
 def test_the_cache_keeps_no_autograd_graph(case):
     model, _ = case
-    cache = model.new_cache(1, 4)
-    new = torch.zeros((1, 1), dtype=torch.int64)
-    model.next_logits(new, new, new[0], 1, cache)
-    kept = [memory for block in cache.blocks.values() for memory in block]
+    cache = model.new_cache(Sizes(2, block=2, budget=64))
+    model.next_logits([Row(0, (0,), 0, (2,), (1,), True)], cache)
+    kept = [memory for block in cache.memories.values() for memory in block]
     assert len(kept) == 2 * model.config.model.num_hidden_layers
     assert not any(memory.requires_grad for memory in kept)
-    assert all(memory[:, :, 0].abs().sum() > 0 and not memory[:, :, 1:].any() for memory in kept)
+    for memory in kept:
+        places = memory.view(2, 4, 8)  # key-value heads, positions of all blocks, a head's elements
+        assert places[:, 2].abs().sum() > 0 and not places[:, [0, 1, 3]].any()
 
 
 def test_a_configuration_that_is_not_understood_is_bad_data():
