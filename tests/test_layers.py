@@ -15,6 +15,7 @@ FLOORS = (
     {"mesh", "curation"},
     {"model", "optim"},
     {"checkpoint"},
+    {"exchange"},
     {"training", "inference"},
     {"planning"},
     {"pretrain", "generate"},

@@ -28,6 +28,7 @@ OTHER_ROOMS = {
     "config": "a single process",
     "curation": "processes without a mesh",
     "data": "a rank and a number of ranks",
+    "exchange": "a single process",
     "inference": "tests/inference/test_cached_units.py",
     "planning": "counts what the others send",
 }

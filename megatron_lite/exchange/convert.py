@@ -1,0 +1,105 @@
+"""From any source to a Hugging Face directory or a checkpoint of ours: beside the target, and renamed when whole."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from megatron_lite.checkpoint.directory import named
+from megatron_lite.errors import DataError, UsageError
+from megatron_lite.exchange import hugging_face, ours
+from megatron_lite.exchange.gguf import open_gguf_model
+from megatron_lite.exchange.gguf_file import is_gguf
+from megatron_lite.exchange.source import Source
+from megatron_lite.files import partial_path, sync
+
+LARGEST = 5_000_000_000  # bytes of a file of tensors
+KINDS = {"hf": hugging_face.KIND, "ours": ours.KIND}
+Check = Callable[[Source, Path], None]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a conversion made of what."""
+
+    source: Source
+    kind: str
+    files: int
+    left_out: tuple[str, ...]
+
+
+def open_source(path: Path) -> Source:
+    """Recognized by its content. Raises DataError for what is no model, or not whole, or not one that is known here."""
+    with _faults_named(path):
+        if is_gguf(path):
+            return open_gguf_model(path)
+        if (path / hugging_face.CONFIG).is_file():
+            return hugging_face.open_hugging_face(path)
+        if any((path / name).exists() for name in (".metadata", "common.pt", "latest_checkpointed_iteration.txt")):
+            raise DataError(
+                f"{path} is a checkpoint of Megatron-LM, made of pickles, which are not read; docs/exchange.md has "
+                f"the way here, through a Hugging Face directory"
+            )
+        if named(path):
+            return ours.open_ours(path)
+    raise DataError(
+        f"{path} is no model: it must be a Hugging Face directory, a GGUF file, or a checkpoint or run of ours"
+    )
+
+
+def convert(
+    path: Path, target: Path, to: str, *, weights_only: bool = False, most: int = LARGEST, check: Check | None = None
+) -> Written:
+    """Write what `path` holds to `target` as `to`, hf or ours; `weights_only` carries no files beside the weights.
+
+    `check` is called with the source and what was written before that gets its name. Whatever goes wrong, nothing is
+    left behind. Raises UsageError for a target that exists or a conversion to the same kind, and DataError.
+    """
+    if target.exists() or target.is_symlink():
+        raise UsageError(f"{target} exists: the target must be new")
+    if not target.absolute().parent.is_dir():
+        raise UsageError(f"{target.absolute().parent} is no directory: the target's must exist")
+    source = open_source(path)
+    if source.kind == KINDS[to] and not (to == "ours" and weights_only):
+        more = "; --weights-only makes one without what training needs" if to == "ours" else ""
+        raise UsageError(f"{path} is a {source.kind} already{more}")
+    left_out = source.left_out
+    if weights_only:
+        left_out += (", ".join(source.carried),) if source.carried else ()
+        source = replace(source, carried={})
+    partial = partial_path(target)
+    with _faults_named(path), _removed_on_error(partial):
+        partial.mkdir()
+        if to == "hf":
+            files = hugging_face.write_hugging_face(partial, source, most)
+        else:
+            files = ours.write_ours(partial, source, most, str(target))
+        sync(partial)
+        if check is not None:
+            check(source, partial)
+        partial.rename(target)
+        sync(target.absolute().parent)
+    return Written(source, KINDS[to], files, left_out)
+
+
+@contextmanager
+def _removed_on_error(partial: Path) -> Iterator[None]:
+    """What a killed conversion left goes first."""
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _faults_named(path: Path) -> Iterator[None]:
+    """A fault of the file system in one sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: {error}") from error

@@ -1,0 +1,159 @@
+"""A checkpoint of ours as a source, and one of weights alone that is written: what `checkpoint.init` and generation
+take.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_lite.checkpoint import Checkpoint, open_checkpoint
+from megatron_lite.checkpoint.blocks import Block, plan_reads
+from megatron_lite.checkpoint.files import checksum
+from megatron_lite.checkpoint.fill import SLICE, TensorFile
+from megatron_lite.checkpoint.index import (
+    STATE,
+    Index,
+    Parameter,
+    RunState,
+    StoredFile,
+    StoredModel,
+    key,
+)
+from megatron_lite.config import Config, config_from_tree
+from megatron_lite.errors import DataError, UsageError
+from megatron_lite.exchange.architectures import TOKENS, checked_model
+from megatron_lite.exchange.source import CARRIED, Facts, Source, Stored, common_dtype, fitting
+from megatron_lite.exchange.tensor_files import in_files, write_tensors
+from megatron_lite.files import sync
+from megatron_lite.mesh import MeshShape, build_mesh
+
+KIND = "checkpoint"
+EXTRA = "exchange"  # in the index's `extra`: what a checkpoint remembers of where it came from
+SPECIAL = {"bos_token_id": "<s>", "pad_token_id": "<pad>"}
+
+
+def open_ours(path: Path) -> Source:
+    """A step_N, or the newest whole one of a run. Raises DataError for a model that Hugging Face has no name for."""
+    checkpoint = open_checkpoint(path, build_mesh(MeshShape(), torch.device("cpu")))
+    index, main = checkpoint.index, checkpoint.index.main
+    model = checked_model(main.model, str(checkpoint))
+    if model.head != "logits":
+        raise DataError(f"{checkpoint} has model.head = {model.head}: only a model with logits is exchanged")
+    if main.base is not None:
+        raise DataError(f"{checkpoint} stands on {main.base.path}: only a checkpoint with all its weights is exchanged")
+    opened = lru_cache(None)(lambda name: TensorFile(checkpoint.path / name))
+    parameters = fitting(
+        checkpoint.path,
+        model,
+        {
+            name: Stored(parameter.shape, getattr(torch, parameter.dtype), partial(_whole, name, parameter, opened))
+            for name, parameter in main.parameters.items()
+        },
+    )
+    stored = common_dtype(one.dtype for one in parameters.values())
+    train = main.config["train"]
+    facts = Facts(train["sequence_length"], train["initializer_range"], _tokens(index))
+    carried = {name: (checkpoint.path / name).read_bytes() for name in CARRIED if name in index.files}
+    dtype = stored if stored == "float16" else train["dtype"]
+    left_out = _left_out(checkpoint)
+    return Source(checkpoint.path, KIND, model, facts, dtype, parameters, carried, left_out, index.tokenizer)
+
+
+def write_ours(directory: Path, source: Source, most: int, run_dir: str) -> int:
+    """The source's model into an empty directory, at most `most` bytes a file; returns how many files of tensors."""
+    files: dict[str, StoredFile] = {}
+    parameters: dict[str, Parameter] = {}
+    parts = in_files(source.parameters, most)
+    for number, tensors in enumerate(parts):
+        file = f"weights_{number:05d}.safetensors"
+        blocks = {name: Block(file, (0,) * len(one.shape), one.shape) for name, one in tensors.items()}
+        files[file] = write_tensors(
+            directory / file, {key("master", name, blocks[name]): one for name, one in tensors.items()}, {}
+        )
+        for name, one in tensors.items():
+            dtype = str(one.dtype).removeprefix("torch.")
+            parameters[name] = Parameter(one.shape, dtype, (blocks[name],), trained=False)
+    for name, content in source.carried.items():
+        files[name] = _write(directory / name, content)
+    config = _config(source, run_dir)
+    index = Index(
+        progress=RunState(0, 0, 0, {EXTRA: dict(source.facts.tokens)}),
+        tokenizer=source.tokenizer,
+        files=files,
+        main=StoredModel(config.model.model_dump(mode="json"), config.model_dump(mode="json"), 0, parameters),
+    )
+    index.check_whole()
+    index.save(directory)
+    return len(parts)
+
+
+def _whole(name: str, parameter: Parameter, opened: Any) -> Tensor:
+    """A logical parameter, put together from its blocks."""
+    target = torch.empty(parameter.shape, dtype=getattr(torch, parameter.dtype))
+    for read in plan_reads((0,) * len(parameter.shape), parameter.shape, parameter.blocks):
+        file, tensor = opened(read.block.file), key("master", name, read.block)
+        for portion in read.portions(SLICE // file.dtype(tensor).itemsize):
+            rows, *columns = portion.source
+            target[portion.target] = file.rows(tensor, rows)[(slice(None), *columns)]
+    return target
+
+
+def _config(source: Source, run_dir: str) -> Config:
+    """One that generation and `checkpoint.init` accept: the model and its longest sequence are the source's; nothing
+    else of it was trained with.
+    """
+    try:
+        return config_from_tree(
+            {
+                "model": source.model.model_dump(mode="json"),
+                "optim": {"lr": 1e-5},
+                "train": {
+                    "steps": 1, "global_batch_size": 1, "sequence_length": source.facts.context, "run_dir": run_dir,
+                    "dtype": "float32" if source.dtype == "float16" else source.dtype,
+                    "initializer_range": source.facts.initializer_range,
+                },
+            }
+        )  # fmt: skip
+    except UsageError as error:
+        raise DataError(f"{source.path}: {error}") from None
+
+
+def _tokens(index: Index) -> Mapping[str, Any]:
+    """What a conversion noted, or what the run's tokenizer says."""
+    noted = index.progress.extra.get(EXTRA)
+    if isinstance(noted, dict):
+        return {name: noted[name] for name in TOKENS if name in noted}
+    if index.tokenizer is None:
+        return {}
+    identity = index.tokenizer.identity
+    special = {
+        name: identity.special_tokens[piece] for name, piece in SPECIAL.items() if piece in identity.special_tokens
+    }
+    return {**special, "eos_token_id": identity.eod_id}
+
+
+def _left_out(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What a checkpoint holds beside the weights."""
+    index, progress = checkpoint.index, checkpoint.index.progress
+    trained = sum(parameter.trained for parameter in index.main.parameters.values())
+    said = []
+    if trained:
+        said.append(f"the optimizer's moments of {trained} parameters after {index.main.updates} updates")
+    if progress.step:
+        said.append(f"the step ({progress.step}) and the data's position ({progress.samples} samples)")
+    said += [f"the model {name} beside it" for name in index.others]
+    if STATE in index.files:
+        said.append(f"the tensors of {STATE}")
+    if index.tokenizer is not None:
+        said.append(f"the tokenizer {index.tokenizer.path}, which is no part of it")
+    return tuple(said)
+
+
+def _write(path: Path, content: bytes) -> StoredFile:
+    path.write_bytes(content)
+    sync(path)
+    return StoredFile(len(content), checksum(path))

@@ -1,0 +1,88 @@
+"""Convert a model: a Hugging Face directory or a GGUF file to a checkpoint of ours, or a checkpoint to Hugging Face's.
+
+    python tools/convert_checkpoint.py SmolLM2.gguf smollm2 --to ours
+    python tools/convert_checkpoint.py runs/mine hf --to hf --verify some.txt
+
+SOURCE is recognized by its content; a run means its newest whole checkpoint. TARGET appears when it is whole. One
+tensor at a time is in memory, however large the model. docs/exchange.md says what is carried, and what is refused.
+"""
+
+import argparse
+from pathlib import Path
+
+from megatron_lite.errors import UsageError, run_command
+from megatron_lite.exchange.convert import KINDS, LARGEST, convert
+from megatron_lite.exchange.forward import logits_of
+from megatron_lite.exchange.ours import KIND as OURS
+from megatron_lite.exchange.source import Source
+from megatron_lite.exchange.verify import Logits, Transformers, compare, in_batches, library
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "source", metavar="SOURCE", type=Path, help="a Hugging Face directory, a GGUF file, a checkpoint"
+    )
+    parser.add_argument("target", metavar="TARGET", type=Path, help="a new directory")
+    parser.add_argument("--to", choices=sorted(KINDS), required=True, help="what TARGET becomes")
+    parser.add_argument(
+        "--weights-only", action="store_true", help="weights and shape, and no file that goes with them"
+    )
+    parser.add_argument("--verify", metavar="TEXT.txt", type=Path, help="compare logits on this text with transformers")
+    parser.add_argument("--max-shard-bytes", type=int, default=LARGEST, metavar="N", help=f"of a file ({LARGEST:,})")
+    arguments = parser.parse_args()
+    if arguments.max_shard_bytes < 1:
+        parser.error(f"--max-shard-bytes {arguments.max_shard_bytes} is below 1")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    said: list[str] = []
+    check = None
+    if arguments.verify is not None:
+        text = _text(arguments.verify)
+        library()  # before anything is written
+
+        def check(source: Source, written: Path) -> None:
+            said.append(verify(source, written, KINDS[arguments.to], text))
+
+    done = convert(
+        arguments.source,
+        arguments.target,
+        arguments.to,
+        weights_only=arguments.weights_only,
+        most=arguments.max_shard_bytes,
+        check=check,
+    )
+    source = done.source
+    files = "1 file" if done.files == 1 else f"{done.files} files"
+    print(f"{source.kind} {source.path} -> {done.kind} {arguments.target}: {source.size:,} parameters in {files}")
+    print(f"left out: {'; '.join(done.left_out) or 'nothing'}")
+    for line in said:
+        print(line)
+
+
+def verify(source: Source, written: Path, kind: str, text: str) -> str:
+    """Raises DataError where what was written gives other logits than the source does."""
+    theirs = Transformers(written if source.kind == OURS else source.path)
+    if source.kind == OURS:
+        ours: Logits = logits_of(source.path)
+    else:
+        ours = logits_of(written) if kind == OURS else Transformers(written)
+    ids, of = theirs.encode(text, source.model.vocab_size)
+    return f"verified: {compare(ours, theirs, in_batches(ids, source.facts.context))} ({of})"
+
+
+def _text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--verify {path}: cannot be read as text: {error}") from None
+    if not text:
+        raise UsageError(f"--verify {path}: the text is empty")
+    return text
+
+
+if __name__ == "__main__":
+    run_command(main)
