@@ -19,7 +19,7 @@ from torch import Tensor
 from megatron_lite.errors import UsageError
 from megatron_lite.inference.model import LanguageModel
 from megatron_lite.inference.random_numbers import key_of
-from megatron_lite.inference.requests import Completion, Finish, Listener, Piece, Request, Token
+from megatron_lite.inference.requests import Addition, Completion, Finish, Listener, Request, Token
 from megatron_lite.inference.sampling import Draw, choose, log_probabilities
 from megatron_lite.inference.scheduler import Row, Scheduler, Sizes
 from megatron_lite.inference.stopping import Decode, Detokenizer, StopStrings
@@ -83,7 +83,7 @@ class _Sample:
     def _say(self, token: Token | None, text: str, finish: Finish | None) -> None:
         self.text += text
         if self.listener is not None:
-            self.listener(Piece(self.request.number, self.number, token, text, finish))
+            self.listener(Addition(self.request.number, self.number, token, text, finish))
 
 
 class Engine:

@@ -69,9 +69,9 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Addition:
     """What one step adds to a sample: a token, text that is whole with it (where there is a tokenizer), and with the
-    last piece why it ended. A sample that was cancelled has a last piece without a token.
+    last one why it ended. A sample that was cancelled has a last one without a token.
     """
 
     request: int
@@ -81,7 +81,7 @@ class Piece:
     finish: Finish | None = None
 
 
-Listener = Callable[[Piece], None]
+Listener = Callable[[Addition], None]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     tokens -> Detokenizer -> text of whole characters -> StopStrings -> text that no stop string can still begin in
 
-What comes out is never taken back. The pieces joined are the text of all tokens, up to a stop string, or without the
+What comes out is never taken back. Joined it is the text of all tokens, up to a stop string, or without the
 broken character at the end of an answer that its length cut off.
 """
 

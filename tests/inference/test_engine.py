@@ -15,7 +15,7 @@ from megatron_lite.errors import UsageError
 from megatron_lite.inference.engine import Engine, share_of
 from megatron_lite.inference.model import LanguageModel, language_model_of
 from megatron_lite.inference.paged_cache import cache_bytes
-from megatron_lite.inference.requests import Completion, Limits, Piece, Request
+from megatron_lite.inference.requests import Addition, Completion, Limits, Request
 from megatron_lite.inference.sampling import Sampling
 from megatron_lite.inference.scheduler import Sizes
 from megatron_lite.mesh import MeshShape, build_mesh
@@ -219,7 +219,7 @@ def test_who_joins_when_makes_no_difference(models, alone):
 def test_results_stream_as_they_come(models, alone):
     model, pieces = models[False], defaultdict(list)
 
-    def listen(piece: Piece) -> None:
+    def listen(piece: Addition) -> None:
         pieces[piece.request, piece.sample].append(piece)
 
     with held(model.stage.shards):
