@@ -58,10 +58,7 @@ def convert(
     `check` is called with the source and what was written before that gets its name. Whatever goes wrong, nothing is
     left behind. Raises UsageError for a target that exists or a conversion to the same kind, and DataError.
     """
-    if target.exists() or target.is_symlink():
-        raise UsageError(f"{target} exists: the target must be new")
-    if not target.absolute().parent.is_dir():
-        raise UsageError(f"{target.absolute().parent} is no directory: the target's must exist")
+    check_new(target)
     source = open_source(path)
     if source.kind == KINDS[to] and not (to == "ours" and weights_only):
         more = "; --weights-only makes one without what training needs" if to == "ours" else ""
@@ -70,8 +67,22 @@ def convert(
     if weights_only:
         left_out += (", ".join(source.carried),) if source.carried else ()
         source = replace(source, carried={})
+    files = write_source(source, target, to, most, check)
+    return Written(source, KINDS[to], files, left_out)
+
+
+def check_new(target: Path) -> None:
+    """Raises UsageError for a target that exists, or whose directory does not."""
+    if target.exists() or target.is_symlink():
+        raise UsageError(f"{target} exists: the target must be new")
+    if not target.absolute().parent.is_dir():
+        raise UsageError(f"{target.absolute().parent} is no directory: the target's must exist")
+
+
+def write_source(source: Source, target: Path, to: str, most: int = LARGEST, check: Check | None = None) -> int:
+    """A source as `to`, whole or not at all; how many files of tensors it takes."""
     partial = partial_path(target)
-    with _faults_named(path), _removed_on_error(partial):
+    with _faults_named(source.path), _removed_on_error(partial):
         partial.mkdir()
         if to == "hf":
             files = hugging_face.write_hugging_face(partial, source, most)
@@ -82,7 +93,7 @@ def convert(
             check(source, partial)
         partial.rename(target)
         sync(target.absolute().parent)
-    return Written(source, KINDS[to], files, left_out)
+    return files
 
 
 @contextmanager
