@@ -87,6 +87,14 @@ def test_the_options_reach_the_sampler(base, monkeypatch, capsys):
     expected = complete(model, tokenizer, "bytes", Sampling(1.5, top_k=50, top_p=0.9), 8, seed=11)
     options = "--temperature 1.5 --top-k 50 --top-p 0.9 --max-new-tokens 8 --seed 11 --prompt bytes".split()
     assert call(monkeypatch, capsys, run, *options) == expected + "\n"
+    way = Sampling(1.5, min_p=0.001, repetition_penalty=1.2, presence_penalty=0.3, frequency_penalty=0.2)
+    whole, stop = (complete(model, tokenizer, "bytes", way, 30, 11, stops) for stops in ((), ("e",)))
+    assert "e" in whole[5:] and stop == whole[: whole.index("e", 5)]
+    options = (
+        "--temperature 1.5 --min-p 0.001 --repetition-penalty 1.2 --presence-penalty 0.3 --frequency-penalty 0.2 "
+        "--max-new-tokens 30 --seed 11 --prompt bytes --stop e --stop zzz"
+    ).split()
+    assert call(monkeypatch, capsys, run, *options) == stop + "\n"
     greedy = complete(model, tokenizer, "", Sampling(0), 8, seed=0)
     assert (
         call(monkeypatch, capsys, run, "--prompt", "", "--temperature", "0", "--max-new-tokens", "8") == greedy + "\n"

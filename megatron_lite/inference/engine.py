@@ -108,7 +108,7 @@ class Engine:
         self._check(request)
         longest = min(len(request.prompt) + request.limits.max_new_tokens, self.model.longest)
         for number in range(request.n):
-            detokenizer = None if self.decode is None else Detokenizer(self.decode)
+            detokenizer = None if self.decode is None else Detokenizer(self.decode, request.prompt)
             stops = StopStrings(request.limits.stop_strings)
             name = next(self._names)
             self.scheduler.add(name, request.prompt, longest)
@@ -120,7 +120,9 @@ class Engine:
             self._leave(name, self._samples[name].cancel())
 
     def step(self) -> None:
-        """One forward pass, and what follows from it. Nothing is left to do where nothing is `busy`."""
+        """One forward pass, and what follows from it; nothing where the engine is not `busy`."""
+        if not self.busy:
+            return
         rows = self.scheduler.plan().rows
         logits = self.model.next_logits(rows, self.cache)
         drawing = [row for row in rows if row.draws]

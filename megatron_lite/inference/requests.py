@@ -87,7 +87,7 @@ Listener = Callable[[Addition], None]
 @dataclass(frozen=True)
 class Completion:
     """A sample: every token that was drawn, one that ended it and those of a stop string among them; its text without
-    them, where there is a tokenizer; and why it ended.
+    them, as it continues the prompt's, where there is a tokenizer; and why it ended.
     """
 
     tokens: tuple[Token, ...]

@@ -11,19 +11,22 @@ from collections.abc import Callable, Sequence
 Decode = Callable[[Sequence[int]], str]
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are no character, or not yet
+LAST = 8  # tokens of a prompt that can matter to what follows: a character has 4 bytes at most
 
 
 class Detokenizer:
     """A token's text depends on those before it: a leading space may be left out, a character's bytes lie in several.
 
     So the tokens since the text was last whole are decoded after the last run that made it whole, and what is longer
-    than that run's own text is new.
+    than that run's own text is new. The first such run is the end of the prompt, which the text continues.
     """
 
-    def __init__(self, decode: Decode):
+    def __init__(self, decode: Decode, prompt: Sequence[int] = ()):
         self._decode = decode
-        self._before: list[int] = []  # the last run
+        self._before = list(prompt[-LAST:])  # the last run
         self._since: list[int] = []
+        if self._decode(self._before).endswith(BROKEN):
+            self._before = []
 
     def put(self, token: int) -> str:
         """The text that is whole with this token, and was not before it."""

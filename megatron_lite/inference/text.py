@@ -1,13 +1,15 @@
 """Text in, text out: the tokenizer that belongs to a checkpoint, and a completion with it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_lite.checkpoint import Checkpoint
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.errors import DataError, UsageError
-from megatron_lite.inference.generation import generate
+from megatron_lite.inference.engine import Engine
+from megatron_lite.inference.generation import sizes_for
 from megatron_lite.inference.model import LanguageModel
-from megatron_lite.inference.requests import Limits
+from megatron_lite.inference.requests import Limits, Request
 from megatron_lite.inference.sampling import Sampling
 
 
@@ -27,12 +29,13 @@ def find_tokenizer(checkpoint: Checkpoint, given: str | None) -> Tokenizer:
 
 
 def complete(model: LanguageModel, tokenizer: Tokenizer, prompt: str, sampling: Sampling, max_new_tokens: int,
-             seed: int) -> str:  # fmt: skip
+             seed: int, stop_strings: Sequence[str] = ()) -> str:  # fmt: skip
     """The prompt with its continuation. An empty prompt begins a document, as after the end of another."""
     tokens = tokenizer.encode(prompt) or [tokenizer.eod_id]
-    limits = Limits(max_new_tokens, tokenizer.eod_id, tokenizer.vocab_size)
-    (continuation,) = generate(model, [tokens], sampling, limits, seed)
-    return tokenizer.decode([*tokens, *continuation])
+    limits = Limits(max_new_tokens, tokenizer.eod_id, tokenizer.vocab_size, stop_strings=tuple(stop_strings))
+    request = Request(0, tuple(tokens), limits, sampling, seed)
+    engine = Engine(model, sizes_for([request], model.longest), tokenizer.decode)
+    return tokenizer.decode(tokens) + engine.run([request])[0][0].text
 
 
 def _recorded_path(checkpoint: Checkpoint) -> Path:

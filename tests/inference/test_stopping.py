@@ -19,9 +19,9 @@ def tokenizer(tmp_path_factory):
     return Tokenizer(train_small_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
 
-def streamed(decode, tokens) -> tuple[list[str], str]:
+def streamed(decode, tokens, prompt=()) -> tuple[list[str], str]:
     """(a piece for each token, what was left at the end)."""
-    detokenizer = Detokenizer(decode)
+    detokenizer = Detokenizer(decode, prompt)
     return [detokenizer.put(token) for token in tokens], detokenizer.finish()
 
 
@@ -38,6 +38,15 @@ def test_random_tokens_stream_as_they_are_decoded_at_once(tokenizer):
         tokens = [random.randrange(3, tokenizer.vocab_size) for _ in range(random.randint(1, 12))]
         pieces, rest = streamed(tokenizer.decode, tokens)
         assert "".join(pieces) + rest == tokenizer.decode(tokens).rstrip("\ufffd")
+
+
+def test_text_continues_its_prompts(tokenizer):
+    for text in TEXTS:
+        tokens, prompt = tokenizer.encode(f" x{text}"), tokenizer.encode("reads \u4e2d")
+        pieces, rest = streamed(tokenizer.decode, tokens, prompt)
+        assert "reads \u4e2d" + "".join(pieces) + rest == tokenizer.decode([*prompt, *tokens])
+    # The bytes of a character that the prompt only began are the text's own.
+    assert streamed(decode_bytes, b"\xa9a", b"ab\xc3") == (["", "\ufffda"], "")
 
 
 def decode_bytes(tokens) -> str:
