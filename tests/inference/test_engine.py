@@ -15,6 +15,7 @@ from megatron_lite.errors import UsageError
 from megatron_lite.inference.engine import Engine, share_of
 from megatron_lite.inference.model import LanguageModel, language_model_of
 from megatron_lite.inference.paged_cache import cache_bytes
+from megatron_lite.inference.random_numbers import exponentials, key_of
 from megatron_lite.inference.requests import Addition, Completion, Limits, Request
 from megatron_lite.inference.sampling import Sampling
 from megatron_lite.inference.scheduler import Sizes
@@ -202,6 +203,16 @@ def build_training(layout: Layout) -> Model:
     config = layout.config(sequence_length=LONGEST)
     resolved = resolve(config, 1)
     return Model(config, resolved, build_mesh(MeshShape(), torch.device("cpu")))
+
+
+def test_random_numbers_are_those_of_seed_request_sample_and_position(models):
+    model = models[False]
+    request = Request(7, (1, 2, 3), Limits(5), Sampling(1e9), seed=4, n=2)  # so hot that they alone decide
+    with held(model.stage.shards):
+        (samples,) = Engine(model, ROOMY).run([request])
+    for sample, one in enumerate(samples):
+        keys = [key_of(4, 7, sample, position) for position in range(3, 8)]
+        assert one.ids == exponentials(keys, 61, torch.device("cpu")).argmin(-1).tolist()
 
 
 def test_who_joins_when_makes_no_difference(models, alone):
