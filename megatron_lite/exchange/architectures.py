@@ -136,15 +136,15 @@ def _check_written(model: ModelConfig) -> None:
 def _architecture(tree: Tree, where: str) -> str:
     """`architectures` and `model_type` name it, and may not differ."""
     named = tree.get("architectures") or [MODEL_TYPES.get(tree.get("model_type", ""), tree.get("model_type"))]
-    found = named[0] if isinstance(named, list) and len(named) == 1 else named
+    found = str(named[0] if isinstance(named, list) and len(named) == 1 else named)
     if found not in DEFAULTS:
-        lacks = LACKING.get(found) if isinstance(found, str) else None
+        lacks = LACKING.get(found)
         because = f"it has {lacks}, which the model here has not" if lacks else f"read are {', '.join(DEFAULTS)}"
         raise DataError(f"{where}: architectures = {show(found)}: {because}")
     model_type = tree.get("model_type")
     if model_type is not None and MODEL_TYPES.get(model_type) != found:
         raise DataError(f"{where}: model_type = {show(model_type)}: is not that of {found}")
-    return str(found)
+    return found
 
 
 def _check_keys(tree: Tree, where: str) -> None:

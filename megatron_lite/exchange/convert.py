@@ -82,7 +82,7 @@ def check_new(target: Path) -> None:
 def write_source(source: Source, target: Path, to: str, most: int = LARGEST, check: Check | None = None) -> int:
     """A source as `to`, whole or not at all; how many files of tensors it takes."""
     partial = partial_path(target)
-    with _faults_named(source.path), _removed_on_error(partial):
+    with _faults_named(f"{source.path} to {target}"), _removed_on_error(partial):
         partial.mkdir()
         if to == "hf":
             files = hugging_face.write_hugging_face(partial, source, most)
@@ -108,9 +108,9 @@ def _removed_on_error(partial: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _faults_named(path: Path) -> Iterator[None]:
+def _faults_named(what: Path | str) -> Iterator[None]:
     """A fault of the file system in one sentence."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{what}: {error}") from error

@@ -53,7 +53,7 @@ def open_gguf_model(path: Path) -> Source:
     parameters = fitting(path, model, {name: _rows_in_order(name, one, model) for name, one in found.items()})
     dtype = common_dtype(stored.dtype for stored in parameters.values())
     template = file.metadata.get("tokenizer.chat_template")
-    carried = {} if template is None else {"chat_template.jinja": template.encode()}
+    carried = {} if not isinstance(template, str) else {"chat_template.jinja": template.encode()}
     left_out = ("the tokenizer",) if "tokenizer.ggml.tokens" in file.metadata else ()
     return Source(path, KIND, model, facts, dtype, parameters, carried, left_out)
 

@@ -6,6 +6,7 @@ tensor                                   name, dimensions (columns first), kind,
 data                                     from the next multiple of general.alignment on
 """
 
+import os
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from megatron_lite.exchange.source import Stored
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 SLICE = 1 << 20  # numbers dequantized at a time
-LONGEST = 1 << 31  # bytes of a text, entries of a list: more is damage
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 TEXT, LIST = 8, 9
 
@@ -61,7 +61,7 @@ def open_gguf(path: Path) -> GgufFile:
     with path.open("rb") as file:
         try:
             metadata, entries = _read_head(file, path)
-        except (struct.error, UnicodeDecodeError, OverflowError):
+        except (struct.error, UnicodeDecodeError, OverflowError, MemoryError):
             raise DataError(f"{path} is damaged or cut short: its table of tensors cannot be read") from None
     size = path.stat().st_size
     for name, entry in entries.items():
@@ -100,18 +100,20 @@ def _read_head(file: BinaryIO, path: Path) -> tuple[dict[str, Any], dict[str, En
     return metadata, {name: Entry(shape, kind, data + offset) for name, (shape, kind, offset) in found.items()}
 
 
+def _take(file: BinaryIO, size: int) -> bytes:
+    """Raises struct.error where the file has fewer, before memory for them is asked for."""
+    if size > os.fstat(file.fileno()).st_size - file.tell():
+        raise struct.error
+    return file.read(size)
+
+
 def _unpack(file: BinaryIO, form: str) -> tuple[Any, ...]:
-    return struct.unpack(f"<{form}", file.read(struct.calcsize(f"<{form}")))
+    return struct.unpack(f"<{form}", _take(file, struct.calcsize(f"<{form}")))
 
 
 def _text(file: BinaryIO) -> str:
     (length,) = _unpack(file, "Q")
-    if length > LONGEST:
-        raise OverflowError
-    data = file.read(length)
-    if len(data) < length:
-        raise struct.error
-    return data.decode()
+    return _take(file, length).decode()
 
 
 def _value(file: BinaryIO, kind: int) -> Any:
@@ -119,8 +121,6 @@ def _value(file: BinaryIO, kind: int) -> Any:
         return _text(file)
     if kind == LIST:
         inner, count = _unpack(file, "IQ")
-        if count > LONGEST:
-            raise OverflowError
         if inner in SCALARS:
             return list(_unpack(file, f"{count}{SCALARS[inner]}"))
         return [_value(file, inner) for _ in range(count)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from exchange.models import IDS, distance, model_of, weights_of, write_hf
 from safetensors.torch import load_file
-from support.generation import ONE
+from support.generation import ONE, loaded
 from support.layouts import Layout, build_trainer
 
 from megatron_lite.checkpoint import load_weights, open_checkpoint, save
@@ -88,7 +88,9 @@ def test_a_trained_checkpoint_goes_out_and_comes_back(tmp_path):
     before, after = logits_of(tmp_path / "run" / "step_3", "float64"), logits_of(tmp_path / "ours", "float64")
     assert torch.equal(before(IDS[:16]), after(IDS[:16]))
     config = trainer.config
-    load_weights(open_checkpoint(tmp_path / "ours", ONE), config.model, trainer.stage, trainer.mesh)  # checkpoint.init
+    checkpoint = open_checkpoint(tmp_path / "ours", ONE)
+    load_weights(checkpoint, config.model, trainer.stage, trainer.mesh)  # as checkpoint.init does
+    assert loaded(checkpoint).longest == config.train.sequence_length  # as generation does
 
 
 def test_weights_only_leaves_the_moments_out_of_a_checkpoint_and_files_out_of_a_directory(tmp_path):

