@@ -5,7 +5,7 @@ from random import Random
 import pytest
 from support.text import train_small_tokenizer
 
-from megatron_lite.data.tokenizer import Tokenizer
+from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.inference.stopping import Detokenizer, StopStrings
 
 TEXTS = [
@@ -16,7 +16,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return Tokenizer(train_small_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    return SentencePieceTokenizer(train_small_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
 
 def streamed(decode, tokens, prompt=()) -> tuple[list[str], str]:
@@ -57,6 +57,18 @@ def test_a_character_in_several_tokens_comes_whole_and_a_broken_one_at_the_end_n
     assert streamed(decode_bytes, "a\u00e9\U0001f600".encode()) == (["a", "", "\u00e9", "", "", "", "\U0001f600"], "")
     assert streamed(decode_bytes, b"ab\xf0\x9f\x98") == (["a", "b", "", "", ""], "")
     assert streamed(decode_bytes, b"\xff\xc3a") == (["", "", "\ufffd\ufffda"], "")  # in the middle, as at once
+
+
+def test_a_space_that_is_left_out_at_a_texts_beginning_alone():
+    words = [" the", "", " model", " ", "s"]  # the second is a control token, without text
+
+    def decode(tokens) -> str:
+        return "".join(words[token] for token in tokens).removeprefix(" ")
+
+    for tokens in ([0, 2, 4], [0, 1, 2], [1, 0, 1, 1, 2, 4], [0, 3, 3, 2]):
+        pieces, rest = streamed(decode, tokens)
+        assert "".join(pieces) + rest == decode(tokens)
+    assert streamed(decode, [2], [0]) == ([" model"], "")
 
 
 def fed(strings, pieces) -> tuple[list[str], str | None]:
