@@ -25,8 +25,9 @@ def counted_on(rank: int, layout: Layout) -> tuple[Trainer, list[int]]:
     """A rank on paper, and how many elements each of its counted parts has."""
     config = layout.config()
     with fake_world(rank, layout.world):
-        mesh = build_mesh(MeshShape(layout.pipeline, layout.data, layout.context, layout.tensor), META)
-        trainer = Trainer(Model(config, resolve(config, layout.world), mesh, choice=choice_on_paper(config)))
+        resolved = resolve(config, layout.world)
+        mesh = build_mesh(MeshShape.of(resolved), META)
+        trainer = Trainer(Model(config, resolved, mesh, choice=choice_on_paper(config)))
     return trainer, [part.numel() for part in trainer.norm.counted]
 
 

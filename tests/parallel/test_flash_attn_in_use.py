@@ -8,7 +8,7 @@ from support.kernels.flash_attn import stand_in_for_flash_attn
 from support.kernels.stand_ins import recorded
 from support.layouts import Layout, RankOutcome, assemble, build_trainer, distance, my_batches, owned_blocks
 
-from megatron_lite.training import step
+from megatron_lite.model import model
 
 VERSIONS = {entry["version"][:12]: entry for entry in recorded("flash_attn")}
 OLDEST, *_, NEWEST = VERSIONS
@@ -19,7 +19,7 @@ def train(layout: Layout, attention: str, version: str) -> tuple[float, RankOutc
     with pytest.MonkeyPatch.context() as patch:
         stand_in_for_flash_attn(patch, VERSIONS[version])
         choice = Choice("torch", attention, "torch", "torch", "a CPU has no flash-attn to choose")
-        patch.setattr(step, "choice_of", lambda config, device: choice)
+        patch.setattr(model, "choice_of", lambda config, device: choice)
         trainer = build_trainer(layout)
         result = trainer.gradients(my_batches(trainer, 1))
         return result.loss.item(), RankOutcome(gradients=owned_blocks(trainer, "gradient"))

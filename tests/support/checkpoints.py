@@ -60,7 +60,7 @@ def alter_index(checkpoint: Path, change: Callable[[dict[str, Any]], None]) -> N
 
 
 def mesh_of(layout: Layout) -> Mesh:
-    shape = MeshShape(layout.pipeline, layout.data, layout.context, layout.tensor)
+    shape = MeshShape.of(resolve(layout.config(), layout.world))
     return build_mesh(shape, torch.device("cpu"))
 
 

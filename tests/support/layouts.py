@@ -146,10 +146,10 @@ class Outcome:
     losses: list[float] = field(default_factory=list)
     z_losses: list[float] = field(default_factory=list)  # or the last that another objective adds up
     norms: list[float] = field(default_factory=list)
-    outputs: list[float] = field(default_factory=list)  # sums over step 1's microbatches, before training
     gradients: Tensors = field(default_factory=dict)
     weights: Tensors = field(default_factory=dict)
     transcripts: list[list[Event]] = field(default_factory=list)
+    outputs: list[float] = field(default_factory=list)  # sums over step 1's microbatches, before training
 
 
 Blocks = list[tuple[str, tuple[slice, ...], np.ndarray]]

@@ -56,3 +56,25 @@ def train_small_tokenizer(directory: Path, vocab_size: int = 400) -> Path:
     corpus = write_jsonl(directory / "corpus.jsonl", random_texts(0, 200))
     train_tokenizer([str(corpus)], str(directory / "small"), vocab_size, Sampling())
     return directory / "small.model"
+
+
+def train_byte_level(directory: Path, vocab_size: int = 330, digits: bool = True, **config: object) -> Path:
+    """A directory with tokenizer.json and tokenizer_config.json, as SmolLM2 has them."""
+    import tokenizers  # of few tests
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    made = tokenizers.Tokenizer(models.BPE())
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), words]) if digits else words
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=alphabet, special_tokens=special, show_progress=False
+    )
+    made.train_from_iterator(random_texts(0, 200), trainer)
+    directory.mkdir(parents=True, exist_ok=True)
+    made.save(str(directory / "tokenizer.json"))
+    config = {"eos_token": "<|im_end|>", "chat_template": "{{ messages }}"} | config
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
