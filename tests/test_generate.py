@@ -11,14 +11,14 @@ from support.layouts import Layout, build_trainer
 from support.text import train_small_tokenizer
 
 from megatron_lite import generate
-from megatron_lite.checkpoint import open_checkpoint, save
-from megatron_lite.data.tokenizer import Tokenizer
+from megatron_lite.checkpoint import Checkpoint, open_checkpoint, save
+from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.inference.sampling import Sampling
 from megatron_lite.inference.text import complete, find_tokenizer
 
 
-def save_run(run_dir: Path, tokenizer: Tokenizer, vocab_size: int, named: str | None) -> None:
+def save_run(run_dir: Path, tokenizer: SentencePieceTokenizer, vocab_size: int, named: str | None) -> None:
     """run_dir/checkpoints/step_1 and step_2 of an untrained model whose configuration names its tokenizer so."""
     config = Layout(layers=2).config(sequence_length=64)
     changes = {
@@ -35,7 +35,7 @@ def base(tmp_path_factory):
     """tokenizer/small.model, and runs/one whose configuration names it relatively."""
     base = tmp_path_factory.mktemp("base")
     (base / "tokenizer").mkdir()
-    tokenizer = Tokenizer(train_small_tokenizer(base / "tokenizer"))
+    tokenizer = SentencePieceTokenizer(train_small_tokenizer(base / "tokenizer"))
     save_run(base / "runs" / "one", tokenizer, tokenizer.vocab_size + 9, "tokenizer/small.model")
     return base
 
@@ -113,18 +113,28 @@ def test_another_tokenizer_is_refused(base, tmp_path):
         find_tokenizer(open_checkpoint(base / "runs" / "one", ONE), str(other))
 
 
-def test_a_tokenizer_that_is_gone_or_was_never_named_is_asked_for(base, tmp_path):
+def test_the_tokenizer_of_a_checkpoint_that_carries_none_is_where_the_run_had_it(base, monkeypatch):
+    carried = find_tokenizer(checkpoint := open_checkpoint(base / "runs" / "one", ONE), None)
+    assert carried.path == str(checkpoint.path)
+    monkeypatch.setattr(Checkpoint, "tokenizer", None)
+    recorded = find_tokenizer(checkpoint, None)
+    assert (recorded.path, recorded.identity) == (str(base / "tokenizer" / "small.model"), carried.identity)
+
+
+def test_a_tokenizer_that_is_gone_or_was_never_named_is_asked_for(base, tmp_path, monkeypatch):
     shutil.copytree(base / "runs", tmp_path / "runs")
+    find_tokenizer(open_checkpoint(tmp_path / "runs" / "one", ONE), None)  # it is carried
+    monkeypatch.setattr(Checkpoint, "tokenizer", None)
     with pytest.raises(DataError, match=r"tokenizer/small.model .* is neither here nor at or above .*--tokenizer"):
         find_tokenizer(open_checkpoint(tmp_path / "runs" / "one", ONE), None)
-    tokenizer = Tokenizer(base / "tokenizer" / "small.model")
+    tokenizer = SentencePieceTokenizer(base / "tokenizer" / "small.model")
     save_run(tmp_path / "bare", tokenizer, tokenizer.vocab_size, None)
     with pytest.raises(UsageError, match=r"without data.tokenizer: give its tokenizer with --tokenizer"):
         find_tokenizer(open_checkpoint(tmp_path / "bare", ONE), None)
 
 
 def test_a_tokenizer_with_more_pieces_than_the_model_is_refused(base, tmp_path):
-    tokenizer = Tokenizer(base / "tokenizer" / "small.model")
+    tokenizer = SentencePieceTokenizer(base / "tokenizer" / "small.model")
     save_run(tmp_path / "small", tokenizer, 100, None)
-    with pytest.raises(DataError, match=rf"has {tokenizer.vocab_size} pieces, .* knows 100"):
+    with pytest.raises(DataError, match=rf"has {tokenizer.vocab_size} tokens, .* knows 100"):
         find_tokenizer(open_checkpoint(tmp_path / "small", ONE), tokenizer.path)

@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron_lite.data.indexed import IndexedDataset, open_indexed
 from megatron_lite.data.inspection import Statistics, choose_documents, faults, read_document, statistics
+from megatron_lite.data.open_tokenizer import open_tokenizer
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.errors import DataError, run_command
 
@@ -27,7 +28,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--verify", action="store_true", help="read everything and check it")
     parser.add_argument("--samples", type=int, default=0, metavar="N", help="show N documents, chosen by --seed")
     parser.add_argument("--seed", type=int, default=1234, help="of the samples (1234)")
-    parser.add_argument("--tokenizer-model", metavar="T", help="decodes the samples; must be the data set's own")
+    parser.add_argument(
+        "--tokenizer-model", metavar="T", help="file or directory; decodes the samples; must be the data set's own"
+    )
     parser.add_argument("--json", nargs="?", const="-", metavar="F", help="all of it as JSON, in F or instead of text")
     arguments = parser.parse_args()
     if arguments.samples < 0:
@@ -37,9 +40,9 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def open_tokenizer(path: str, dataset: IndexedDataset) -> Tokenizer:
+def matching_tokenizer(path: str, dataset: IndexedDataset) -> Tokenizer:
     """Raises DataError where the data set was written by another one."""
-    tokenizer = Tokenizer(path)
+    tokenizer = open_tokenizer(path)
     known = dataset.sidecar and dataset.sidecar.tokenizer
     if known and known != tokenizer.identity:
         raise DataError(
@@ -59,7 +62,7 @@ def inspect(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.verify:
         found["faults"] = list(faults(dataset))
     if arguments.tokenizer_model:
-        tokenizer = open_tokenizer(arguments.tokenizer_model, dataset)
+        tokenizer = matching_tokenizer(arguments.tokenizer_model, dataset)
         chosen = choose_documents(dataset, arguments.samples, arguments.seed)
         found["samples"] = [read_document(dataset, tokenizer, index) for index in chosen]
     return found

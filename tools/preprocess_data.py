@@ -13,6 +13,8 @@ from megatron_lite.data.encode import Settings
 from megatron_lite.data.preprocess import preprocess
 from megatron_lite.errors import run_command
 
+TOKENIZER = "a SentencePiece .model file, a tokenizer.json, or a directory with one: a step_N, a Hugging Face model"
+
 
 def positive(text: str) -> int:
     """A whole number above 0, as argparse wants it."""
@@ -28,9 +30,13 @@ def parse_arguments() -> argparse.Namespace:
         "--input", nargs="+", required=True, metavar="F.jsonl[.gz|.zst]|F.parquet", help="read in this order"
     )
     parser.add_argument("--output-prefix", required=True, metavar="P", help="path without the ending")
-    parser.add_argument("--tokenizer-model", required=True, metavar="T", help="a SentencePiece .model file")
+    parser.add_argument("--tokenizer-model", required=True, metavar="T", help=TOKENIZER)
     parser.add_argument("--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys (columns) of text (text)")
-    parser.add_argument("--append-eod", action="store_true", help="end every document that is not empty with </s>")
+    parser.add_argument(
+        "--append-eod",
+        action="store_true",
+        help="put the tokenizer's end of a document behind every one that is not empty",
+    )
     parser.add_argument(
         "--split-sentences", action="store_true", help="a sequence is a sentence (by Punkt, English), not a document"
     )

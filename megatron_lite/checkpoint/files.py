@@ -35,6 +35,12 @@ def write_json(path: Path, tree: Any) -> None:
     sync(path)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """On the disk when this returns."""
+    path.write_bytes(content)
+    sync(path)
+
+
 def canonical(tree: Any) -> str:
     """The one way to write a tree down, so that equal trees have equal checksums."""
     return json.dumps(tree, sort_keys=True, separators=(",", ":"))

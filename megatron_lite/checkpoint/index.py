@@ -14,7 +14,8 @@
 
 A block's tensors are under `key(kind, name, block, model)` in its file: one for each of KINDS where the parameter was
 trained ("trained" absent: it was), the weights alone, in the dtype that they were computed with, where it was frozen.
-An algorithm's own tensors are in a file of their own, STATE, where there are any.
+An algorithm's own tensors are in a file of their own, STATE, where there are any. The tokenizer's files and its chat
+template have the names that a Hugging Face directory gives them; a checkpoint without them is older, or had none.
 """
 
 import json

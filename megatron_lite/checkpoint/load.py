@@ -15,6 +15,7 @@ from megatron_lite.checkpoint.fit import NAMED, check_model, check_needed, check
 from megatron_lite.checkpoint.index import MAIN, STATE, Base, Index, RunState, StoredModel, check_files
 from megatron_lite.checkpoint.state import Trainable, names_of, trained_only, training_state, weights_only
 from megatron_lite.config import ModelConfig
+from megatron_lite.data import tokenizer
 from megatron_lite.errors import DataError
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.freezing import Patterns
@@ -30,6 +31,11 @@ class Checkpoint:
 
     def __str__(self) -> str:
         return str(self.path)
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """Where the tokenizer that it carries is opened; None where it carries none."""
+        return self.path if {tokenizer.MODEL, tokenizer.JSON} & self.index.files.keys() else None
 
 
 def find(directory: Path, choice: str, mesh: Mesh) -> Checkpoint | None:

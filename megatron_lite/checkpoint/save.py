@@ -2,6 +2,7 @@
 
 step_N.tmp/rank_00000.safetensors ...   each rank, synced
 step_N.tmp/state.safetensors            rank 0, synced: the algorithm's own tensors, where there are any
+step_N.tmp/tokenizer.json ...           rank 0, synced: the tokenizer's files, where there is one
 step_N.tmp/rank_00000.json ...          each rank, synced: its blocks, the size and checksum of its files
 ------------------------------------    all ranks have arrived
 step_N.tmp/index.json                   rank 0: all parts merged and checked to be whole, synced
@@ -59,8 +60,8 @@ def save(
 
     `samples` were consumed so far; `extra` (JSON) comes back from `load`. `others` are saved beside the trainer, each
     by its name; `tensors`, the same on every rank, come back from `state_tensors`. With a `base`, the trainer's frozen
-    weights are not written: they are the base's. A crash at any point leaves the last complete checkpoint. Raises
-    DataError on every rank when one cannot write.
+    weights are not written: they are the base's. The tokenizer's files go along as they were when it was opened. A
+    crash at any point leaves the last complete checkpoint. Raises DataError on every rank when one cannot write.
     """
     mesh, models = trainer.mesh, {MAIN: trainer, **_checked(others or {})}
     target = directory / f"step_{step}"
@@ -75,7 +76,7 @@ def save(
             names.clear_leftovers(directory)
             files.make_directory(partial)
     with together(mesh, "checkpoint.write"):
-        _write_rank(partial, states, tensors or {}, mesh)
+        _write_rank(partial, states, tensors or {}, {} if tokenizer is None else tokenizer.files.content, mesh)
     with together(mesh, "checkpoint.publish"):
         if mesh.rank == 0:
             _merge(partial, models, base, progress, tokenizer)
@@ -92,7 +93,9 @@ def _checked(others: Mapping[str, Trainable]) -> Mapping[str, Trainable]:
     return others
 
 
-def _write_rank(partial: Path, states: Mapping[str, State], own: Mapping[str, Tensor], mesh: Mesh) -> None:
+def _write_rank(
+    partial: Path, states: Mapping[str, State], own: Mapping[str, Tensor], beside: Mapping[str, bytes], mesh: Mesh
+) -> None:
     """This rank's tensors and the list of them; a rank that owns nothing writes an empty list."""
     name = f"rank_{mesh.rank:05d}.safetensors"
     tensors: dict[str, Tensor] = {}
@@ -104,6 +107,9 @@ def _write_rank(partial: Path, states: Mapping[str, State], own: Mapping[str, Te
     if mesh.rank == 0:
         written[STATE] = {one: tensor.detach().cpu().clone().contiguous() for one, tensor in own.items()}
     stored = {file: asdict(_write(partial / file, inside)) for file, inside in written.items() if inside}
+    for file, content in beside.items() if mesh.rank == 0 else ():
+        files.write_bytes(partial / file, content)
+        stored[file] = asdict(_stored(partial / file))
     files.write_json(_part(partial, mesh.rank), {"files": stored, "models": parameters})
 
 
@@ -122,6 +128,10 @@ def _gather_blocks(model: str, state: State, mesh: Mesh, file: str, tensors: dic
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> StoredFile:
     files.write_tensors(path, tensors)
+    return _stored(path)
+
+
+def _stored(path: Path) -> StoredFile:
     return StoredFile(path.stat().st_size, files.checksum(path))
 
 

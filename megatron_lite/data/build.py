@@ -17,6 +17,7 @@ from megatron_lite.data.cache import cached
 from megatron_lite.data.fim import FillInTheMiddle
 from megatron_lite.data.indexed import IndexedDataset, open_indexed
 from megatron_lite.data.megatron_order import MegatronDataset, megatron_samples
+from megatron_lite.data.open_tokenizer import open_tokenizer
 from megatron_lite.data.samples import GPTDataset, KeyedOrder, Order, Samples, file_order
 from megatron_lite.data.sidecar import TokenizerIdentity
 from megatron_lite.data.tokenizer import Tokenizer
@@ -81,10 +82,10 @@ def build_datasets(
         raise UsageError(
             f"data.split is {data.split!r} and data.valid is given too; validation data comes from one of them"
         )
-    tokenizer = Tokenizer(data.tokenizer) if data.tokenizer is not None else None
+    tokenizer = open_tokenizer(data.tokenizer) if data.tokenizer is not None else None
     if tokenizer is not None and tokenizer.vocab_size > vocab_size:
         raise DataError(
-            f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} pieces, the model's vocab_size is {vocab_size}; "
+            f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} tokens, the model's vocab_size is {vocab_size}; "
             f"set model.vocab_size to {tokenizer.vocab_size} or more"
         )
     sources = _open_sources(data, vocab_size, cache_dir)

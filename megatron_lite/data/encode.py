@@ -10,6 +10,7 @@ import numpy as np
 from megatron_lite.data.fast_tokenizer import FastTokenizer, differ
 from megatron_lite.data.indexed import token_dtype
 from megatron_lite.data.jsonl import MalformedLine
+from megatron_lite.data.open_tokenizer import open_tokenizer
 from megatron_lite.data.pieces import Piece
 from megatron_lite.data.tokenizer import SPACE_MARK, Tokenizer
 from megatron_lite.errors import DataError
@@ -148,7 +149,8 @@ def _audit(settings: Settings, text: str) -> None:
 @lru_cache(maxsize=2)
 def _tokenizer(path: str, fast: bool) -> Tokenizer:
     """Loaded once a worker."""
-    return FastTokenizer(path) if fast else Tokenizer(path)
+    tokenizer = open_tokenizer(path)
+    return FastTokenizer(tokenizer.files) if fast else tokenizer
 
 
 @lru_cache(maxsize=1)

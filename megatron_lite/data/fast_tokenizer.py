@@ -15,7 +15,9 @@ from sentencepiece.sentencepiece_model_pb2 import (  # type: ignore[attr-defined
 )
 
 from megatron_lite.data import _bpe
-from megatron_lite.data.tokenizer import BLOCK_CHARACTERS, SPACE_MARK, Tokenizer
+from megatron_lite.data.open_tokenizer import open_tokenizer
+from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from megatron_lite.data.tokenizer import BLOCK_CHARACTERS, SPACE_MARK, Tokenizer, TokenizerFiles
 
 _RUN = 3000
 ADVERSARIAL = (
@@ -45,14 +47,14 @@ ADVERSARIAL = (
 )
 
 
-class FastTokenizer(Tokenizer):
+class FastTokenizer(SentencePieceTokenizer):
     """A tokenizer that encodes with csrc/bpe.cpp. Raises ValueError, saying why, for a model that this cannot."""
 
-    def __init__(self, path: str):
-        super().__init__(path)
-        model = ModelProto.FromString(Path(path).read_bytes())
+    def __init__(self, source: str | Path | TokenizerFiles):
+        super().__init__(source)
+        model = ModelProto.FromString(self.files.content[self.files.main])
         self._put_before = " " if model.normalizer_spec.add_dummy_prefix else ""
-        _check_kind(model)
+        check_kind(model)
         pieces = [
             (piece.piece.replace(SPACE_MARK, " "), piece.score, index)
             for index, piece in enumerate(model.pieces)
@@ -65,16 +67,17 @@ class FastTokenizer(Tokenizer):
             return np.array(super().encode(text), np.int32)
         if len(text) <= BLOCK_CHARACTERS:
             return self._encode(text)
-        return np.concatenate([self._encode(block) for block in self._blocks(text)])
+        return np.concatenate([self._encode(block) for block in self.blocks(text)])
 
-    def _encode_part(self, text: str) -> list[int]:
-        return self.encode_array(text).tolist()
+    def encode_block(self, text: str) -> list[int]:
+        return self._encode(text).tolist()
 
     def _encode(self, block: str) -> np.ndarray:
         return self._encoder.encode(self._put_before + block.replace(SPACE_MARK, " ") if block else "")
 
 
-def _check_kind(model: ModelProto) -> None:
+def check_kind(model: ModelProto) -> None:
+    """Raises ValueError, saying why, unless merges by score and bytes are all that the model does."""
     normalizer, kinds = model.normalizer_spec, ModelProto.SentencePiece
     reasons = {
         "it is no byte pair encoding": model.trainer_spec.model_type != TrainerSpec.BPE,
@@ -91,9 +94,11 @@ def _check_kind(model: ModelProto) -> None:
 
 def fast_tokenizer(path: str, texts: Iterable[str]) -> tuple[Tokenizer, str]:
     """The tokenizer to binarize with, and a line that says which and why."""
-    reference = Tokenizer(path)
+    reference = open_tokenizer(path)
+    if not isinstance(reference, SentencePieceTokenizer):
+        return reference, f"tokenizing with the tokenizers library: {path} is a tokenizer.json"
     try:
-        fast = FastTokenizer(path)
+        fast = FastTokenizer(reference.files)
     except ValueError as error:
         return reference, f"tokenizing with SentencePiece: the fast encoder cannot read {path}: {error}"
     compared = 0

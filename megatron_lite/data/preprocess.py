@@ -21,6 +21,7 @@ from megatron_lite.data.indexed import idx_path, token_dtype
 from megatron_lite.data.indexed_writer import IndexedDatasetWriter, Written, partial_paths
 from megatron_lite.data.journal import Journal, describe_run, journal_path
 from megatron_lite.data.jsonl import total_bytes
+from megatron_lite.data.open_tokenizer import open_tokenizer
 from megatron_lite.data.pieces import PIECE_BYTES, Piece, Place, cut_inputs
 from megatron_lite.data.sample import check_free_disk, take_sample
 from megatron_lite.data.sidecar import Sidecar
@@ -93,7 +94,7 @@ def preprocess(
         settings = replace(settings, fast=isinstance(tokenizer, FastTokenizer))
         say(line)
     else:
-        tokenizer = Tokenizer(settings.tokenizer_model)
+        tokenizer = open_tokenizer(settings.tokenizer_model)
     run = Binarization(inputs, output_prefix, settings, tokenizer, skip_malformed)
     if run.resumed:
         say(

@@ -1,13 +1,16 @@
-"""SentencePiece as this project uses it."""
+"""What every tokenizer here does, and the files that one is made of."""
 
 import hashlib
+import json
 import re
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
-from sentencepiece import SentencePieceProcessor
 
 from megatron_lite.data.sidecar import TokenizerIdentity
 from megatron_lite.errors import DataError
@@ -15,84 +18,129 @@ from megatron_lite.errors import DataError
 SPACE_MARK = "\u2581"  # what SentencePiece writes for a space inside, and decodes as one
 BLOCK_CHARACTERS = 1 << 16  # tokenized at once where the model allows it
 LONGEST_BLOCK = 1 << 24  # characters; SentencePiece takes some 50 bytes of memory for each
-AS_IT_STANDS = (
-    "  two  spaces, \ufb01\u00bd\uff21\u212b\u00b4e\u0301\u00a0\u3000 \t\n\0 "  # normalization changes most of it
-)
-WORD_END = re.compile(r"[^ ](?= )")
+
+MODEL, JSON = "tokenizer.model", "tokenizer.json"  # one of them says how text becomes ids
+CONFIG, TEMPLATE, GENERATION = "tokenizer_config.json", "chat_template.jinja", "generation_config.json"
+BESIDE = (CONFIG, TEMPLATE, GENERATION, "special_tokens_map.json")
+FILES = (MODEL, JSON, *BESIDE)  # by these names in a checkpoint and in a Hugging Face directory
 
 
-class Tokenizer:
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """`content` of FILES, by name; `main` is the one that says how text becomes ids; `path` as it was given."""
+
+    path: str
+    main: str
+    content: Mapping[str, bytes]
+
+    def tree(self, name: str) -> Mapping[str, Any]:
+        """A JSON file's object; empty where there is none. Raises DataError for a damaged one."""
+        if name not in self.content:
+            return {}
+        try:
+            tree = json.loads(self.content[name])
+        except ValueError:
+            tree = None
+        if not isinstance(tree, dict):
+            raise DataError(f"tokenizer {self.path}: {name} is damaged: it holds no JSON object")
+        return tree
+
+
+def read_files(path: str | Path) -> TokenizerFiles:
+    """A file, recognized by its content, or the tokenizer in a directory; and what lies beside either.
+
+    All of it is held, so that a checkpoint can carry it whatever becomes of the path. Raises DataError where nothing is
+    found.
+    """
+    found = Path(path)
+    directory = found if found.is_dir() else found.parent
+    if found.is_dir():
+        models = [MODEL] if (found / MODEL).is_file() else sorted(one.name for one in found.glob("*.model"))
+        names = [JSON] if (found / JSON).is_file() else models
+        if len(names) != 1:
+            what = f"several .model files: {', '.join(names)}" if names else f"neither {JSON} nor a .model file"
+            raise DataError(f"tokenizer {path}: the directory holds {what}")
+        found = found / names[0]
+    try:
+        content = found.read_bytes()
+        main = JSON if re.match(rb"\s*\{", content) else MODEL
+        beside = (*BESIDE, MODEL) if main == JSON else BESIDE
+        there = {name: (directory / name).read_bytes() for name in beside if (directory / name).is_file()}
+    except OSError as error:
+        raise DataError(f"tokenizer {path}: {error.strerror}") from None
+    return TokenizerFiles(str(path), main, {main: content, **there})
+
+
+class Tokenizer(ABC):
     """Text to ids and back.
 
-    A model that tools/train_tokenizer.py trained gives every valid UTF-8 text back byte for byte. SentencePiece alone
-    would return a space for each U+2581; here that character is spelled in its three bytes, which decode as they are.
-    Where the model cannot (`spells_space_mark` is false: no byte pieces, or it adds or strips spaces), the ids are
-    SentencePiece's own. Text never becomes a control token: "</s>" in a document is four characters, not the end of it.
+    Text never becomes a control token: "</s>" in a document is four characters, not the end of it. Where the names of
+    control tokens are meant, as in a filled chat template, `encode_marked` says so.
     """
 
-    def __init__(self, path: str | Path):
-        """Raises DataError for a file that is no SentencePiece model, or one without </s>, the end of a document."""
-        self.path = str(path)
-        try:
-            model = Path(path).read_bytes()
-        except OSError as error:
-            raise DataError(f"tokenizer {path}: {error.strerror}") from None
-        self._processor = SentencePieceProcessor()
-        try:
-            self._processor.LoadFromSerializedProto(model)
-        except RuntimeError:
-            raise DataError(f"tokenizer {path} is no SentencePiece model") from None
-        self.sha256 = hashlib.sha256(model).hexdigest()
-        self.vocab_size = self._processor.get_piece_size()
-        self.eod_id = self._processor.eos_id()
-        if self.eod_id < 0:
-            raise DataError(f"tokenizer {path} has no </s>, which ends a document")
-        self._space_mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
-        keeps_spaces = self._keeps_spaces()
-        self.spells_space_mark = keeps_spaces and self._processor.decode(self._space_mark_ids) == SPACE_MARK
-        self._cuts_at_words = keeps_spaces and not self._has_piece_across_words()
+    files: TokenizerFiles
+    vocab_size: int  # tokens that were added to the model are among them
+    eod_id: int  # ends a document
+    special_tokens: dict[str, int]  # ids of the tokens that no text gives, by name
+    spells_space_mark: bool  # spaces and U+2581 come back as they were, and parts of a text can be encoded one by one
+    word_end: ClassVar[re.Pattern[str]]  # the end of a word, where a long text is cut
+    _cuts_at_words: bool
+
+    def __init__(self, files: TokenizerFiles):
+        self.files = files
+
+    @property
+    def path(self) -> str:
+        return self.files.path
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the one file that says how text becomes ids."""
+        return hashlib.sha256(self.files.content[self.files.main]).hexdigest()
 
     @property
     def identity(self) -> TokenizerIdentity:
         return TokenizerIdentity(self.sha256, self.vocab_size, self.eod_id, self.special_tokens)
 
     @cached_property
-    def special_tokens(self) -> dict[str, int]:
-        """Ids of the pieces that no text gives: <unk>, <s>, </s>, <pad>, chat, fill-in-the-middle, spare ones."""
-        control = self._processor.is_control(list(range(self.vocab_size)))
-        special = [i for i in range(self.vocab_size) if control[i] or i == self._processor.unk_id()]
-        return dict(zip(self._processor.id_to_piece(special), special, strict=True))
+    def chat_template(self) -> str | None:
+        """Jinja, as transformers finds it: in a file of its own, or in tokenizer_config.json."""
+        if TEMPLATE in self.files.content:
+            return self.files.content[TEMPLATE].decode()
+        found = self.files.tree(CONFIG).get("chat_template")
+        if isinstance(found, list):  # several by name
+            found = next((one["template"] for one in found if one["name"] == "default"), None)
+        return found
+
+    @abstractmethod
+    def encode_block(self, text: str) -> list[int]:
+        """The ids of a text that is not long."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; control tokens have none. Raises IndexError for an id outside the vocabulary."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. Raises ValueError for more than LONGEST_BLOCK characters with no place to cut them."""
-        if SPACE_MARK not in text or not self.spells_space_mark:
-            return self._encode_part(text)
-        first, *rest = text.split(SPACE_MARK)
-        ids = self._encode_part(first)
-        for part in rest:
-            ids += self._space_mark_ids
-            ids += self._encode_part(part)
-        return ids
+        return [token for block in self.blocks(text) for token in self.encode_block(block)]
 
     def encode_array(self, text: str) -> np.ndarray:
         """The same ids, int32 [tokens]."""
         return np.array(self.encode(text), np.int32)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; control tokens have none. Raises IndexError for an id outside the vocabulary."""
-        return self._processor.decode([int(i) for i in ids])
-
-    def is_byte(self, token: int) -> bool:
-        """Whether a token spells one byte of what the vocabulary lacks."""
-        return self._processor.is_byte(token)
-
-    def _encode_part(self, text: str) -> list[int]:
+    def encode_marked(self, text: str) -> list[int]:
+        """The ids of a text in which the names of special tokens stand for these."""
         ids = []
-        for block in self._blocks(text):
-            ids += self._processor.encode(block)
+        for number, part in enumerate(self._names.split(text)):
+            ids += [self.special_tokens[part]] if number % 2 else self.encode(part)
         return ids
 
-    def _blocks(self, text: str) -> Iterator[str]:
+    @cached_property
+    def _names(self) -> re.Pattern[str]:
+        names = sorted(self.special_tokens, key=len, reverse=True)  # of two that begin alike the longer
+        return re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
+
+    def blocks(self, text: str) -> Iterator[str]:
         """Memory and time grow faster than a text, so a long one is tokenized in blocks, with the same ids.
 
         No piece reaches from a word into the space behind it, so no merge does, and the words' ids are independent.
@@ -102,7 +150,7 @@ class Tokenizer:
             return
         begin = 0
         while begin < len(text):
-            word = WORD_END.search(text, begin + BLOCK_CHARACTERS - 1) if self._cuts_at_words else None
+            word = self.word_end.search(text, begin + BLOCK_CHARACTERS - 1) if self._cuts_at_words else None
             end = word.end() if word else len(text)
             if end - begin > LONGEST_BLOCK:
                 raise ValueError(
@@ -110,11 +158,3 @@ class Tokenizer:
                 )
             yield text[begin:end]
             begin = end
-
-    def _keeps_spaces(self) -> bool:
-        """Whether text is encoded as it stands, so that the parts of a text can be encoded one by one."""
-        return self._processor.normalize(AS_IT_STANDS) == AS_IT_STANDS.replace(" ", SPACE_MARK)
-
-    def _has_piece_across_words(self) -> bool:
-        pieces = self._processor.id_to_piece(list(range(self.vocab_size)))
-        return any(SPACE_MARK in piece.lstrip(SPACE_MARK) or " " in piece for piece in pieces)

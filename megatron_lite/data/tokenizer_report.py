@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.data.text_sample import TextSample
-from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.files import partial_path, publish
 
 
@@ -62,7 +62,7 @@ class TokenizerReport:
         publish(path)
 
 
-def measure(tokenizer: Tokenizer, sample: TextSample) -> TokenizerReport:
+def measure(tokenizer: SentencePieceTokenizer, sample: TextSample) -> TokenizerReport:
     """Tokenizes the sample's held-out text."""
     report = TokenizerReport(tokenizer.sha256, tokenizer.vocab_size, dict(sample.seen), dict(sample.learned))
     for held_out in sample.held_out:

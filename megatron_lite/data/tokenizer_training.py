@@ -12,8 +12,8 @@ from pathlib import Path
 import sentencepiece
 
 from megatron_lite.data.fast_tokenizer import ADVERSARIAL
+from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.data.text_sample import CHUNK_CHARACTERS, Sampling, TextSample, sample_text
-from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.data.tokenizer_report import TokenizerReport, measure
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.files import partial_path, publish
@@ -32,7 +32,7 @@ UNLEARNABLE = str.maketrans(dict.fromkeys("\u2581\u2585\0", " "))
 class Trained:
     """What came of a training; `lines` says it in words and a table."""
 
-    tokenizer: Tokenizer
+    tokenizer: SentencePieceTokenizer
     sample_bytes: int
     malformed: int
     report: TokenizerReport
@@ -60,14 +60,14 @@ def train_tokenizer(inputs: Sequence[str], model_prefix: str, vocab_size: int, s
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_path(path).write_bytes(_train(sample.chunks, vocab_size))
     try:
-        tokenizer = Tokenizer(partial_path(path))
+        tokenizer = SentencePieceTokenizer(partial_path(path))
         _check_round_trip(tokenizer, sample)
         report = measure(tokenizer, sample)
         publish(path)
     finally:
         partial_path(path).unlink(missing_ok=True)
     report.save(Path(f"{model_prefix}.report.json"))
-    return Trained(Tokenizer(path), sum(sample.learned.values()), sample.malformed, report)
+    return Trained(SentencePieceTokenizer(path), sum(sample.learned.values()), sample.malformed, report)
 
 
 def _train(chunks: Iterable[str], vocab_size: int) -> bytes:
@@ -97,7 +97,7 @@ def _train(chunks: Iterable[str], vocab_size: int) -> bytes:
     return model.getvalue()
 
 
-def _check_round_trip(tokenizer: Tokenizer, sample: TextSample) -> None:
+def _check_round_trip(tokenizer: SentencePieceTokenizer, sample: TextSample) -> None:
     """Raises DataError where tokens do not give a text back: odd ones, the held-out ones, and some of the sample."""
     step = -(-sum(sample.learned.values()) // CHECKED_BYTES)
     for text in (*ADVERSARIAL, *(held_out.text for held_out in sample.held_out), *sample.chunks[::step]):

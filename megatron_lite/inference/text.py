@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_lite.checkpoint import Checkpoint
+from megatron_lite.data.open_tokenizer import open_tokenizer
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.inference.engine import Engine
@@ -14,8 +15,11 @@ from megatron_lite.inference.sampling import Sampling
 
 
 def find_tokenizer(checkpoint: Checkpoint, given: str | None) -> Tokenizer:
-    """The tokenizer `given`, or that of the run. Raises DataError for one that the model was not trained with."""
-    tokenizer = Tokenizer(given or _recorded_path(checkpoint))
+    """The tokenizer `given`, or the one that the checkpoint carries, or in an older checkpoint that of the run.
+
+    Raises DataError for one that the model was not trained with.
+    """
+    tokenizer = open_tokenizer(given or checkpoint.tokenizer or _recorded_path(checkpoint))
     record = checkpoint.index.tokenizer
     if record is not None and record.identity != tokenizer.identity:
         raise DataError(
@@ -24,7 +28,7 @@ def find_tokenizer(checkpoint: Checkpoint, given: str | None) -> Tokenizer:
         )
     size = checkpoint.index.model["vocab_size"]
     if tokenizer.vocab_size > size:
-        raise DataError(f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} pieces, {checkpoint} knows {size}")
+        raise DataError(f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} tokens, {checkpoint} knows {size}")
     return tokenizer
 
 
@@ -45,7 +49,7 @@ def _recorded_path(checkpoint: Checkpoint) -> Path:
         raise UsageError(f"{checkpoint} was trained without data.tokenizer: give its tokenizer with --tokenizer")
     run_dir = checkpoint.path.resolve().parent.parent
     places = [Path(recorded), *(base / recorded for base in (run_dir, *run_dir.parents)), run_dir / Path(recorded).name]
-    found = next((place for place in places if place.is_file()), None)
+    found = next((place for place in places if place.exists()), None)
     if found is None:
         raise DataError(
             f"tokenizer {recorded} of {checkpoint} is neither here nor at or above {run_dir}: give it with --tokenizer"

@@ -19,7 +19,16 @@ from megatron_lite.checkpoint.directory import candidates
 from megatron_lite.checkpoint.state import training_state
 
 LAYOUT = Layout(layers=2, dtype="float32")
-CHANGES = ("make_directory", "write_tensors", "write_json", "remove_file", "rename", "remove_tree", "sync")
+CHANGES = (
+    "make_directory",
+    "write_tensors",
+    "write_bytes",
+    "write_json",
+    "remove_file",
+    "rename",
+    "remove_tree",
+    "sync",
+)
 
 
 class Crash(BaseException):

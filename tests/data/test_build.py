@@ -3,7 +3,7 @@ import resource
 
 import numpy as np
 import pytest
-from support.text import train_small_tokenizer, write_dataset
+from support.text import train_byte_level, train_small_tokenizer, write_dataset
 
 from megatron_lite.config import DataConfig
 from megatron_lite.data import cache
@@ -11,7 +11,8 @@ from megatron_lite.data.blend import BlendedDataset
 from megatron_lite.data.build import build_datasets, split_ranges, split_shares
 from megatron_lite.data.indexed import open_indexed
 from megatron_lite.data.megatron_order import MegatronDataset, megatron_samples
-from megatron_lite.data.tokenizer import Tokenizer
+from megatron_lite.data.open_tokenizer import open_tokenizer
+from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.errors import DataError, UsageError
 
 DOCUMENTS = [[list(range(10 * i, 10 * i + 10))] for i in range(20)]  # 200 tokens, 0 to 199
@@ -19,7 +20,7 @@ DOCUMENTS = [[list(range(10 * i, 10 * i + 10))] for i in range(20)]  # 200 token
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
-    return Tokenizer(train_small_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    return SentencePieceTokenizer(train_small_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
 
 def config(**fields):
@@ -214,8 +215,16 @@ def test_a_tokenizer_larger_than_the_models_vocabulary_is_refused(tmp_path, toke
     write_dataset(tmp_path / "t", DOCUMENTS, tokenizer=tokenizer.identity)
     data = config(train=[(tmp_path / "t", 1.0)], tokenizer=str(tokenizer.path))
     assert build(data, vocab_size=400).tokenizer.sha256 == tokenizer.sha256
-    with pytest.raises(DataError, match=r"has 400 pieces, the model's vocab_size is 399"):
+    with pytest.raises(DataError, match=r"has 400 tokens, the model's vocab_size is 399"):
         build(data, vocab_size=399)
+
+
+def test_a_run_goes_with_a_tokenizer_json_as_with_a_model(tmp_path):
+    directory = train_byte_level(tmp_path / "model")
+    write_dataset(tmp_path / "t", DOCUMENTS, tokenizer=open_tokenizer(directory).identity)
+    for path in (directory, directory / "tokenizer.json"):
+        datasets = build(config(train=[(tmp_path / "t", 1.0)], tokenizer=str(path)))
+        assert (datasets.eod_id, datasets.tokenizer.vocab_size) == (2, 330)
 
 
 def test_a_data_set_of_another_tokenizer_is_refused(tmp_path, tokenizer):

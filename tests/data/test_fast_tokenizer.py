@@ -6,7 +6,7 @@ from support.text import random_texts, train_small_tokenizer
 from megatron_lite.data import _bpe
 from megatron_lite.data import tokenizer as tokenizer_module
 from megatron_lite.data.fast_tokenizer import ADVERSARIAL, FastTokenizer, fast_tokenizer
-from megatron_lite.data.tokenizer import Tokenizer
+from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def path(tmp_path_factory):
 
 
 def test_the_ids_are_sentencepieces_and_text_comes_back(path):
-    reference, fast = Tokenizer(path), FastTokenizer(path)
+    reference, fast = SentencePieceTokenizer(path), FastTokenizer(path)
     for text in [*ADVERSARIAL, *random_texts(0, 100)]:
         assert fast.encode(text) == reference.encode(text)
         assert fast.decode(fast.encode(text)) == text
@@ -40,7 +40,7 @@ def test_sentencepiece_is_taken_where_it_differs_or_fails_on_any_text(path, monk
 
     monkeypatch.setattr(FastTokenizer, "_encode", encode)
     tokenizer, line = fast_tokenizer(path, ["a", "a planted difference"])
-    assert type(tokenizer) is Tokenizer
+    assert type(tokenizer) is SentencePieceTokenizer
     assert line == "tokenizing with SentencePiece: the fast encoder gives other ids for 'a planted difference'"
     assert type(fast_tokenizer(path, ["a"])[0]) is FastTokenizer
 
@@ -86,12 +86,12 @@ def test_other_trainers_models_of_this_kind_have_sentencepieces_ids_too(tmp_path
 def test_a_model_of_another_kind_is_left_to_sentencepiece(tmp_path, options, reason):
     path = train_foreign(tmp_path, **options)
     tokenizer, line = fast_tokenizer(path, [])
-    assert type(tokenizer) is Tokenizer
+    assert type(tokenizer) is SentencePieceTokenizer
     assert line == f"tokenizing with SentencePiece: the fast encoder cannot read {path}: {reason}"
 
 
 def test_random_text_of_few_and_of_all_characters_has_sentencepieces_ids(path):
-    reference, fast = Tokenizer(path), FastTokenizer(path)
+    reference, fast = SentencePieceTokenizer(path), FastTokenizer(path)
     rng = np.random.default_rng(0)
     alphabets = ["ab ", "the mod\n ", "".join(map(chr, range(0x20, 0x250))), "ab\u00e9\u0301\u65e5\U0001f642 "]
     for _ in range(2000):
@@ -103,7 +103,7 @@ def test_random_text_of_few_and_of_all_characters_has_sentencepieces_ids(path):
 
 def test_more_words_than_are_remembered_have_their_ids(path):
     # Each number of seven letters is a word of its own; the first ones are looked up again at the end.
-    reference, fast = Tokenizer(path), FastTokenizer(path)
+    reference, fast = SentencePieceTokenizer(path), FastTokenizer(path)
     letters = np.array(list("etaoinshrd"))
     words = ["".join(letters[[int(digit) for digit in f"{number:07}"]]) for number in range(0, 3_000_000, 7)]
     for text in (" ".join(words[:200_000]), " ".join(words[200_000:]), " ".join(words[:1000])):
@@ -129,7 +129,7 @@ def test_of_pieces_with_equal_scores_the_leftmost_is_joined_first():
     assert encoder.encode("baab").tolist() == [ord("b"), 1000, ord("b")]
 
 
-@pytest.mark.parametrize("kind", [Tokenizer, FastTokenizer])
+@pytest.mark.parametrize("kind", [SentencePieceTokenizer, FastTokenizer])
 def test_long_texts_are_tokenized_in_blocks_with_the_same_ids(path, monkeypatch, kind):
     tokenizer = kind(path)
     texts = ["".join(random_texts(seed, 30)) for seed in range(5)] + [text * 3 for text in ADVERSARIAL]
@@ -141,7 +141,7 @@ def test_long_texts_are_tokenized_in_blocks_with_the_same_ids(path, monkeypatch,
 
 def test_too_long_a_text_without_a_space_is_refused(path, monkeypatch):
     monkeypatch.setattr(tokenizer_module, "LONGEST_BLOCK", 200_000)
-    tokenizer = Tokenizer(path)
+    tokenizer = SentencePieceTokenizer(path)
     assert len(tokenizer.encode("a b" * 100_000)) > 100_000
     with pytest.raises(ValueError, match="300000 characters with no space to cut them at; at most 200000"):
         tokenizer.encode("a b" + "a" * 299_997)
@@ -153,7 +153,7 @@ def test_a_model_with_pieces_across_words_is_not_cut(path, tmp_path, monkeypatch
         input=tmp_path / "texts", model_prefix=tmp_path / "m", vocab_size=60, model_type="bpe", minloglevel=2,
         split_by_whitespace=False, add_dummy_prefix=False, remove_extra_whitespaces=False,
     )  # fmt: skip
-    tokenizer = Tokenizer(tmp_path / "m.model")
+    tokenizer = SentencePieceTokenizer(tmp_path / "m.model")
     whole = tokenizer.encode("the model reads a shard of text" * 9)
     monkeypatch.setattr(tokenizer_module, "BLOCK_CHARACTERS", 3)
     assert tokenizer.encode("the model reads a shard of text" * 9) == whole

@@ -6,13 +6,13 @@ from support.text import random_texts, train_small_tokenizer, write_dataset
 
 from megatron_lite.data.fim import MIDDLE, NOTHING, PREFIX, SUFFIX, FillInTheMiddle
 from megatron_lite.data.samples import GPTDataset, KeyedOrder, file_order
-from megatron_lite.data.tokenizer import Tokenizer
+from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.errors import DataError
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return Tokenizer(train_small_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    return SentencePieceTokenizer(train_small_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
 
 @pytest.fixture

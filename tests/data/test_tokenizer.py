@@ -5,15 +5,15 @@ import pytest
 import sentencepiece
 from support.text import random_texts, train_small_tokenizer, write_jsonl
 
+from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.data.text_sample import Sampling
-from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.data.tokenizer_training import SPECIAL_PIECES, SPECIAL_TOKENS, train_tokenizer
 from megatron_lite.errors import DataError
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return Tokenizer(train_small_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    return SentencePieceTokenizer(train_small_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
 
 ODD_TEXTS = {
@@ -69,7 +69,7 @@ def test_a_model_that_adds_a_space_keeps_sentencepieces_ids_for_its_mark(tmp_pat
     texts.write_text("the model reads a shard of text\n" * 200)
     options = {"model_prefix": tmp_path / "m", "vocab_size": 290, "model_type": "bpe", "minloglevel": 2}
     sentencepiece.SentencePieceTrainer.train(input=texts, byte_fallback=True, **options)
-    tokenizer = Tokenizer(tmp_path / "m.model")
+    tokenizer = SentencePieceTokenizer(tmp_path / "m.model")
     assert not tokenizer.spells_space_mark
     own = sentencepiece.SentencePieceProcessor(model_file=tokenizer.path)
     assert tokenizer.encode("a\u2581b") == own.encode("a\u2581b")
@@ -122,4 +122,4 @@ def test_a_model_without_an_end_of_document_is_refused(tmp_path):
         minloglevel=2,
     )
     with pytest.raises(DataError, match="has no </s>"):
-        Tokenizer(tmp_path / "m.model")
+        SentencePieceTokenizer(tmp_path / "m.model")

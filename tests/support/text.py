@@ -75,6 +75,10 @@ def train_byte_level(directory: Path, vocab_size: int = 330, digits: bool = True
     made.train_from_iterator(random_texts(0, 200), trainer)
     directory.mkdir(parents=True, exist_ok=True)
     made.save(str(directory / "tokenizer.json"))
-    config = {"eos_token": "<|im_end|>", "chat_template": "{{ messages }}"} | config
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "chat_template": "{{ messages }}",
+    } | config
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     return directory

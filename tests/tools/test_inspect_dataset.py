@@ -4,16 +4,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import inspect_dataset
 import numpy as np
 import pytest
-from support.text import random_documents, random_texts, train_small_tokenizer, write_dataset
+from support.text import random_documents, random_texts, train_byte_level, train_small_tokenizer, write_dataset
 
 from megatron_lite.data import inspection
 from megatron_lite.data.indexed import open_indexed
 from megatron_lite.data.indexed_writer import IndexedDatasetWriter
 from megatron_lite.data.inspection import choose_documents, document_lengths, faults, statistics
+from megatron_lite.data.open_tokenizer import open_tokenizer
+from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.data.sidecar import Sidecar
-from megatron_lite.data.tokenizer import Tokenizer
 
 TOOL = Path(__file__).parents[2] / "tools" / "inspect_dataset.py"
 TEXTS = [*random_texts(1, 30), "", "ü\u2581"]
@@ -21,7 +23,7 @@ TEXTS = [*random_texts(1, 30), "", "ü\u2581"]
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return Tokenizer(train_small_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    return SentencePieceTokenizer(train_small_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
 
 @pytest.fixture
@@ -71,6 +73,15 @@ def test_a_data_set_without_documents_has_statistics(tmp_path):
 def test_bytes_a_token_are_those_of_the_text(prefix):
     dataset = open_indexed(prefix)
     assert statistics(dataset).bytes_per_token == sum(len(text.encode()) for text in TEXTS) / len(dataset.tokens)
+
+
+def test_samples_of_a_tokenizer_jsons_data_set_are_decoded(tmp_path, monkeypatch, capsys):
+    tokenizer = open_tokenizer(train_byte_level(tmp_path / "model"))
+    write_dataset(tmp_path / "d", [[[*tokenizer.encode("caf\u00e9 <|im_end|>"), 2]]], tokenizer=tokenizer.identity)
+    options = ["inspect_dataset", str(tmp_path / "d"), "--samples", "1", "--tokenizer-model", tokenizer.path]
+    monkeypatch.setattr(sys, "argv", options)
+    inspect_dataset.main()
+    assert "tokens:\ncaf\u00e9 <|im_end|>\n" in capsys.readouterr().out
 
 
 def test_samples_follow_their_seed(tmp_path):

@@ -13,14 +13,15 @@ import pytest
 import sentencepiece
 import zstandard
 from support.killing import InlinePool
-from support.text import random_texts, train_small_tokenizer, write_jsonl
+from support.text import random_texts, train_byte_level, train_small_tokenizer, write_jsonl
 
 from megatron_lite.data import preprocess as preprocess_module
 from megatron_lite.data.encode import Settings
 from megatron_lite.data.fast_tokenizer import FastTokenizer
 from megatron_lite.data.indexed import open_indexed
+from megatron_lite.data.open_tokenizer import open_tokenizer
 from megatron_lite.data.preprocess import preprocess
-from megatron_lite.data.tokenizer import Tokenizer
+from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.workers import worker_pool
 
@@ -30,7 +31,7 @@ TEXTS = [*random_texts(1, 120), "", *random_texts(2, 120)]
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return Tokenizer(train_small_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    return SentencePieceTokenizer(train_small_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +95,22 @@ def test_gz_zst_and_plain_input_give_the_same_bytes(tmp_path, tokenizer):
     assert written(tmp_path / "out") == written(tmp_path / "out.gz") == written(tmp_path / "out.zst")
 
 
+def test_a_tokenizer_json_binarizes_from_any_number_of_workers(tmp_path, small_pieces):
+    tokenizer = open_tokenizer(train_byte_level(tmp_path / "model"))
+    texts = [*TEXTS[:40], "a<|im_end|>b\u2581 caf\u00e9"]
+    corpus = write_jsonl(tmp_path / "c.jsonl", texts)
+    for workers in (1, 2):
+        prefix = tmp_path / str(workers)
+        report = run(tokenizer, [corpus], prefix, append_eod=True, workers=workers, say=(said := []).append)
+    assert said == [f"tokenizing with the tokenizers library: {tmp_path / 'model'} is a tokenizer.json"]
+    assert written(tmp_path / "1") == written(tmp_path / "2")
+    dataset = open_indexed(tmp_path / "1_text_document")
+    assert [dataset.sequence(i).tolist() for i in range(41)] == [[*tokenizer.encode(t), 2] for t in texts]
+    assert tokenizer.decode(dataset.sequence(40)) == texts[-1]
+    assert dataset.sidecar.tokenizer == tokenizer.identity
+    assert report.lost_marks == 0
+
+
 def test_several_files_are_read_in_the_order_given(tmp_path, tokenizer):
     parts = [write_jsonl(tmp_path / f"{i}.jsonl", TEXTS[i::2]) for i in range(2)]
     run(tokenizer, parts[::-1], tmp_path / "parts")
@@ -139,7 +156,9 @@ def test_the_marks_of_a_space_that_a_foreign_tokenizer_loses_are_counted(tmp_pat
         input=tmp_path / "texts", model_prefix=tmp_path / "m", vocab_size=30, model_type="bpe", minloglevel=2
     )
     report = run(
-        Tokenizer(tmp_path / "m.model"), [write_jsonl(tmp_path / "c.jsonl", ["a\u2581b", "\u2581"])], tmp_path / "c"
+        SentencePieceTokenizer(tmp_path / "m.model"),
+        [write_jsonl(tmp_path / "c.jsonl", ["a\u2581b", "\u2581"])],
+        tmp_path / "c",
     )
     assert report.lost_marks == 2
     assert any("2 characters U+2581" in line for line in report.lines())
@@ -180,7 +199,9 @@ def test_the_line_on_the_tokenizer_says_when_sentencepiece_is_taken(tmp_path, to
 
 def test_ids_that_differ_later_than_the_sample_end_the_run(tmp_path, tokenizer, monkeypatch):
     def wrong_later(self, text):
-        return np.array([5] if text.endswith("late\n") else Tokenizer.encode(Tokenizer(self.path), text))
+        return np.array(
+            [5] if text.endswith("late\n") else SentencePieceTokenizer.encode(SentencePieceTokenizer(self.path), text)
+        )
 
     monkeypatch.setattr(FastTokenizer, "_encode", wrong_later)
     monkeypatch.setattr("megatron_lite.data.sample.TEXTS", 1)

@@ -8,7 +8,7 @@ from support.runs import metrics_of, numbers_of, run_pretrain, start_pretrain, t
 from support.text import random_texts, train_small_tokenizer, write_dataset
 
 from megatron_lite.data import cache
-from megatron_lite.data.tokenizer import Tokenizer
+from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.errors import DataError, UsageError
 
 VOCABULARY = 400
@@ -18,7 +18,7 @@ VOCABULARY = 400
 def data_dir(tmp_path_factory):
     """Two data sets of text to train on, two of random tokens to validate on."""
     directory = tmp_path_factory.mktemp("data")
-    tokenizer = Tokenizer(train_small_tokenizer(directory, VOCABULARY))
+    tokenizer = SentencePieceTokenizer(train_small_tokenizer(directory, VOCABULARY))
     for i, name in enumerate(("prose", "code")):
         documents = [[[*tokenizer.encode(text), tokenizer.eod_id]] for text in random_texts(i, 40)]
         write_dataset(directory / name, documents, tokenizer=tokenizer.identity)

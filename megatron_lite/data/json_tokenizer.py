@@ -1,0 +1,166 @@
+"""A tokenizer.json, as Llama 3, SmolLM2 and Qwen have it, through the tokenizers library."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import orjson
+
+from megatron_lite.data.tokenizer import CONFIG, GENERATION, JSON, SPACE_MARK, Tokenizer, TokenizerFiles, read_files
+from megatron_lite.errors import DataError, UsageError
+
+# What a text is cut at has to hold in all of these, and what may get lost is in them.
+ODD = (
+    " a b  c\t d\n e ",
+    "It's the end of don't we'll, x1 of 2y a\u2581b",
+    "A Big Camel casE of CAPS and I'm (a b) [c d] a\u00e9 b \u65e5 a b",
+)
+ACROSS_WORDS = re.compile("[A-Za-z][ \u0120\u2581][A-Za-z]")  # as bytes, as SentencePiece, or as it is
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+class JsonTokenizer(Tokenizer):
+    """Byte pair encoding of bytes, or of characters with bytes for what is missing: every text has ids, and none is
+    lost but to a normalizer (`normalizes`; Qwen's composes accents).
+
+    What a tokenizer.json may say beside that about training and batches does not count here: truncation, padding,
+    dropout, tokens that a post-processor adds. Added tokens that are not marked special are text like all other.
+    """
+
+    word_end = re.compile("[A-Za-z](?= [A-Za-z])")
+
+    def __init__(self, source: str | Path | TokenizerFiles):
+        """Raises DataError for a file of another kind, one that lacks bytes, or one without an end of document."""
+        files = source if isinstance(source, TokenizerFiles) else read_files(source)
+        tree = files.tree(JSON)
+        super().__init__(files)
+        vocabulary = self._checked_vocabulary(tree)
+        self._library = self._opened(tree)
+        added = self._library.get_added_tokens_decoder()
+        self.vocab_size = max(self._library.get_vocab(with_added_tokens=True).values()) + 1
+        self.eod_id, self.files = self._end_of_document()
+        self.special_tokens = {one.content: index for index, one in sorted(added.items()) if one.special}
+        self.special_tokens[self._library.id_to_token(self.eod_id)] = self.eod_id
+        self._special = frozenset(self.special_tokens.values())
+        self._check_special()
+        self.normalizes = tree.get("normalizer") is not None
+        self.spells_space_mark = all(self._comes_back(text) for text in (SPACE_MARK, *ODD))
+        across = ACROSS_WORDS.search("\n".join(vocabulary)) is not None
+        self._cuts_at_words = not across and all(self._parts_fit(text) for text in ODD)
+
+    def encode_block(self, text: str) -> list[int]:
+        return self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        ids = [int(i) for i in ids]
+        if wrong := [i for i in ids if not 0 <= i < self.vocab_size]:
+            raise IndexError(f"token id {wrong[0]} is outside the vocabulary of {self.vocab_size}")
+        return self._library.decode([i for i in ids if i not in self._special], skip_special_tokens=False)
+
+    def _checked_vocabulary(self, tree: Mapping[str, Any]) -> Mapping[str, int]:
+        model = tree.get("model")
+        if not isinstance(model, dict) or "vocab" not in model:
+            raise DataError(f"tokenizer {self.path} is no tokenizer.json: it has no model with a vocab")
+        if model.get("type", "BPE") != "BPE" or "merges" not in model:
+            raise DataError(f"tokenizer {self.path} is {model.get('type')}: of a tokenizer.json only BPE is read")
+        parts = [tree.get("decoder") or {}, tree.get("pre_tokenizer") or {}]
+        kinds = [{part.get("type"), *(one["type"] for one in part.get("decoders", part.get("pretokenizers", ())))}
+                 for part in parts]  # fmt: skip
+        if all("ByteLevel" in kind for kind in kinds):
+            needed = library(self.path).pre_tokenizers.ByteLevel.alphabet()
+        elif model.get("byte_fallback") and "ByteFallback" in kinds[0]:
+            needed = BYTES
+        else:
+            raise DataError(
+                f"tokenizer {self.path} is BPE of characters alone: only one with all bytes keeps every text"
+            )
+        if missing := [one for one in needed if one not in model["vocab"]]:
+            raise DataError(f"tokenizer {self.path} lacks {len(missing)} of the 256 bytes, so that text would get lost")
+        return model["vocab"]
+
+    def _opened(self, tree: Mapping[str, Any]) -> Any:
+        plain = {**tree, "truncation": None, "padding": None, "model": {**tree["model"], "dropout": None}}
+        try:
+            opened = library(self.path).Tokenizer.from_str(orjson.dumps(plain).decode())
+        except Exception as error:  # the library raises nothing more special
+            raise DataError(f"tokenizer {self.path} is no tokenizer.json that can be read: {error}") from None
+        for one in tree.get("added_tokens", ()):
+            name, index = one["content"], one["id"]
+            if (found := opened.token_to_id(name)) != index:  # the library closes gaps
+                raise DataError(
+                    f"tokenizer {self.path}: its {name!r} would have the id {found}, not {index}: an id before it is "
+                    f"missing"
+                )
+        opened.encode_special_tokens = True  # as the text that they are
+        return opened
+
+    def _end_of_document(self) -> tuple[int, TokenizerFiles]:
+        """By name in tokenizer_config.json, or else by id in generation_config.json or the model's config.json.
+
+        The last does not go with a tokenizer, so what it says is kept as generation_config.json.
+        """
+        name = self.files.tree(CONFIG).get("eos_token")
+        name = name.get("content") if isinstance(name, dict) else name
+        if name is not None:
+            found = self._library.token_to_id(name)
+            if found is None:
+                raise DataError(f"tokenizer {self.path}: eos_token {name!r} of {CONFIG} is none of its tokens")
+            return found, self.files
+        files = self.files
+        ids = files.tree(GENERATION).get("eos_token_id")
+        if ids is None:
+            files, ids = _with_generation(files)
+        found = ids[0] if isinstance(ids, list) and ids else ids
+        if not isinstance(found, int):
+            raise DataError(
+                f"tokenizer {self.path} does not say what ends a document: name it as eos_token in {CONFIG} beside it"
+            )
+        if not 0 <= found < self.vocab_size or self._library.id_to_token(found) is None:
+            raise DataError(f"tokenizer {self.path}: eos_token_id {found} is none of its tokens")
+        return found, files
+
+    def _check_special(self) -> None:
+        for name in self.special_tokens:
+            if not self._special.isdisjoint(self.encode_block(name)):
+                raise DataError(f"tokenizer {self.path} makes a control token of the text {name!r}: mark it as special")
+
+    def _comes_back(self, text: str) -> bool:
+        return self.decode(self.encode_block(text)) == text
+
+    def _parts_fit(self, text: str) -> bool:
+        whole = self.encode_block(text)
+        ends = [word.end() for word in self.word_end.finditer(text)]
+        return all(self.encode_block(text[:end]) + self.encode_block(text[end:]) == whole for end in ends)
+
+
+@cache
+def library(path: str) -> ModuleType:
+    """The package, of which `path` is to be read with."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # processes share the cores, not threads of each
+    try:
+        import tokenizers
+    except ImportError:
+        raise UsageError(
+            f"tokenizer {path} is a tokenizer.json, which takes the package tokenizers: pip install "
+            "'megatron_lite[data]'"
+        ) from None
+    return tokenizers
+
+
+def _with_generation(files: TokenizerFiles) -> tuple[TokenizerFiles, Any]:
+    """What the config.json of a Hugging Face directory says of the end of a document."""
+    path = Path(files.path)
+    config = (path if path.is_dir() else path.parent) / "config.json"
+    if not config.is_file():
+        return files, None
+    content = {**files.content, "config.json": config.read_bytes()}
+    ids = replace(files, content=content).tree("config.json").get("eos_token_id")
+    if ids is None:
+        return files, None
+    said = {**files.tree(GENERATION), "eos_token_id": ids}
+    return replace(files, content={**files.content, GENERATION: orjson.dumps(said)}), ids
