@@ -35,6 +35,7 @@ class Summed:
 
     data: torch.Tensor
     gradient: torch.Tensor
+    trained: bool = True
 
     def add_product(self, output_gradient, x):
         add_product_(self.gradient, output_gradient, x)

@@ -65,6 +65,7 @@ NUMERIC = (
 )
 # Where what is divided is no number of a step.
 NO_NUMBERS = {
+    "model.rope": "stretched frequencies: tests/model/test_rope.py, beside transformers' own",
     "parallel.pipeline.drawing": "lengths on a picture",
     "parallel.pipeline.simulator": "the share of time that a schedule is idle",
     "parallel.words": "seconds to wait",
