@@ -65,6 +65,7 @@ class Encoded:
     malformed: list[Malformed]
     empty: int  # texts without a character: documents without a sequence
     lost_marks: int  # U+2581 in the text that the tokenizer cannot spell and turns into spaces
+    unspelled: int = 0  # characters whose bytes it lacks
 
 
 @dataclass
@@ -92,7 +93,7 @@ def encode(settings: Settings, piece: Piece) -> Encoded:
     tokenizer = _tokenizer(settings.tokenizer_model, settings.fast)
     dtype = token_dtype(tokenizer.vocab_size)
     packed = [Packed() for _ in settings.json_keys]
-    malformed, empty, lost_marks, records = [], 0, 0, 0
+    malformed, empty, lost_marks, unspelled, records = [], 0, 0, 0, 0
     audited = not settings.fast
     for record in piece.records(settings.json_keys):
         records += 1
@@ -107,10 +108,11 @@ def encode(settings: Settings, piece: Piece) -> Encoded:
             key.add(text, document)
             empty += not text
             lost_marks += 0 if tokenizer.spells_space_mark else text.count(SPACE_MARK)
+            unspelled += 0 if tokenizer.unspelled is None else len(tokenizer.unspelled.findall(text))
         if not audited:
             _audit(settings, record[0])
             audited = True
-    return Encoded(tuple(key.documents(dtype) for key in packed), records, malformed, empty, lost_marks)
+    return Encoded(tuple(key.documents(dtype) for key in packed), records, malformed, empty, lost_marks, unspelled)
 
 
 def encode_text(tokenizer: Tokenizer, settings: Settings, text: str) -> list[np.ndarray]:

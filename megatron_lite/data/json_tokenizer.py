@@ -21,12 +21,17 @@ ODD = (
     "A Big Camel casE of CAPS and I'm (a b) [c d] a\u00e9 b \u65e5 a b",
 )
 ACROSS_WORDS = re.compile("[A-Za-z][ \u0120\u2581][A-Za-z]")  # as bytes, as SentencePiece, or as it is
+CONTROLS = [byte for byte in (*range(0x20), 0x7F) if chr(byte) not in "\t\n\r"]
+PLANES = {lead: (0x40000 * (lead - 0xF0), min(0x40000 * (lead - 0xEF) - 1, 0x10FFFF)) for lead in range(0xF1, 0xF5)}
+NO_TEXT = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))  # UTF-8 has none of these
+RARE = frozenset((*CONTROLS, *PLANES))  # a vocabulary without them is one that the text it was made from had none of
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 class JsonTokenizer(Tokenizer):
-    """Byte pair encoding of bytes, or of characters with bytes for what is missing: every text has ids, and none is
-    lost but to a normalizer (`normalizes`; Qwen's composes accents).
+    """Byte pair encoding of bytes, or of characters with bytes for what is missing: every text comes back, but for what
+    a normalizer does (`normalizes`; Qwen's composes accents), and characters `unspelled` (SmolLM2's vocabulary lacks
+    the bytes of some controls and of two planes that Unicode does not use).
 
     What a tokenizer.json may say beside that about training and batches does not count here: truncation, padding,
     dropout, tokens that a post-processor adds. Added tokens that are not marked special are text like all other.
@@ -39,7 +44,8 @@ class JsonTokenizer(Tokenizer):
         files = source if isinstance(source, TokenizerFiles) else read_files(source)
         tree = files.tree(JSON)
         super().__init__(files)
-        vocabulary = self._checked_vocabulary(tree)
+        vocabulary, missing = self._checked_vocabulary(tree)
+        self.unspelled = _characters(missing)
         self._library = self._opened(tree)
         added = self._library.get_added_tokens_decoder()
         self.vocab_size = max(self._library.get_vocab(with_added_tokens=True).values()) + 1
@@ -62,7 +68,8 @@ class JsonTokenizer(Tokenizer):
             raise IndexError(f"token id {wrong[0]} is outside the vocabulary of {self.vocab_size}")
         return self._library.decode([i for i in ids if i not in self._special], skip_special_tokens=False)
 
-    def _checked_vocabulary(self, tree: Mapping[str, Any]) -> Mapping[str, int]:
+    def _checked_vocabulary(self, tree: Mapping[str, Any]) -> tuple[Mapping[str, int], list[int]]:
+        """The model's own, and which bytes it lacks of those that text can have."""
         model = tree.get("model")
         if not isinstance(model, dict) or "vocab" not in model:
             raise DataError(f"tokenizer {self.path} is no tokenizer.json: it has no model with a vocab")
@@ -72,21 +79,25 @@ class JsonTokenizer(Tokenizer):
         kinds = [{part.get("type"), *(one["type"] for one in part.get("decoders", part.get("pretokenizers", ())))}
                  for part in parts]  # fmt: skip
         if all("ByteLevel" in kind for kind in kinds):
-            needed = library(self.path).pre_tokenizers.ByteLevel.alphabet()
+            needed = _byte_letters()
         elif model.get("byte_fallback") and "ByteFallback" in kinds[0]:
             needed = BYTES
         else:
             raise DataError(
                 f"tokenizer {self.path} is BPE of characters alone: only one with all bytes keeps every text"
             )
-        if missing := [one for one in needed if one not in model["vocab"]]:
-            raise DataError(f"tokenizer {self.path} lacks {len(missing)} of the 256 bytes, so that text would get lost")
-        return model["vocab"]
+        missing = [byte for byte, name in enumerate(needed) if name not in model["vocab"] and byte not in NO_TEXT]
+        if wanted := [byte for byte in missing if byte not in RARE]:
+            raise DataError(
+                f"tokenizer {self.path} lacks {len(wanted)} bytes, such as 0x{wanted[0]:02X}: text would get lost"
+            )
+        return model["vocab"], missing
 
     def _opened(self, tree: Mapping[str, Any]) -> Any:
         plain = {**tree, "truncation": None, "padding": None, "model": {**tree["model"], "dropout": None}}
+        package = library(self.path)
         try:
-            opened = library(self.path).Tokenizer.from_str(orjson.dumps(plain).decode())
+            opened = package.Tokenizer.from_str(orjson.dumps(plain).decode())
         except Exception as error:  # the library raises nothing more special
             raise DataError(f"tokenizer {self.path} is no tokenizer.json that can be read: {error}") from None
         for one in tree.get("added_tokens", ()):
@@ -136,6 +147,19 @@ class JsonTokenizer(Tokenizer):
         whole = self.encode_block(text)
         ends = [word.end() for word in self.word_end.finditer(text)]
         return all(self.encode_block(text[:end]) + self.encode_block(text[end:]) == whole for end in ends)
+
+
+def _byte_letters() -> list[str]:
+    """The letter that stands for each byte: itself where it is to be seen, or one from U+0100 on."""
+    seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in seen else next(others)) for byte in range(256)]
+
+
+def _characters(missing: Iterable[int]) -> re.Pattern[str] | None:
+    """What these bytes, all of them RARE, begin."""
+    ranges = [PLANES.get(byte, (byte, byte)) for byte in missing]
+    return re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges) + "]") if ranges else None
 
 
 @cache

@@ -44,6 +44,7 @@ class Report:
     text_bytes: int = 0
     empty: int = 0
     lost_marks: int = 0
+    unspelled: int = 0
     malformed: dict[str, int] = field(default_factory=dict)  # records by kind of fault
     examples: list[str] = field(default_factory=list)
 
@@ -53,6 +54,7 @@ class Report:
         self.text_bytes += sum(documents.text_bytes for documents in encoded.documents)
         self.empty += encoded.empty
         self.lost_marks += encoded.lost_marks
+        self.unspelled += encoded.unspelled
         self.malformed = dict(Counter(self.malformed) + Counter(fault.kind for fault in encoded.malformed))
         named = encoded.malformed[: NAMED_MALFORMED - len(self.examples)]
         self.examples += [f"{path}:{first_record + fault.record}: {fault.reason}" for fault in named]
@@ -64,6 +66,8 @@ class Report:
             yield f"{self.empty} empty texts, documents without a sequence"
         if self.lost_marks:
             yield f"{self.lost_marks} characters U+2581 in the text will decode as spaces"
+        if self.unspelled:
+            yield f"{self.unspelled} characters in the text are lost: the tokenizer lacks their bytes"
         if self.malformed:
             yield f"{sum(self.malformed.values())} malformed records skipped:"
             yield from (f"  {count} {kind}" for kind, count in Counter(self.malformed).most_common())

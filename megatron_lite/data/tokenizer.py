@@ -83,6 +83,7 @@ class Tokenizer(ABC):
     eod_id: int  # ends a document
     special_tokens: dict[str, int]  # ids of the tokens that no text gives, by name
     spells_space_mark: bool  # spaces and U+2581 come back as they were, and parts of a text can be encoded one by one
+    unspelled: re.Pattern[str] | None = None  # characters whose bytes the vocabulary lacks: they get lost
     word_end: ClassVar[re.Pattern[str]]  # the end of a word, where a long text is cut
     _cuts_at_words: bool
 

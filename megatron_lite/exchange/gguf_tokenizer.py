@@ -1,0 +1,106 @@
+"""The tokenizer.json that a GGUF file's metadata came from, where it was byte-level BPE.
+
+A GGUF file has tokens, merges and special tokens, and of the rest a name, `pre`: how text is cut before it is merged.
+The names that are known here stand for what these models' own tokenizer.json says.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_lite.data.tokenizer import CONFIG, JSON, TEMPLATE
+
+CONTROL, USERS = 3, 4  # kinds of tokens: no text has the first, the second is text that is never cut
+ROLES = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id",
+         "pad_token": "padding_token_id"}  # fmt: skip
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _bytes(use_regex: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def _split(digits: str) -> list[dict[str, Any]]:
+    pattern = {"Regex": WORDS.format(digits)}
+    return [{"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}, _bytes(False)]
+
+
+CUTS = {
+    "gpt-2": [_bytes(True)],
+    "smollm": [{"type": "Digits", "individual_digits": True}, _bytes(True)],
+    "llama-bpe": _split("{1,3}"),
+    "qwen2": _split(""),
+}
+
+
+def gguf_tokenizer(metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """Its files, by the names that a checkpoint and a Hugging Face directory give them.
+
+    Raises ValueError, saying why, for a tokenizer that cannot be told from the metadata.
+    """
+    said = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
+    if said.get("model") != "gpt2":
+        raise ValueError(f"it is of the kind {said.get('model')}, not byte-level BPE (gpt2)")
+    if said.get("pre") not in CUTS:
+        raise ValueError(f"it cuts text as {said.get('pre')}, which is none of {', '.join(CUTS)}")
+    lists = {name: said.get(name) for name in ("tokens", "token_type", "merges")}
+    if not all(isinstance(one, list) for one in lists.values()) or len(said["tokens"]) != len(said["token_type"]):
+        raise ValueError("it lacks tokens, their types or merges")
+    roles = {role: said["tokens"][said[key]] for role, key in ROLES.items() if key in said}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "add_bos_token": bool(said.get("add_bos_token", False)),
+        **roles,
+    }
+    files = {JSON: _json(_tree(said, roles if config["add_bos_token"] else {})), CONFIG: _json(config)}
+    template = metadata.get("tokenizer.chat_template")
+    return files | ({TEMPLATE: template.encode()} if isinstance(template, str) else {})
+
+
+def _tree(said: Mapping[str, Any], begins: Mapping[str, str]) -> dict[str, Any]:
+    tokens, kinds, pre = said["tokens"], said["token_type"], said["pre"]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": index, "content": token, "special": kind == CONTROL, **flags}
+            for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+            if kind in (CONTROL, USERS)
+        ],
+        "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": CUTS[pre]},
+        "post_processor": _beginning(begins["bos_token"], said["bos_token_id"]) if "bos_token" in begins else None,
+        "decoder": _bytes(True),
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": pre == "llama-bpe",
+            "vocab": {token: index for index, token in enumerate(tokens)},
+            "merges": [merge.split(" ", 1) for merge in said["merges"]],
+        },
+    }
+
+
+def _beginning(token: str, index: int) -> dict[str, Any]:
+    """What transformers puts before a text; here no text begins with it unasked."""
+    first = {"SpecialToken": {"id": token, "type_id": 0}}
+    one, two = ({"Sequence": {"id": name, "type_id": kind}} for kind, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing", "single": [first, one], "pair": [first, one, first, two],
+        "special_tokens": {token: {"id": token, "ids": [index], "tokens": [token]}},
+    }  # fmt: skip
+
+
+def _json(tree: Mapping[str, Any]) -> bytes:
+    return (json.dumps(tree, ensure_ascii=False, indent=1) + "\n").encode()
