@@ -9,11 +9,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from megatron_lite.checkpoint.directory import named
+from megatron_lite.data.tokenizer import JSON, MODEL
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.exchange import hugging_face, ours
 from megatron_lite.exchange.gguf import open_gguf_model
 from megatron_lite.exchange.gguf_file import is_gguf
 from megatron_lite.exchange.source import Source
+from megatron_lite.exchange.tokenizers import hugging_face_files
 from megatron_lite.files import partial_path, sync
 
 LARGEST = 5_000_000_000  # bytes of a file of tensors
@@ -67,8 +69,19 @@ def convert(
     if weights_only:
         left_out += (", ".join(source.carried),) if source.carried else ()
         source = replace(source, carried={})
+    elif to == "hf" and MODEL in source.carried and JSON not in source.carried:
+        source, without = _with_tokenizer_json(source)
+        left_out += without
     files = write_source(source, target, to, most, check)
     return Written(source, KINDS[to], files, left_out)
+
+
+def _with_tokenizer_json(source: Source) -> tuple[Source, tuple[str, ...]]:
+    """A SentencePiece model goes out beside one that every reader of Hugging Face's opens; why not, where it cannot."""
+    try:
+        return replace(source, carried={**source.carried, **hugging_face_files(source.path)}), ()
+    except DataError as reason:
+        return source, (f"a {JSON} ({reason})",)
 
 
 def check_new(target: Path) -> None:

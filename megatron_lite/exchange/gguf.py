@@ -14,6 +14,7 @@ from megatron_lite.config.complaints import show
 from megatron_lite.errors import DataError
 from megatron_lite.exchange.architectures import checked_model
 from megatron_lite.exchange.gguf_file import GgufFile, mapped_to, open_gguf
+from megatron_lite.exchange.gguf_tokenizer import gguf_tokenizer
 from megatron_lite.exchange.source import HEAD, Facts, Source, Stored, common_dtype, fitting
 
 KIND = "GGUF file"
@@ -52,10 +53,19 @@ def open_gguf_model(path: Path) -> Source:
     model, facts = _model(file, found)
     parameters = fitting(path, model, {name: _rows_in_order(name, one, model) for name, one in found.items()})
     dtype = common_dtype(stored.dtype for stored in parameters.values())
-    template = file.metadata.get("tokenizer.chat_template")
-    carried = {} if not isinstance(template, str) else {"chat_template.jinja": template.encode()}
-    left_out = ("the tokenizer",) if "tokenizer.ggml.tokens" in file.metadata else ()
-    return Source(path, KIND, model, facts, dtype, parameters, carried, left_out)
+    return Source(path, KIND, model, facts, dtype, parameters, *_tokenizer(file))
+
+
+def _tokenizer(file: GgufFile) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Its files and the chat template, and what is left out: a tokenizer of a kind that metadata do not tell."""
+    if "tokenizer.ggml.tokens" not in file.metadata:
+        return {}, ()
+    try:
+        return gguf_tokenizer(file.metadata), ()
+    except ValueError as reason:
+        template = file.metadata.get("tokenizer.chat_template")
+        carried = {} if not isinstance(template, str) else {"chat_template.jinja": template.encode()}
+        return carried, (f"the tokenizer ({reason})",)
 
 
 def _name(name: str) -> str:

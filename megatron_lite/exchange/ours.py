@@ -2,6 +2,7 @@
 take.
 """
 
+import json
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from megatron_lite.checkpoint.index import (
     key,
 )
 from megatron_lite.config import Config, config_from_tree
+from megatron_lite.data.tokenizer import GENERATION, JSON
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.exchange.architectures import TOKENS, checked_model
 from megatron_lite.exchange.source import CARRIED, Facts, Source, Stored, common_dtype, fitting
@@ -77,7 +79,11 @@ def write_ours(directory: Path, source: Source, most: int, run_dir: str) -> int:
         for name, one in tensors.items():
             dtype = str(one.dtype).removeprefix("torch.")
             parameters[name] = Parameter(one.shape, dtype, (blocks[name],), trained=False)
-    for name, content in source.carried.items():
+    carried = dict(source.carried)
+    if JSON in carried and source.facts.tokens:
+        # Where only config.json said what ends a document, the tokenizer would not know.
+        carried.setdefault(GENERATION, json.dumps(dict(source.facts.tokens)).encode())
+    for name, content in carried.items():
         files[name] = _write(directory / name, content)
     config = _config(source, run_dir)
     index = Index(
@@ -148,7 +154,7 @@ def _left_out(checkpoint: Checkpoint) -> tuple[str, ...]:
     said += [f"the model {name} beside it" for name in index.others]
     if STATE in index.files:
         said.append(f"the tensors of {STATE}")
-    if index.tokenizer is not None:
+    if index.tokenizer is not None and checkpoint.tokenizer is None:
         said.append(f"the tokenizer {index.tokenizer.path}, which is no part of it")
     return tuple(said)
 
