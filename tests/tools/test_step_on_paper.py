@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_lite.errors import UsageError
-from megatron_lite.training import step
+from megatron_lite.model import model
 from tools.step_on_paper import main, parse_arguments, roles
 
 CONFIG = """
@@ -39,8 +39,8 @@ def test_each_stage_has_one_row():
 def test_the_first_line_is_the_choice_of_kernels_that_the_step_ran_with(
     tmp_path, monkeypatch, capsys, overrides, expected
 ):
-    ran, kernels_of = [], step.kernels_of
-    monkeypatch.setattr(step, "kernels_of", lambda choice: ran.append(choice) or kernels_of(choice))
+    ran, kernels_of = [], model.kernels_of
+    monkeypatch.setattr(model, "kernels_of", lambda choice: ran.append(choice) or kernels_of(choice))
     path = tmp_path / "c.yaml"
     path.write_text(CONFIG)
     monkeypatch.setattr("sys.argv", ["step_on_paper.py", str(path), "--world-size", "4", *overrides])
