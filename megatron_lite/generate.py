@@ -31,6 +31,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--frequency-penalty", type=float, default=0.0, help="subtracted for each time they were drawn")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32", "float64"), help="to compute in; default: what it was trained in"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: what the node has")
     parser.add_argument("--tokenizer", metavar="PATH", help="default: the one of the run's configuration")
     return parser.parse_args()
@@ -48,7 +51,7 @@ def main() -> None:
     mesh = build_mesh(MeshShape(), local_device(arguments.device, place)[0])
     checkpoint = open_checkpoint(arguments.checkpoint, mesh)
     tokenizer = find_tokenizer(checkpoint, arguments.tokenizer)
-    model = load_model(checkpoint, mesh)
+    model = load_model(checkpoint, mesh, arguments.dtype)
     limits = arguments.max_new_tokens, arguments.seed, arguments.stop
     text = complete(model, tokenizer, arguments.prompt, sampling, *limits)
     sys.stdout.write(text + "\n")

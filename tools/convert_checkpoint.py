@@ -10,12 +10,16 @@ tensor at a time is in memory, however large the model. docs/exchange.md says wh
 import argparse
 from pathlib import Path
 
+import torch
+
+from megatron_lite.checkpoint import open_checkpoint
 from megatron_lite.errors import UsageError, run_command
 from megatron_lite.exchange.convert import KINDS, LARGEST, convert
-from megatron_lite.exchange.forward import logits_of
 from megatron_lite.exchange.ours import KIND as OURS
 from megatron_lite.exchange.source import Source
 from megatron_lite.exchange.verify import Logits, Transformers, compare, in_batches, library
+from megatron_lite.inference.model import load_model
+from megatron_lite.mesh import MeshShape, build_mesh
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -72,6 +76,19 @@ def verify(source: Source, written: Path, kind: str, text: str) -> str:
         ours = logits_of(written) if kind == OURS else Transformers(written)
     ids, of = theirs.encode(text, source.model.vocab_size)
     return f"verified: {compare(ours, theirs, in_batches(ids, source.facts.context))} ({of})"
+
+
+def logits_of(path: Path) -> Logits:
+    """A checkpoint of ours, in the units that train and generate, in float32."""
+    mesh = build_mesh(MeshShape(), torch.device("cpu"))
+    model = load_model(open_checkpoint(path, mesh), mesh, "float32")
+
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        found = model.logits(ids)
+        assert found is not None  # one process has the model's end
+        return found
+
+    return logits
 
 
 def _text(path: Path) -> str:

@@ -38,7 +38,7 @@ def parameters_of(model: ModelConfig, state: State, mesh: Mesh) -> list[str]:
     """Every parameter's name, whichever stage it lies on: the specification's, and what stages have beside it, as an
     adapter's are. Of the latter the first rank of each stage tells the others.
     """
-    known = dict.fromkeys(Specification(model, deviation=0.0, tensor=1, rank=0).names())
+    known = dict.fromkeys(Specification(model, deviation=0.0, tensor=1, rank=0).parameters())
     beside = [name for name in names_of(state) if name not in known]
     first = all(mesh.coordinate[axis] == 0 for axis in ("data", "context", "tensor"))
     for text in mesh.words.exchange("\n".join(beside) if first else "", "checkpoint.names"):

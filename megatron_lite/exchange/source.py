@@ -69,11 +69,8 @@ class Source:
 
 def shapes_of(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every logical parameter of a model."""
-    specification = Specification(model, deviation=0.0, tensor=1, rank=0)
-    layers = map(specification.block, range(model.num_hidden_layers))
-    units = [specification.embedding(), *layers, specification.head(beside_embedding=False)]
-    packs = (packed for unit in units for local in unit for packed in local.packs)
-    return {packed.logical.name: packed.logical.shape for packed in packs}
+    parameters = Specification(model, deviation=0.0, tensor=1, rank=0).parameters()
+    return {name: logical.shape for name, logical in parameters.items()}
 
 
 def fitting(path: Path, model: ModelConfig, found: Mapping[str, Stored]) -> dict[str, Stored]:

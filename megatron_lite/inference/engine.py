@@ -5,7 +5,7 @@
 Every rank of one tensor x pipeline grid adds the same requests between the same steps. Each runs the same scheduler, so
 all know which tokens go through the model without a word about it; what travels is activations, logits over tensor
 ranks, and what was drawn. Data and context ranks are replicas with requests of their own (`share_of`). Weights must be
-held meanwhile: `with held(model.stage.shards)`.
+held meanwhile: `with held(model.stage)`.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from torch import Tensor
 
 from megatron_lite.errors import UsageError
 from megatron_lite.inference.model import LanguageModel
-from megatron_lite.inference.random_numbers import key_of
 from megatron_lite.inference.requests import Addition, Completion, Finish, Listener, Request, Token
 from megatron_lite.inference.sampling import Draw, choose, log_probabilities
 from megatron_lite.inference.scheduler import Row, Scheduler, Sizes
 from megatron_lite.inference.stopping import Decode, Detokenizer, StopStrings
 from megatron_lite.mesh import Mesh
+from megatron_lite.model.splitmix import key_of
 
 T = TypeVar("T")
 

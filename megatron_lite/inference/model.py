@@ -3,7 +3,7 @@
 The units are the training's, around its very weights, but divide no positions (`undivided`). Every rank of one tensor x
 pipeline grid makes the same calls with the same tokens; data and context ranks are replicas of that, with sequences of
 their own, as many as they like, and never wait for each other. Weights must be there, all of them, for as long as one
-generates: `with held(model.stage.shards)`, which all replicas enter and leave together.
+generates: `with held(model.stage)`, which all replicas enter and leave together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,8 +87,23 @@ class LanguageModel:
             return None
         if not len(new.last):
             return x.new_empty(0, self.config.model.vocab_size)
-        local = self._head().logits(x[new.last])
-        ranks = self.mesh.tensor.all_gather(local.squeeze(1).unsqueeze(0), "decode.logits").wait()  # [tp, draws, V/tp]
+        return self._logits(x[new.last])
+
+    @torch.no_grad()
+    def logits(self, tokens: Tensor) -> Tensor | None:
+        """Logits [T, V] after each token int64 [T] of one sequence, from its beginning on; None where the model does
+        not end.
+        """
+        count = len(tokens)
+        sizes = Sizes(blocks=-(-count // 16), budget=max(count, 64))
+        row = Row(0, tuple(tokens.tolist()), 0, tuple(range(count)), tuple(range(sizes.blocks)), draws=False)
+        x = self.hidden([row], self.new_cache(sizes))
+        return None if x is None else self._logits(x.unsqueeze(1))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Of [T, 1, H], the same on every tensor rank, without padding."""
+        local = self._head().logits(x)
+        ranks = self.mesh.tensor.all_gather(local.squeeze(1).unsqueeze(0), "decode.logits").wait()  # [tp, T, V/tp]
         return ranks.transpose(0, 1).flatten(1)[:, : self.config.model.vocab_size]
 
     @torch.no_grad()
@@ -112,7 +127,7 @@ class LanguageModel:
     def _run(self, new: NewTokens, cache: PagedCache) -> Tensor | None:
         """[T, 1, H] where the model ends. Raises RuntimeError, on every rank, for weights that are not held."""
         if not all(shards.held for shards in self.stage.shards):
-            raise RuntimeError("generating takes weights that stay: with held(model.stage.shards)")
+            raise RuntimeError("generating takes weights that stay: with held(model.stage)")
         message = Message((len(new.tokens), 1, self.config.model.hidden_size), self.dtype, self.device)
         return run_stages(self.stage, self.mesh.edges, new, cache, message)
 
@@ -128,9 +143,13 @@ def language_model_of(model: Model) -> LanguageModel:
     return LanguageModel(model.config, model.undivided(), model.mesh)
 
 
-def load_model(checkpoint: Checkpoint, mesh: Mesh) -> LanguageModel:
-    """The checkpoint's model in the dtype it was trained in, held for good. `mesh` is one process. Raises DataError."""
+def load_model(checkpoint: Checkpoint, mesh: Mesh, dtype: str | None = None) -> LanguageModel:
+    """The checkpoint's model in `dtype` (None: the one it was trained in), held for good. `mesh` is one process. Raises
+    DataError.
+    """
     config = single_process_config(checkpoint.index.config)
+    if dtype is not None:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})})
     resolved = resolve(config, world_size=1)
     kernels = kernels_of(choice_of(config, mesh.device.type))
     stage = build_stage(config, resolved, mesh, kernels, NOTHING)

@@ -178,8 +178,8 @@ def _top_p_least(scaled: Tensor, top_p: Sequence[float]) -> Tensor:
     return torch.where(wanted < 1, least, -inf)
 
 
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return like.new_tensor(values)[:, None]
+def _column(values: Sequence[float], logits: Tensor) -> Tensor:
+    return logits.new_tensor(values)[:, None]
 
 
 @dataclass(frozen=True)

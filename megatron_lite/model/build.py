@@ -77,7 +77,7 @@ class _Weights:
         tensor = mesh.tensor
         self.specification = Specification(config.model, config.train.initializer_range, tensor.size, tensor.rank)
         self.numerics = numerics_of(resolved, mesh.device, kernels)
-        check_patterns(trainable, self.specification.names())
+        check_patterns(trainable, list(self.specification.parameters()))
 
     def of_stage(self) -> dict[str, tuple[Shards, ...]]:
         """By unit: embedding, block.N, head; a tied head on the embedding's stage has the embedding's too."""

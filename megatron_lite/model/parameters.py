@@ -32,12 +32,12 @@ class Specification:
     tensor: int
     rank: int
 
-    def names(self) -> list[str]:
-        """Of every parameter of the model."""
+    def parameters(self) -> dict[str, Logical]:
+        """Every parameter of the model by its name, in order."""
         layers = range(self.model.num_hidden_layers)
         units = [self.embedding(), *(self.block(layer) for layer in layers), self.head(beside_embedding=False)]
         packs = (packed for unit in units for local in unit for packed in local.packs)
-        return list(dict.fromkeys(packed.logical.name for packed in packs))
+        return {packed.logical.name: packed.logical for packed in packs}
 
     def embedding(self) -> list[Local]:
         return [self._vocabulary("embed", self._embed_tokens)]

@@ -15,10 +15,8 @@ as flat shards only.
 Frozen weights have none, and no gradients: they are their compute copy.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -200,22 +198,3 @@ class TrainedShards(Shards):
 def weights_by_name(shards: Sequence[Shards]) -> dict[str, Weight]:
     """A unit's weights, whichever of its shards they lie in."""
     return {weight.local.name: weight for one in shards for weight in one.weights}
-
-
-@contextmanager
-def held(stage_shards: Sequence[Shards]) -> Iterator[None]:
-    """Within, weights are gathered once and stay, at any ZeRO stage: for many forward passes, as rollouts take. They
-    must not change meanwhile. What already was held stays so.
-    """
-    mine = [shards for shards in stage_shards if not shards.pinned]
-    for shards, following in zip_longest(mine, mine[1:]):
-        if following is not None and not following.held:
-            following.start_gather()  # one ahead: a unit's buffers are gone before the next but one's are made
-        shards.wait_gather()
-        shards.pinned = True
-    try:
-        yield
-    finally:
-        for shards in mine:
-            shards.pinned = False
-            shards.release()

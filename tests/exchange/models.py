@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from support import reference
+from support.generation import ONE
 from torch import Tensor
 
+from megatron_lite.checkpoint import open_checkpoint
 from megatron_lite.config import ModelConfig
-from megatron_lite.exchange.forward import logits_of
 from megatron_lite.exchange.source import shapes_of
+from megatron_lite.inference.model import load_model
 
 Weights = dict[str, Tensor]
 # Each number differs from every default, and none is a power of two by accident: 61 pieces leave padding.
@@ -116,9 +118,14 @@ def write_gguf(path: Path, model: ModelConfig, weights: Weights, kind: str = "F3
     return path
 
 
+def logits_of(checkpoint: Path, ids: Tensor = IDS) -> Tensor:
+    """[T, V] of a checkpoint of ours, in float64."""
+    return load_model(open_checkpoint(checkpoint, ONE), ONE, "float64").logits(ids)
+
+
 def distance(checkpoint: Path, model: ModelConfig, weights: Weights) -> float:
     """The largest difference of a logit between a checkpoint of ours and a plain model of the weights, in float64."""
     exact = {name: weight.double() for name, weight in weights.items()}
-    ours = logits_of(checkpoint, "float64")(IDS)
+    ours = logits_of(checkpoint)
     assert ours.shape == (len(IDS), model.vocab_size), "padding of the vocabulary"
     return (ours - reference.logits(exact, IDS[None], model)[0]).abs().max().item()

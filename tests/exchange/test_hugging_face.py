@@ -2,14 +2,13 @@ import json
 
 import pytest
 import torch
-from exchange.models import IDS, distance, model_of, weights_of, write_hf
+from exchange.models import IDS, distance, logits_of, model_of, weights_of, write_hf
 from safetensors.torch import load_file
 from support.generation import ONE, loaded
 from support.layouts import Layout, build_trainer
 
 from megatron_lite.checkpoint import load_weights, open_checkpoint, save
 from megatron_lite.exchange import convert
-from megatron_lite.exchange.forward import logits_of
 
 
 def tensors_in(directory) -> dict[str, torch.Tensor]:
@@ -85,8 +84,8 @@ def test_a_trained_checkpoint_goes_out_and_comes_back(tmp_path):
         and place == "the step (3) and the data's position (36 samples)"
     )
     convert(tmp_path / "hf", tmp_path / "ours", "ours")
-    before, after = logits_of(tmp_path / "run" / "step_3", "float64"), logits_of(tmp_path / "ours", "float64")
-    assert torch.equal(before(IDS[:16]), after(IDS[:16]))
+    before, after = (logits_of(tmp_path / path, IDS[:16]) for path in ("run/step_3", "ours"))
+    assert torch.equal(before, after)
     config = trainer.config
     checkpoint = open_checkpoint(tmp_path / "ours", ONE)
     load_weights(checkpoint, config.model, trainer.stage, trainer.mesh)  # as checkpoint.init does

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from exchange.models import IDS, distance, model_of, weights_of, write_gguf, write_hf
+from exchange.models import IDS, distance, logits_of, model_of, weights_of, write_gguf, write_hf
 from support import reference
+from support.checkpoints import untrained
+from support.layouts import Layout
 
 from megatron_lite.errors import DataError
 from megatron_lite.exchange import architectures, convert, gguf, hugging_face, source
-from megatron_lite.exchange.forward import logits_of
 from megatron_lite.exchange.gguf_file import mapped_to
 from megatron_lite.exchange.verify import BOUND
-from megatron_lite.model.parameters import Specification
 
 MODEL = model_of()
 WEIGHTS = weights_of(MODEL)
@@ -96,7 +96,7 @@ def test_each_mistake_moves_logits_far_beyond_the_bound(mistake, tmp_path, monke
 def test_padding_of_the_vocabulary_would_move_the_softmax(tmp_path):
     """61 pieces are 64 rows here; the logits that are compared are 61, and their softmax is the plain model's."""
     convert(write_hf(tmp_path / "hf", MODEL, WEIGHTS), tmp_path / "ours", "ours")
-    ours = logits_of(tmp_path / "ours", "float64")(IDS)
+    ours = logits_of(tmp_path / "ours")
     exact = {name: weight.double() for name, weight in WEIGHTS.items()}
     expected = reference.logits(exact, IDS[None], MODEL)[0].log_softmax(-1)
     assert (ours.log_softmax(-1) - expected).abs().max() < 1e-10
@@ -121,5 +121,7 @@ def test_a_shard_that_is_dropped_is_missed(tmp_path):
 
 def test_every_parameter_is_the_models_own():
     """The list that a source is held against is the one that training has."""
-    specification = Specification(MODEL, deviation=0.0, tensor=1, rank=0)
-    assert list(source.shapes_of(MODEL)) == specification.names()
+    trainer = untrained(Layout())
+    boxes = (box for shards in trainer.stage.shards for _, box in shards.layout.boxes(0))
+    trained = {box.logical.name: box.logical.shape for box in boxes}
+    assert source.shapes_of(trainer.config.model) == trained

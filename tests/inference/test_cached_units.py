@@ -27,8 +27,8 @@ from megatron_lite.inference.sampling import Sampling
 from megatron_lite.inference.scheduler import Row, Sizes
 from megatron_lite.model.outputs import stacked
 from megatron_lite.parallel.collectives import Event, Recorder
+from megatron_lite.parallel.pipeline.stage import held
 from megatron_lite.parallel.tensor import ReplicatedRegion, SequenceRegion
-from megatron_lite.parallel.zero import held
 from megatron_lite.training.step import Trainer
 
 TOLERANCE = 1e-10
@@ -79,7 +79,7 @@ def run(layout: Layout) -> Found:
 
     recorder.phase = "decode"
     model = language_model_of(trainer.model)
-    with held(model.stage.shards):
+    with held(model.stage):
         ours, scores = in_two_chunks(model, samples(config)[rows])
         logits = token_by_token(model, samples(config)[rows])
         generated = generate(model, prompts(rows), Sampling(temperature=0), Limits(3 + rows.start))
@@ -279,7 +279,7 @@ def spoiled(layout: Layout, faults: list[Message]) -> list[list[np.ndarray]]:
     trainer = build_trainer(layout, Recorder())  # by what it writes down a fault knows its site
     model = language_model_of(trainer.model)
     found = []
-    with held(model.stage.shards):
+    with held(model.stage):
         for planted in (nullcontext(), *(fault.planted() for fault in faults)):
             with planted:
                 _, scores = in_two_chunks(model, samples(trainer.config))

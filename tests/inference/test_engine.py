@@ -15,15 +15,16 @@ from megatron_lite.errors import UsageError
 from megatron_lite.inference.engine import Engine, share_of
 from megatron_lite.inference.model import LanguageModel, language_model_of
 from megatron_lite.inference.paged_cache import cache_bytes
-from megatron_lite.inference.random_numbers import exponentials, key_of
+from megatron_lite.inference.random_numbers import exponentials
 from megatron_lite.inference.requests import Addition, Completion, Limits, Request
 from megatron_lite.inference.sampling import Sampling
 from megatron_lite.inference.scheduler import Sizes
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.model.freezing import NOTHING
 from megatron_lite.model.model import Model, schedule_of
+from megatron_lite.model.splitmix import key_of
 from megatron_lite.parallel.collectives import Event, Recorder
-from megatron_lite.parallel.zero import held
+from megatron_lite.parallel.pipeline.stage import held
 from megatron_lite.training.boundaries import microbatches_of
 
 LONGEST = 24
@@ -84,7 +85,7 @@ def build(layout: Layout, recorder: Recorder | None = None) -> LanguageModel:
 def run(layout: Layout, sizes: Sizes) -> Found:
     recorder = Recorder()
     model = build(layout, recorder)
-    with held(model.stage.shards):
+    with held(model.stage):
         engine = Engine(model, sizes, decode)
         mine = share_of(requests(), model.mesh)
         texts = {request.number: found for request, found in zip(mine, engine.run(mine), strict=True)}
@@ -130,7 +131,7 @@ def alone(models) -> dict[bool, Texts]:
     """Each request in an engine of its own, on one process; by whether the embedding is tied."""
     found: dict[bool, Texts] = defaultdict(dict)
     for tied, model in models.items():
-        with held(model.stage.shards):
+        with held(model.stage):
             for request in requests():
                 found[tied][request.number] = Engine(model, ROOMY, decode).run([request])[0]
     return found
@@ -208,7 +209,7 @@ def build_training(layout: Layout) -> Model:
 def test_random_numbers_are_those_of_seed_request_sample_and_position(models):
     model = models[False]
     request = Request(7, (1, 2, 3), Limits(5), Sampling(1e9), seed=4, n=2)  # so hot that they alone decide
-    with held(model.stage.shards):
+    with held(model.stage):
         (samples,) = Engine(model, ROOMY).run([request])
     for sample, one in enumerate(samples):
         keys = [key_of(4, 7, sample, position) for position in range(3, 8)]
@@ -217,7 +218,7 @@ def test_random_numbers_are_those_of_seed_request_sample_and_position(models):
 
 def test_who_joins_when_makes_no_difference(models, alone):
     model = models[False]
-    with held(model.stage.shards):
+    with held(model.stage):
         engine, waiting = Engine(model, FEW, decode), requests()  # the last comes first
         while waiting or engine.busy:
             if waiting:
@@ -233,7 +234,7 @@ def test_results_stream_as_they_come(models, alone):
     def listen(piece: Addition) -> None:
         pieces[piece.request, piece.sample].append(piece)
 
-    with held(model.stage.shards):
+    with held(model.stage):
         Engine(model, FEW, decode).run(requests(), listen)
     for request in requests():
         for sample, one in enumerate(alone[False][request.number]):
@@ -245,7 +246,7 @@ def test_results_stream_as_they_come(models, alone):
 
 def test_what_is_cancelled_leaves_and_the_others_go_on(models, alone):
     model, last = models[False], []
-    with held(model.stage.shards):
+    with held(model.stage):
         engine = Engine(model, FEW, decode)
         for request in requests():
             engine.add(request, last.append)
@@ -266,7 +267,7 @@ def spoiled(layout: Layout, faults: list[Message | None]) -> list[Texts]:
     """With each fault. Nothing here ends early or begins alike, so that all ranks go on in step."""
     model, found = build(layout, Recorder()), []
     asked = [Request(n, (n, 7, 2 * n), Limits(4), Sampling(1.0), log_probabilities=2) for n in range(5)]
-    with held(model.stage.shards):
+    with held(model.stage):
         for fault in faults:
             engine = Engine(model, ROOMY)
             if fault is None:

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from megatron_lite.inference.random_numbers import exponentials, key_of
+from megatron_lite.inference.random_numbers import exponentials
+from megatron_lite.model.splitmix import key_of
 
 CPU, MASK = torch.device("cpu"), (1 << 64) - 1
 

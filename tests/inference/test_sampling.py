@@ -8,8 +8,9 @@ import torch
 
 from megatron_lite.errors import UsageError
 from megatron_lite.inference import sampling as module
-from megatron_lite.inference.random_numbers import exponentials, key_of
+from megatron_lite.inference.random_numbers import exponentials
 from megatron_lite.inference.sampling import Draw, Sampling, adjusted, choose, log_probabilities, probabilities
+from megatron_lite.model.splitmix import key_of
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.0, 0.0, -4.0], [0.0, 0.0, 0.0, 5.0, 0.0]], dtype=torch.float64)
 SHARES = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64)

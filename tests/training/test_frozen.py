@@ -1,5 +1,6 @@
 """Frozen weights: what is trained beside them has the gradients of a plain model, and they cost what they must."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +27,8 @@ from megatron_lite.model.freezing import NOTHING
 from megatron_lite.model.model import Model
 from megatron_lite.model.outputs import stacked
 from megatron_lite.parallel.collectives import Event, Recorder
-from megatron_lite.parallel.zero import TrainedShards, held
+from megatron_lite.parallel.pipeline.stage import held
+from megatron_lite.parallel.zero import TrainedShards
 from megatron_lite.training.step import Trainer
 
 CUBE = Layout(tensor=2, pipeline=2, data=2)
@@ -162,7 +164,7 @@ def outputs_held(layout: Layout) -> tuple[bool, int, int]:
     batches, counts, outputs = my_batches(trainer, 1), [], []
     for hold in (False, True):
         recorder.events.clear()
-        with held(trainer.stage.shards if hold else ()):
+        with held(trainer.stage) if hold else nullcontext():
             for _ in range(2):
                 outputs.append([stacked(one) for one in trainer.model.outputs(batches, trainer.objective)])
         counts.append(sum(e.site == "zero.gather" and e.kind == "issue" for e in recorder.events))
@@ -183,7 +185,7 @@ def test_held_weights_are_gathered_once_at_any_zero_stage(ranks, stage):
 
 def test_held_weights_must_not_change():
     trainer = build_trainer(Layout(dtype="bfloat16"))
-    with held(trainer.stage.shards), pytest.raises(RuntimeError, match=r"weights of embedding changed while they are"):
+    with held(trainer.stage), pytest.raises(RuntimeError, match=r"weights of embedding changed while they are"):
         initialize(trainer.stage, 0)
 
 

@@ -1,7 +1,9 @@
 """What a pipeline rank runs: its share of the model as units in order."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -60,6 +62,25 @@ class Stage:
     def trained(self) -> tuple[TrainedShards, ...]:
         """Those shards that are not frozen."""
         return tuple(shards for shards in self.shards if isinstance(shards, TrainedShards))
+
+
+@contextmanager
+def held(stage: Stage) -> Iterator[None]:
+    """Within, weights are gathered once and stay, at any ZeRO stage: for many forward passes, as rollouts take. They
+    must not change meanwhile. What already was held stays so.
+    """
+    mine = [shards for shards in stage.shards if not shards.pinned]
+    for shards, following in zip_longest(mine, mine[1:]):
+        if following is not None and not following.held:
+            following.start_gather()  # one ahead: a unit's buffers are gone before the next but one's are made
+        shards.wait_gather()
+        shards.pinned = True
+    try:
+        yield
+    finally:
+        for shards in mine:
+            shards.pinned = False
+            shards.release()
 
 
 def kinds_of(stage: Stage) -> list[Unit]:
