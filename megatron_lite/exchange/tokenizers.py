@@ -21,29 +21,17 @@ from megatron_lite.data.open_tokenizer import open_tokenizer
 from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.data.tokenizer import CONFIG, JSON, SPACE_MARK, TEMPLATE, TokenizerFiles
 from megatron_lite.errors import DataError
-from megatron_lite.files import sync
 
 ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 WORD = "[^ ]+| +[^ ]*"  # and the spaces before it: no piece has a space behind another character
 
 
-def write_tokenizer(tokenizer_path: Path, directory: Path, chat_template: str | None = None) -> None:
-    """Write what transformers opens into `directory`, with `chat_template` in place of what the tokenizer may have.
+def hugging_face_files(path: Path, chat_template: str | None = None) -> dict[str, bytes]:
+    """By name, what transformers opens, with `chat_template` in place of what the tokenizer may have. A SentencePiece
+    model is among them, for those who read it.
 
     Raises DataError for a SentencePiece model of another kind than ours, or one whose ids would not be the same.
     """
-    for name, content in hugging_face_files(tokenizer_path, chat_template).items():
-        (directory / name).write_bytes(content)
-        sync(directory / name)
-
-
-def find_tokenizer_files(directory: Path) -> dict[str, bytes]:
-    """The files of a directory's tokenizer, by the names that a checkpoint carries them under."""
-    return dict(open_tokenizer(directory).files.content)
-
-
-def hugging_face_files(path: Path, chat_template: str | None = None) -> dict[str, bytes]:
-    """By name, what transformers opens. A SentencePiece model is among them, for those who read it."""
     tokenizer = open_tokenizer(path)
     files = dict(tokenizer.files.content)
     if isinstance(tokenizer, SentencePieceTokenizer) and JSON not in files:

@@ -14,7 +14,7 @@ from megatron_lite.data.json_tokenizer import JsonTokenizer
 from megatron_lite.data.open_tokenizer import open_tokenizer
 from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.errors import DataError
-from megatron_lite.exchange.tokenizers import find_tokenizer_files, write_tokenizer
+from megatron_lite.exchange.tokenizers import hugging_face_files
 
 AS_IT_STANDS = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
 SP = {"vocab_size": 320, "model_type": "bpe", "byte_fallback": True, "minloglevel": 2}
@@ -29,7 +29,8 @@ def train_foreign(directory, **options):
 
 def exported(path, directory, chat_template=None):
     directory.mkdir()
-    write_tokenizer(path, directory, chat_template)
+    for name, content in hugging_face_files(path, chat_template).items():
+        (directory / name).write_bytes(content)
     alone = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
     alone.encode_special_tokens = True
     return alone
@@ -76,7 +77,7 @@ def test_what_was_written_opens_here_as_it_was(pair, tmp_path):
     ours, _, directory = pair
     again = open_tokenizer(directory)
     assert again.identity == ours.identity and again.chat_template == "{{ turn }}"
-    assert find_tokenizer_files(directory) == {p.name: p.read_bytes() for p in directory.iterdir()}
+    assert hugging_face_files(directory) == {p.name: p.read_bytes() for p in directory.iterdir()}
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((directory / name).read_bytes())
     alone = open_tokenizer(tmp_path)
@@ -124,7 +125,7 @@ def test_a_model_of_another_kind_is_refused_by_name(tmp_path, options, reason):
     path = train_foreign(tmp_path, **options)
     (tmp_path / "hf").mkdir()
     with pytest.raises(DataError, match=f"cannot become a tokenizer.json: {reason}"):
-        write_tokenizer(path, tmp_path / "hf")
+        hugging_face_files(path)
     assert not list((tmp_path / "hf").iterdir())
 
 
