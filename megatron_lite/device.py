@@ -50,35 +50,37 @@ def choose_device(asked: DeviceKind, kind: str | None, count: int, place: Place)
     )
 
 
-def prepare(device: torch.device, run_dir: Path) -> None:
+def prepare(device: torch.device, flight: Path | None) -> None:
     """What has to be set before the first product and the first process group. What the user's environment has stays.
 
     Sums of a product split over its inner dimension stay in float32, and cuBLAS keeps one workspace a stream, without
     which its results differ from run to run. Where a rank waits in vain, NCCL's watchdog writes each rank's last calls
-    to run_dir/flight.
+    to the directory `flight` (None: nowhere).
     """
     keep_freed_memory(device)
     if device.type != "cuda":
         return
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    flight = run_dir / "flight"
-    flight.mkdir(parents=True, exist_ok=True)
+    if flight is not None:
+        flight.mkdir(parents=True, exist_ok=True)
     for name, value in accelerator_environment(flight).items():
         os.environ.setdefault(name, value)
 
 
-def accelerator_environment(flight: Path) -> dict[str, str]:
+def accelerator_environment(flight: Path | None) -> dict[str, str]:
     """What cuBLAS and NCCL read nowhere but in the environment; each name of the recorder in its older form, too."""
-    calls, prefix = "20000", str(flight / "rank_")  # a few steps of a stage of the 65B model
-    return {
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-        "TORCH_FR_BUFFER_SIZE": calls,
-        "TORCH_NCCL_TRACE_BUFFER_SIZE": calls,
-        "TORCH_FR_DUMP_TEMP_FILE": prefix,
-        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": prefix,
-    }
+    told = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    if flight is not None:
+        calls, prefix = "20000", str(flight / "rank_")  # a few steps of a stage of the 65B model
+        told |= {
+            "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+            "TORCH_FR_BUFFER_SIZE": calls,
+            "TORCH_NCCL_TRACE_BUFFER_SIZE": calls,
+            "TORCH_FR_DUMP_TEMP_FILE": prefix,
+            "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": prefix,
+        }
+    return told
 
 
 def backend(device: torch.device) -> str:

@@ -12,7 +12,7 @@ FLOORS = (
     {"errors"},
     {"device", "workers", "config"},
     {"parallel", "data"},
-    {"mesh", "curation"},
+    {"mesh", "curation", "launch"},
     {"model", "optim"},
     {"checkpoint"},
     {"exchange"},

@@ -15,11 +15,11 @@ from pathlib import Path
 from megatron_lite.checkpoint import config_to_resume
 from megatron_lite.config import Config, Resolved, resolve
 from megatron_lite.device import total_memory
+from megatron_lite.launch import World
 from megatron_lite.model.model import schedule_of
 from megatron_lite.place import Place
 from megatron_lite.planning.memory_forms import peak_memory
 from megatron_lite.planning.traffic import regather_costs
-from megatron_lite.training.launch import World
 
 log = logging.getLogger("megatron_lite")
 

@@ -20,6 +20,7 @@ from megatron_lite.data.loader import Loader
 from megatron_lite.data.samples import Samples
 from megatron_lite.device import device_name, to_device
 from megatron_lite.errors import DataError, MegatronLiteError, UsageError
+from megatron_lite.launch import World
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.model.model import Model, schedule_of
 from megatron_lite.optim.schedule import learning_rate
@@ -27,7 +28,6 @@ from megatron_lite.parallel.collectives import default_store
 from megatron_lite.parallel.transcript import TranscriptChecker
 from megatron_lite.training.boundaries import microbatches_of
 from megatron_lite.training.flops import flops_per_token, model_flops_utilization, peak_flops
-from megatron_lite.training.launch import World
 from megatron_lite.training.metrics import MetricsWriter, StepMetrics
 from megatron_lite.training.profile import Trace
 from megatron_lite.training.report import write_report

@@ -71,7 +71,6 @@ NO_NUMBERS = {
     "parallel.words": "seconds to wait",
     "training.charts": "lengths on a picture",
     "training.flops": "the share of a device's peak",
-    "training.launch": "paths",
     "training.loop": "paths, seconds, rates that are reported",
     "training.mesh_drawing": "lengths on a picture",
     "training.metrics": "paths, units",

@@ -16,9 +16,9 @@ from safetensors import safe_open
 
 from megatron_lite.config import config_from_tree, resolve
 from megatron_lite.data.indexed_writer import IndexedDatasetWriter
+from megatron_lite.launch import World
 from megatron_lite.parallel.collectives import default_store
 from megatron_lite.parallel.words import Words
-from megatron_lite.training.launch import World
 from megatron_lite.training.loop import pretrain
 
 

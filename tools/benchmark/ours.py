@@ -17,6 +17,7 @@ from workload import Workload, add_arguments, measure, print_result, set_threads
 
 from megatron_lite.config import Config, config_from_tree, resolve
 from megatron_lite.device import keep_freed_memory
+from megatron_lite.launch import World
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.model.model import Model
 from megatron_lite.parallel.collectives import Recorder, default_store
@@ -24,7 +25,6 @@ from megatron_lite.parallel.words import Words
 from megatron_lite.place import find_place
 from megatron_lite.planning.regather import decided
 from megatron_lite.training.boundaries import microbatches_of
-from megatron_lite.training.launch import World
 from megatron_lite.training.step import Trainer
 
 MODEL_FIELDS = (

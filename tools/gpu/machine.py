@@ -77,7 +77,7 @@ class Gpu:
     def __init__(self, index: int = 0):
         torch.cuda.set_device(index)
         self.device = torch.device("cuda", index)
-        prepare(self.device, Path(tempfile.gettempdir()) / "gpu_day")  # as every run does
+        prepare(self.device, Path(tempfile.gettempdir()) / "gpu_day" / "flight")  # as every run does
         self._flush = None
 
     def about(self) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_lite.config import TrainConfig
-from megatron_lite.device import backend, local_device, prepare
+from megatron_lite.device import DeviceKind, backend, local_device, prepare
 from megatron_lite.errors import MegatronLiteError, UsageError
 from megatron_lite.parallel.words import LostRank, Words
 from megatron_lite.place import Place
@@ -32,14 +31,14 @@ class World:
 
 
 @contextmanager
-def joined_world(place: Place, train: TrainConfig) -> Iterator[World]:
-    """The default process group while the body runs. A world of one needs no group.
+def joined_world(place: Place, asked: DeviceKind, timeout: timedelta, flight: Path | None) -> Iterator[World]:
+    """The default process group while the body runs, on the device that is asked for. A world of one needs no group.
 
-    The ranks meet in a store first, and agree there on the kind of device. Raises UsageError where they do not.
+    The ranks meet in a store first, and agree there on the kind of device. `flight` is where NCCL's watchdog writes
+    (None: nowhere). Raises UsageError where they do not agree.
     """
-    device, why = local_device(train.device, place)
-    prepare(device, Path(train.run_dir))
-    timeout = timedelta(seconds=train.timeout)
+    device, why = local_device(asked, place)
+    prepare(device, flight)
     if place.world_size == 1:
         yield World(device, why, Words.alone(), timeout)
         return
@@ -63,7 +62,7 @@ def _refuse_other_devices(kinds: list[str], words: Words) -> None:
         words.part("device")  # all have heard, and end with the same error
         ranks = {kind: [rank for rank, other in enumerate(kinds) if other == kind] for kind in sorted(set(kinds))}
         some = ", ".join(f"{kind} on ranks {show_ranks(those)}" for kind, those in ranks.items())
-        raise UsageError(f"train.device = auto: gives {some}; all must have one kind, set train.device = cuda or cpu")
+        raise UsageError(f"device = auto: gives {some}; all must have one kind, ask for cuda or cpu")
 
 
 def show_ranks(ranks: list[int]) -> str:

@@ -14,18 +14,17 @@ from support.runs import tree_of, write_tokens
 # Each rank runs this; FAIL is what it does once the ranks have met (or before, in EARLY).
 PROGRAM = """
 import sys, time
+from datetime import timedelta
 from pathlib import Path
-from megatron_lite.config import TrainConfig
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.place import find_place
-from megatron_lite.training.launch import joined_world, run_job
+from megatron_lite.launch import joined_world, run_job
 
 place = find_place()
-train = TrainConfig(steps=1, global_batch_size=1, sequence_length=1, run_dir=sys.argv[1], timeout=60.0, device="cpu")
 
 def job(ending):
     {early}
-    with joined_world(place, train) as world:
+    with joined_world(place, "cpu", timedelta(seconds=60), None) as world:
         ending.ranks_have_met(world.words)
         {fail}
         world.words.exchange("", "a file")
@@ -147,11 +146,10 @@ def test_the_rank_that_holds_the_store_stays_until_the_others_have_heard_of_a_fa
 
 
 def test_ranks_with_different_devices_are_refused_before_any_group_is_made(tmp_path: Path) -> None:
-    other = "from megatron_lite.training import launch; device = launch.local_device; "
+    other = "from megatron_lite import launch; device = launch.local_device; "
     other += "launch.local_device = lambda *a: device(*a) if place.rank else (launch.torch.device('xpu', 0), 'xpu')"
     ended = run_ranks(tmp_path, early=other)
     assert [code for code, _ in ended] == [2, 2, 2]
     assert ending_of(tmp_path)["reason"] == (
-        "train.device = auto: gives cpu on ranks 1, 2, xpu on ranks 0; all must have one kind, "
-        "set train.device = cuda or cpu"
+        "device = auto: gives cpu on ranks 1, 2, xpu on ranks 0; all must have one kind, ask for cuda or cpu"
     )
