@@ -6,7 +6,7 @@ at once is one such slice: neither a converted copy nor the file's pages add up.
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_lite.checkpoint.blocks import Read, plan_reads
-from megatron_lite.checkpoint.index import INDEX, Parameter, key
+from megatron_lite.checkpoint.index import AVERAGE, INDEX, WEIGHTS, Parameter, key
 from megatron_lite.checkpoint.state import Flats, State, all_boxes, padding, view
 from megatron_lite.errors import DataError
 from megatron_lite.parallel.layout import Box
@@ -53,10 +53,7 @@ def fill(path: Path, model: str, parameters: Mapping[str, Parameter], state: Sta
     """Every box from its blocks, but those of parameters that are not stored, which keep their values; padding becomes
     zero. Opens each file's table once, reads only what overlaps.
     """
-    for shards, flats in state:
-        for flat in flats.values():
-            for place in padding(shards):
-                flat[place].zero_()
+    _clear_padding(state)
     by_file: dict[str, list[tuple[Box, Flats, Read]]] = defaultdict(list)
     for box, flats in all_boxes(state):
         if box.logical.name in parameters:
@@ -66,7 +63,36 @@ def fill(path: Path, model: str, parameters: Mapping[str, Parameter], state: Sta
         file = TensorFile(path / name)
         for box, flats, read in jobs:
             for kind, flat in flats.items():
-                _copy(file, key(kind, box.logical.name, read.block, model), view(flat, box), read)
+                # An average that is not stored begins with the weights.
+                stored = WEIGHTS if kind == AVERAGE and not parameters[box.logical.name].averaged else kind
+                _copy(file, key(stored, box.logical.name, read.block, model), view(flat, box), read)
+    _renew(state)
+
+
+@torch.no_grad()
+def fill_from(parameters: Mapping[str, Callable[[], Tensor]], state: State) -> None:
+    """Every box from whole tensors, each read once, and one of them in memory at a time."""
+    _clear_padding(state)
+    boxes: dict[str, list[tuple[Box, Flats]]] = defaultdict(list)
+    for box, flats in all_boxes(state):
+        boxes[box.logical.name].append((box, flats))
+    for name, places in boxes.items():
+        whole = parameters[name]()
+        for box, flats in places:
+            for flat in flats.values():
+                view(flat, box).copy_(whole[box.slices])
+        del whole  # before the next one is read
+    _renew(state)
+
+
+def _clear_padding(state: State) -> None:
+    for shards, flats in state:
+        for flat in flats.values():
+            for place in padding(shards):
+                flat[place].zero_()
+
+
+def _renew(state: State) -> None:
     for shards, _ in state:
         shards.release()  # gathered weights are stale now
         shards.refresh()

@@ -10,10 +10,11 @@
     MODEL:
         "model": the model's fields, "config": the whole configuration, "updates": the optimizer's,
         "base": {"path", "xxh3"} or null,  where parameters lie that are not here, an adapter's; absent: null
-        "parameters": {logical name: {"shape", "dtype", "trained", "blocks": [[file, start, shape], ...]}}
+        "parameters": {logical name: {"shape", "dtype", "trained", "averaged", "blocks": [[file, start, shape], ...]}}
 
-A block's tensors are under `key(kind, name, block, model)` in its file: one for each of KINDS where the parameter was
-trained ("trained" absent: it was), the weights alone, in the dtype that they were computed with, where it was frozen.
+A block's tensors are under `key(kind, name, block, model)` in its file: its master and moments where the parameter was
+trained ("trained" absent: it was), and its moving average where it is "averaged" (absent: it is not); the weights
+alone, in the dtype that they were computed with, where it was frozen.
 An algorithm's own tensors are in a file of their own, STATE, where there are any. The tokenizer's files and its chat
 template have the names that a Hugging Face directory gives them; a checkpoint without them is older, or had none.
 """
@@ -31,7 +32,8 @@ from megatron_lite.errors import DataError
 
 INDEX = "index.json"
 FORMAT = {"format": "megatron_lite", "version": 1}
-KINDS = ("master", "exp_avg", "exp_avg_sq")
+WEIGHTS, AVERAGE = "master", "ema"
+KINDS = (WEIGHTS, "exp_avg", "exp_avg_sq", AVERAGE)
 STATE = "state.safetensors"
 MAIN = ""  # the model that a checkpoint is of, and all that most readers see; those beside it have names
 
@@ -67,17 +69,21 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A logical parameter as stored: `dtype` is torch's name; one that was not `trained` has no moments."""
+    """A logical parameter as stored: `dtype` is torch's name; one that was not `trained` has no moments, and `averaged`
+    may be one that was.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     blocks: tuple[Block, ...]
     trained: bool = True
+    averaged: bool = False
 
     @property
     def form(self) -> str:
         """What all ranks must agree on."""
-        return f"{self.dtype} {list(self.shape)}, {'trained' if self.trained else 'frozen'}"
+        averaged = ", averaged" if self.averaged else ""
+        return f"{self.dtype} {list(self.shape)}, {'trained' if self.trained else 'frozen'}{averaged}"
 
 
 @dataclass(frozen=True)
@@ -185,12 +191,14 @@ class Index:
 
 def parameter_tree(parameter: Parameter) -> dict[str, Any]:
     blocks = [[block.file, block.start, block.shape] for block in parameter.blocks]
-    return {"shape": parameter.shape, "dtype": parameter.dtype, "trained": parameter.trained, "blocks": blocks}
+    tree = {"shape": parameter.shape, "dtype": parameter.dtype, "trained": parameter.trained, "blocks": blocks}
+    return tree | ({"averaged": True} if parameter.averaged else {})
 
 
 def parameter_from_tree(tree: Mapping[str, Any]) -> Parameter:
     blocks = (Block(file, tuple(start), tuple(shape)) for file, start, shape in tree["blocks"])
-    return Parameter(tuple(tree["shape"]), tree["dtype"], tuple(blocks), tree.get("trained", True))
+    kept = tree.get("trained", True), tree.get("averaged", False)
+    return Parameter(tuple(tree["shape"]), tree["dtype"], tuple(blocks), *kept)
 
 
 def merge_parameters(parts: Iterable[Mapping[str, Parameter]]) -> dict[str, Parameter]:

@@ -76,13 +76,14 @@ def config_to_resume(directory: Path, choice: str) -> tuple[Path, Mapping[str, A
 
 
 def load(checkpoint: Checkpoint, trainer: Trainable, others: Mapping[str, Trainable] | None = None) -> RunState:
-    """Restore weights, moments and the count of updates into every shard of every rank; those of `others` by their
-    names too.
+    """Restore weights, moments, averages and the count of updates into every shard of every rank; those of `others` by
+    their names too.
 
-    Stored numbers are converted to what is here; where the dtypes agree, bits stay. Of a checkpoint that stands on a
-    base the trained part is restored; the rest must be in place, by `open_base` and `load_weights`. Raises DataError on
-    every rank for another model, another base, a model that is not there, and moments that are not: a parameter that
-    was frozen has none.
+    Stored numbers are converted to what is here; where the dtypes agree, bits stay. An average that is not stored
+    begins with the weights, since moments are worth going on with, and one that has no place here is dropped; a warning
+    says so. Of a checkpoint that stands on a base the trained part is restored; the rest must be in place, by
+    `open_base` and `load_weights`. Raises DataError on every rank for another model, another base, a model that is not
+    there, and moments that are not: a parameter that was frozen has none.
     """
     models = {MAIN: trainer, **(others or {})}
     stored = {name: _stored(checkpoint, name) for name in models}
@@ -93,6 +94,7 @@ def load(checkpoint: Checkpoint, trainer: Trainable, others: Mapping[str, Traina
             _restore(checkpoint.path, name, stored[name], one)
     for name, one in models.items():
         one.optimizer.updates = stored[name].updates
+        _warn_of_average(checkpoint.path, stored[name], one)
     return checkpoint.index.progress
 
 
@@ -169,6 +171,15 @@ def _check(path: Path, stored: StoredModel, trainer: Trainable) -> None:
     check_used(path, stored, names)
     if stored.base is None:
         check_needed(path, stored, names)
+
+
+def _warn_of_average(path: Path, stored: StoredModel, trainer: Trainable) -> None:
+    """Where one side has an average of the weights and the other has none."""
+    averaged, decay = any(parameter.averaged for parameter in stored.parameters.values()), trainer.config.train.ema
+    if trainer.mesh.rank == 0 and averaged and decay is None:
+        log.warning("the average of the weights in %s is dropped: train.ema is null here", path)
+    elif trainer.mesh.rank == 0 and not averaged and decay is not None:
+        log.warning("%s has no average of the weights: train.ema = %s begins with its weights", path, decay)
 
 
 def _restore(path: Path, name: str, stored: StoredModel, trainer: Trainable) -> None:

@@ -23,9 +23,11 @@ from megatron_lite.checkpoint import files
 from megatron_lite.checkpoint.agreement import together
 from megatron_lite.checkpoint.blocks import Block
 from megatron_lite.checkpoint.index import (
+    AVERAGE,
     KINDS,
     MAIN,
     STATE,
+    WEIGHTS,
     Base,
     Index,
     Parameter,
@@ -120,9 +122,11 @@ def _gather_blocks(model: str, state: State, mesh: Mesh, file: str, tensors: dic
         block, logical = Block(file, box.start, box.shape), box.logical
         for kind, flat in flats.items():
             tensors[key(kind, logical.name, block, model)] = view(flat, box)
-        dtype = str(flats["master"].dtype).removeprefix("torch.")
+        dtype = str(flats[WEIGHTS].dtype).removeprefix("torch.")
         before = parameters[logical.name].blocks if logical.name in parameters else ()
-        parameters[logical.name] = Parameter(logical.shape, dtype, (*before, block), trained=len(flats) > 1)
+        parameters[logical.name] = Parameter(
+            logical.shape, dtype, (*before, block), trained=len(flats) > 1, averaged=AVERAGE in flats
+        )
     return parameters
 
 

@@ -1,5 +1,6 @@
 """What of a training state is saved, as named blocks of flat buffers."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -9,6 +10,7 @@ from megatron_lite.checkpoint.index import KINDS
 from megatron_lite.config import Config
 from megatron_lite.mesh import Mesh
 from megatron_lite.optim.adamw import AdamW
+from megatron_lite.optim.ema import MovingAverage
 from megatron_lite.parallel.layout import Box
 from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.parallel.zero import Shards
@@ -24,14 +26,21 @@ class Trainable(Protocol):
     mesh: Mesh
     stage: Stage
     optimizer: AdamW
+    average: MovingAverage | None
 
 
 def training_state(trainer: Trainable) -> State:
-    """Each of the stage's shards with its weights, and with both moments where it is trained."""
-    optimizer = trainer.optimizer
-    moments = {id(shards): pair for shards, pair in zip(optimizer.shards, optimizer.moments, strict=True)}
+    """Each of the stage's shards with its weights, and where it is trained with both moments and its average, if there
+    is one.
+    """
+    optimizer, average = trainer.optimizer, trainer.average
+    beside: dict[int, list[Tensor]] = defaultdict(list)
+    for shards, moments in zip(optimizer.shards, optimizer.moments, strict=True):
+        beside[id(shards)] += moments
+    for shards, value in zip(average.shards, average.values, strict=True) if average is not None else ():
+        beside[id(shards)].append(value)
     return [
-        (shards, dict(zip(KINDS, (shards.values, *moments.get(id(shards), ())), strict=False)))
+        (shards, dict(zip(KINDS, (shards.values, *beside[id(shards)]), strict=False)))
         for shards in trainer.stage.shards
     ]
 

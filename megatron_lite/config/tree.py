@@ -15,6 +15,7 @@ Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Decay = Annotated[float, Field(gt=0, lt=1)]
 # YAML has lists only, so tuples are the one place where validation is not strict.
 Blend = Annotated[tuple["BlendEntry", ...], Field(strict=False)]
 
@@ -272,8 +273,9 @@ class TrainConfig(Section):
 
     `valid_batches` bounds a validation to that many global batches (null: the whole set); the last step's validation
     always reads the whole set. `trainable` are patterns of parameters' names, such as "*.mlp.*": all others are frozen
-    (null: nothing is). `check_transcripts` compares every rank's communication, call by call, for finding a
-    hang.
+    (null: nothing is). `ema` is the decay of a moving average of the trained weights, kept beside them and saved with
+    them, which tools/convert_checkpoint.py --ema takes (null: there is none). `check_transcripts` compares every rank's
+    communication, call by call, for finding a hang.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -286,6 +288,7 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 1234
     initializer_range: PositiveFloat = 0.02
     trainable: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
+    ema: Decay | None = None
     z_loss: NonNegativeFloat = 0.0
     valid_every: Positive | None = 1000
     valid_batches: Positive | None = None

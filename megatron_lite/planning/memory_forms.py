@@ -4,7 +4,8 @@ A moment's bytes are those of the units' forms (planning/unit_memory.py), of wha
 ZeRO's weights and gradients: gathered shards are there twice while they are copied out, and beside them the next ones
 arrive; full gradients are there twice while they are packed, and what was packed until the next reduction begins.
 Model state in bytes a trained parameter of the shard: 4 + 4 + 4 + 4 for master, gradient sum and two moments, and 2 for
-a bf16 copy (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1, with fp32 gradient sums); a frozen one is its copy.
+a bf16 copy (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1, with fp32 gradient sums); with `train.ema` 4 more
+for the average; a frozen one is its copy.
 """
 
 from collections import Counter
@@ -21,9 +22,9 @@ from megatron_lite.planning.unit_memory import UnitMemory
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at a moment. state: masters, moments, gradient sums, compute copies; weights: gathered ones and those on
-    their way; gradients: full ones and those on their way; activations: kept for backward, and what the action that
-    runs takes; messages: between stages; tokens: ids and angles of the whole step.
+    """Bytes at a moment. state: masters, moments, averages, gradient sums, compute copies; weights: gathered ones and
+    those on their way; gradients: full ones and those on their way; activations: kept for backward, and what the action
+    that runs takes; messages: between stages; tokens: ids and angles of the whole step.
     """
 
     state: int = 0
@@ -230,7 +231,8 @@ class StepMemory(StageSizes):
 
     def _parameter_bytes(self, shards: ShardSizes) -> int:
         copy = self.element_bytes if self.element_bytes != self.exact_bytes or not shards.trained else 0
-        return copy + (4 * self.exact_bytes if shards.trained else 0)
+        exact = 4 if self.config.train.ema is None else 5
+        return copy + (exact * self.exact_bytes if shards.trained else 0)
 
     def _tokens(self) -> int:
         """Samples, tokens and labels of the step, int64; tables of cosines and sines, positions int32."""

@@ -35,9 +35,10 @@ META = torch.device("meta")
 class PaperStep:
     """What one step of one rank takes, in bytes.
 
-    `at_peak`: state (masters, moments, gradient sums, compute copies of the shards), weights (gathered ones and those
-    on their way), gradients (full ones and those on their way); what is left of `peak` is activations, messages and the
-    like. `made` is the size of the tensor that was made then, whichever it belongs to; it counts with the rest.
+    `at_peak`: state (masters, moments, averages, gradient sums, compute copies of the shards), weights (gathered ones
+    and those on their way), gradients (full ones and those on their way); what is left of `peak` is activations,
+    messages and the like. `made` is the size of the tensor that was made then, whichever it belongs to; it counts with
+    the rest.
     """
 
     rank: int
@@ -71,10 +72,10 @@ def choice_on_paper(config: Config) -> Choice:
 
 @dataclass(frozen=True)
 class _Work:
-    """What runs on paper, and the moments that an optimizer holds for it."""
+    """What runs on paper, and what is held for it beside the shards: moments and averages."""
 
     run: Callable[[Sequence[Sequences]], object]
-    moments: Sequence[torch.Tensor] = ()
+    beside: Sequence[torch.Tensor] = ()
 
 
 def step_on_paper(
@@ -88,8 +89,9 @@ def step_on_paper(
 
     def training(model: Model) -> _Work:
         trainer = Trainer(model, objective)
-        moments = [moment for pair in trainer.optimizer.moments for moment in pair]
-        return _Work(partial(trainer.train_step, learning_rate=config.optim.lr), moments)
+        beside = [moment for pair in trainer.optimizer.moments for moment in pair]
+        beside += [] if trainer.average is None else trainer.average.values
+        return _Work(partial(trainer.train_step, learning_rate=config.optim.lr), beside)
 
     return _on_paper(config, world_size, rank, training, microbatches)
 
@@ -120,7 +122,7 @@ def _on_paper(
         mesh = build_mesh(shape, META, schedule_of(config, resolved, count).placement, recorder)
         model = Model(config, resolved, mesh, recorder=recorder, choice=choice_on_paper(config), trainable=trainable)
         work = begin(model)
-        tracker.inspect = lambda: _holdings(model.stage, work.moments)
+        tracker.inspect = lambda: _holdings(model.stage, work.beside)
         recorder.phase = "count"  # what comes before the first action
         size = (count * config.train.micro_batch_size, config.train.sequence_length + 1)
         samples = torch.empty(size, dtype=torch.int64, device=META)
@@ -129,9 +131,9 @@ def _on_paper(
     return PaperStep(rank, mesh.stage, count, tracker.peak, tracker.at_peak, tracker.made_at_peak, *sent)
 
 
-def _holdings(stage: Stage, moments: Sequence[torch.Tensor]) -> dict[str, int]:
-    """What the stage's shards hold now."""
-    state = [*moments, *(s.compute for s in stage.shards)]
+def _holdings(stage: Stage, beside: Sequence[torch.Tensor]) -> dict[str, int]:
+    """What the stage's shards hold now, and `beside` them."""
+    state = [*beside, *(s.compute for s in stage.shards)]
     state += [t for s in stage.trained for t in (s.master, s.gradient)]
     weights = [weight.full for s in stage.shards for weight in s.weights] + [
         t for s in stage.shards for t in s.arriving

@@ -13,6 +13,7 @@ from megatron_lite.model.objective import CrossEntropy, Objective
 from megatron_lite.model.outputs import Made
 from megatron_lite.model.sequences import Sequences
 from megatron_lite.optim.adamw import AdamW, AdamWSettings
+from megatron_lite.optim.ema import MovingAverage
 from megatron_lite.optim.norm import GradientNorm, clip_coefficient
 from megatron_lite.parallel.collectives import Communicator
 from megatron_lite.parallel.labels import label
@@ -56,6 +57,8 @@ class Trainer:
         optim, kernels = config.optim, optimizer_kernels_of(model.choice)
         self.optimizer = AdamW(self.stage.trained, AdamWSettings(optim.betas, optim.eps, optim.weight_decay), kernels)
         self.norm = GradientNorm.of(self.stage.trained, self.mesh, kernels)
+        decay = config.train.ema
+        self.average = None if decay is None else MovingAverage(self.stage.trained, decay)
 
     def rehearse(self, batch: Sequences | None = None) -> None:
         """Run each kind of unit and the step's end once, on zeros; the transcript's phase `connect`. `batch` is what a
@@ -103,7 +106,11 @@ class Trainer:
 
     def update(self, grad_norm: Tensor, learning_rate: float) -> None:
         with label("update"):
+            if self.average is not None and self.optimizer.updates == 0:
+                self.average.begin()  # weights may have been loaded since
             self.optimizer.step(learning_rate, clip_coefficient(grad_norm, self.config.optim.grad_clip))
+            if self.average is not None:
+                self.average.update()
 
     def evaluate(self, batches: Sequence[Sequences]) -> StepResult:
         """The objective's numbers of some microbatches, equally many on every data rank; nothing is trained."""

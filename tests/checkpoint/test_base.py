@@ -104,7 +104,7 @@ def beside(layout: Layout) -> SimpleNamespace:
     frozen = Model(model.config, model.resolved, model.mesh, trainable=NOTHING)
     stage = adapted(frozen)
     optimizer = AdamW(stage.trained, AdamWSettings(), optimizer_kernels_of(model.choice))
-    return SimpleNamespace(config=model.config, mesh=model.mesh, stage=stage, optimizer=optimizer)
+    return SimpleNamespace(config=model.config, mesh=model.mesh, stage=stage, optimizer=optimizer, average=None)
 
 
 def save_beside(layout: Layout, base: Path, directory: Path) -> dict[str, Blocks]:

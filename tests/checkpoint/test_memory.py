@@ -47,7 +47,7 @@ def write(size: str, directory: Path, dtype: str) -> int:
     for number, shards in enumerate(stage.shards):
         shards.values.fill_(number + 1)
     optimizer = AdamW((), AdamWSettings(), optimizer_kernels_of(choice_of(config, "cpu")))
-    save(directory, SimpleNamespace(config=config, mesh=mesh, stage=stage, optimizer=optimizer), 1, 12)
+    save(directory, SimpleNamespace(config=config, mesh=mesh, stage=stage, optimizer=optimizer, average=None), 1, 12)
     return sum(shards.values.numel() for shards in stage.shards)
 
 

@@ -36,7 +36,7 @@ STEPS = [
     replace(ONE, trainable=ATTENTION, data=2, zero_stage=2, recompute="full"),
     replace(CUBE, trainable=BLOCKS, schedule="zb_h1", loss_chunk=32),
     replace(CUBE, trainable=ATTENTION, schedule="zb_h1", tied=True),
-    replace(CUBE, trainable=SOME, tied=True, zero_regather="step"),
+    replace(CUBE, trainable=SOME, tied=True, zero_regather="step", ema=0.9),
     replace(ONE, data=2, context=2, context_kind="ulysses", zero_stage=0, **SCALAR),
     replace(CUBE, trainable=("score.weight", *FEED), schedule="zb_h1", **SCALAR),
 ]
@@ -136,11 +136,14 @@ def test_frozen_weights_are_gathered_as_ever_and_send_nothing_back():
     assert found["zero.gather", "all_gather"] == (2 * blocks + head + embedding, 4 * size)
 
 
-def test_a_frozen_weight_is_its_copy_and_a_trained_one_eighteen_bytes():
+def test_a_frozen_weight_is_its_copy_and_a_trained_one_eighteen_bytes_and_four_with_an_average():
     """By hand, in bfloat16: beside its copy a trained weight has a master, a sum and two moments in float32."""
     feed, attention, norms, vocabulary = 3 * 40 * 32, (32 + 2 * 16) * 32 + 32 * 32, 2 * 32, 64 * 32
     every = 4 * (feed + attention + norms) + 2 * vocabulary + 32
     for trained, size in ((FEED, 4 * feed), (ATTENTION, 4 * attention), (NORMS, 4 * norms + 32)):
         config = replace(ONE, trainable=trained).config()
         assert memory_form(config, 1, 0).state == 2 * every + 16 * size
+        averaged = replace(ONE, trainable=trained, ema=0.9).config()
+        assert memory_form(averaged, 1, 0).state == 2 * every + 20 * size
     assert memory_form(ONE.config(), 1, 0, NOTHING, asked=True).state == 2 * every
+    assert memory_form(replace(ONE, ema=0.9).config(), 1, 0, NOTHING, asked=True).state == 2 * every

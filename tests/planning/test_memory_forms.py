@@ -38,6 +38,8 @@ LAYOUTS = [
     replace(WHOLE, schedule="zb_h1", tied=True),
     replace(WHOLE, schedule="zb_v", virtual_stages=2, recompute="full"),
     replace(WHOLE, pipeline=4, schedule="interleaved_1f1b", virtual_stages=2, zero_stage=2),
+    replace(ONE, data=2, ema=0.9),
+    replace(WHOLE, ema=0.9, tied=True),
 ]
 CHUNKED = [
     *(replace(ONE, loss_chunk=chunk) for chunk in (16, 100, 200, 256)),

@@ -52,6 +52,7 @@ class Layout:
     loss_chunk: int | None = None
     objective: Objective | None = None
     trainable: tuple[str, ...] | None = None
+    ema: float | None = None
     head: str = "logits"
     head_dim: int | None = None
     qk_norm: bool = False
@@ -82,6 +83,7 @@ class Layout:
         words += [f"chunk{self.loss_chunk}"] if self.loss_chunk else []
         words += [] if self.objective is None else [type(self.objective).__name__.lower()]
         words += [] if self.trainable is None else ["trains-" + "-".join(self.trainable)]
+        words += [] if self.ema is None else [f"ema{self.ema}"]
         words += [f"{self.head}-head"] if self.head != "logits" else []
         words += [f"recompute-{self.recompute}"] if self.recompute != "none" else []
         words += [f"split{self.split}"] if self.split is not None else []
@@ -114,7 +116,7 @@ class Layout:
                 "train": {
                     "steps": STEPS, "global_batch_size": 12, "micro_batch_size": 1, "sequence_length": 16,
                     "dtype": self.dtype, "initializer_range": 0.2, "z_loss": 0.01, "run_dir": "unused", "seed": 7,
-                    "trainable": self.trainable, **train,
+                    "trainable": self.trainable, "ema": self.ema, **train,
                 },
             }
         )  # fmt: skip
@@ -127,7 +129,7 @@ class Layout:
         """The same model on one process, nothing sharded, split or recomputed."""
         return Layout(
             tied=self.tied, documents=self.documents, resets=self.resets, objective=self.objective,
-            trainable=self.trainable, head=self.head, head_dim=self.head_dim, qk_norm=self.qk_norm,
+            trainable=self.trainable, ema=self.ema, head=self.head, head_dim=self.head_dim, qk_norm=self.qk_norm,
             layers=self.layers, dtype=self.dtype, steps=self.steps,
             asks=self.asks,
         )  # fmt: skip

@@ -22,9 +22,9 @@ def data_dir(tmp_path_factory) -> Path:
     return path
 
 
-def weights(run_dir: Path, step: int) -> dict[str, bytes]:
+def weights(run_dir: Path, step: int, kind: str = "master") -> dict[str, bytes]:
     tensors = tensors_of(run_dir / "checkpoints" / f"step_{step}")
-    return {key: value for key, value in tensors.items() if "/master/" in key}
+    return {key.replace(kind, "weight", 1): value for key, value in tensors.items() if f"/{kind}/" in key}
 
 
 def index_of(run_dir: Path, step: int) -> dict:
@@ -53,6 +53,14 @@ def test_it_goes_on_from_its_own_checkpoints_then_on_any_layout(ranks, data_dir)
     tree["checkpoint"]["resume"] = "none"
     with pytest.raises(DataError, match=r"gone holds no checkpoint"):
         run_pretrain(tree, 1)
+
+
+def test_a_moving_average_begins_with_them(data_dir):
+    init = str(data_dir / "first")
+    run_pretrain(
+        tree_of(data_dir / "averaged", data_dir, **STILL, train__steps=1, checkpoint__init=init, train__ema=0.5), 1
+    )
+    assert weights(data_dir / "averaged", 1, "ema") == weights(data_dir / "first", 4)
 
 
 def test_another_model_is_refused(data_dir):
