@@ -1,7 +1,7 @@
 """A trainer's own weights behind a cache, on layouts: against its training units and a plain model, which have none.
 
-Call sites in inference/ make no number of a step, so the planted faults of tests/parallel/test_mutations.py leave them
-out: here each of them is run, and spoiled.
+Each call site of inference/ is run here, and spoiled; tests/parallel/test_mutations.py, nightly, spoils all that
+generation sends.
 """
 
 import ast

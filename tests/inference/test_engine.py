@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from nccl_replay import replay
+from support.asking import build_to_ask
 from support.layouts import Layout
 from support.mutations import Message
 from support.objectives import Explore
@@ -13,15 +14,14 @@ from support.objectives import Explore
 from megatron_lite.config import resolve
 from megatron_lite.errors import UsageError
 from megatron_lite.inference.engine import Engine, share_of
-from megatron_lite.inference.model import LanguageModel, language_model_of
+from megatron_lite.inference.model import LanguageModel
 from megatron_lite.inference.paged_cache import cache_bytes
 from megatron_lite.inference.random_numbers import exponentials
 from megatron_lite.inference.requests import Addition, Completion, Limits, Request
 from megatron_lite.inference.sampling import Sampling
 from megatron_lite.inference.scheduler import Sizes
 from megatron_lite.mesh import MeshShape, build_mesh
-from megatron_lite.model.freezing import NOTHING
-from megatron_lite.model.model import Model, schedule_of
+from megatron_lite.model.model import Model
 from megatron_lite.model.splitmix import key_of
 from megatron_lite.parallel.collectives import Event, Recorder
 from megatron_lite.parallel.pipeline.stage import held
@@ -35,6 +35,8 @@ LAYOUTS = [
     Layout(tensor=2, pipeline=2, tied=True),
     Layout(data=2),
     Layout(pipeline=2, schedule="zb_v", virtual_stages=2),
+    Layout(pipeline=2, schedule="interleaved_1f1b", virtual_stages=2),
+    Layout(tensor=2, pipeline=2, data=2),
     Layout(context=2),
 ]
 Texts = dict[int, list[Completion]]
@@ -74,17 +76,10 @@ class Found:
     totals: tuple[int, int]  # tokens that were reused, and how often one gave way
 
 
-def build(layout: Layout, recorder: Recorder | None = None) -> LanguageModel:
-    config = layout.config(sequence_length=LONGEST)
-    resolved = resolve(config, layout.world)
-    placement = schedule_of(config, resolved, resolved.microbatches).placement
-    mesh = build_mesh(MeshShape.of(resolved), torch.device("cpu"), placement, recorder)
-    return language_model_of(Model(config, resolved, mesh, recorder=recorder, trainable=NOTHING))
-
-
 def run(layout: Layout, sizes: Sizes) -> Found:
     recorder = Recorder()
-    model = build(layout, recorder)
+    model = build_to_ask(layout, recorder, LONGEST)
+    recorder.phase = "generate"
     with held(model.stage):
         engine = Engine(model, sizes, decode)
         mine = share_of(requests(), model.mesh)
@@ -123,7 +118,7 @@ def same(ours: Texts, truth: Texts) -> bool:
 
 @pytest.fixture(scope="module")
 def models() -> dict[bool, LanguageModel]:
-    return {tied: build(Layout(tied=tied)) for tied in (False, True)}
+    return {tied: build_to_ask(Layout(tied=tied), length=LONGEST) for tied in (False, True)}
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +157,14 @@ def test_in_a_running_batch_each_writes_what_it_writes_alone(alone, sizes):
     assert reused > 0 and (gave_way > 0) == (sizes is FEW)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_on_a_layout_everyone_writes_the_same(ranks, alone, layout):
-    found = ranks.run(run, layout.world, layout, FEW)
+@pytest.fixture(scope="module", params=LAYOUTS, ids=str)
+def case(request, ranks) -> tuple[Layout, list[Found]]:
+    """(layout, what its ranks found)."""
+    return request.param, ranks.run(run, request.param.world, request.param, FEW)
+
+
+def test_on_a_layout_everyone_writes_the_same(case, alone):
+    layout, found = case
     everyones: Texts = {}
     for rank in found:
         assert same(rank.texts, alone[layout.tied])
@@ -174,9 +174,21 @@ def test_on_a_layout_everyone_writes_the_same(ranks, alone, layout):
     assert sum(len(rank.texts) for rank in found) == len(everyones) * layout.world // replicas
     assert replicas > 1 or all(rank.totals[1] > 0 for rank in found)
     assert all(rank.bytes[0] == rank.bytes[1] for rank in found)
-    replay([rank.events for rank in found])
     gathers = [[e for e in rank.events if e.kind == "issue" and e.site == "zero.gather"] for rank in found]
     assert all(bool(one) == (replicas > 1) and len(one) <= layout.layers + 2 for one in gathers)
+
+
+def test_the_transcript_completes_under_nccl_rules(case):
+    _, found = case
+    replay([rank.events for rank in found])
+
+
+def test_unlike_a_training_step_generation_could_make_its_connections_as_it_goes(case):
+    """It posts no receive ahead: whoever waits for a first message is waited for by its sender alone."""
+    _, found = case
+    later = [[event for event in rank.events if event.phase != "connect"] for rank in found]
+    assert all(later) and all(len(some) < len(rank.events) for some, rank in zip(later, found, strict=True))
+    replay(later)
 
 
 def test_log_probabilities_are_those_of_the_training_forward(models, alone):
@@ -265,7 +277,7 @@ def test_what_is_cancelled_leaves_and_the_others_go_on(models, alone):
 
 def spoiled(layout: Layout, faults: list[Message | None]) -> list[Texts]:
     """With each fault. Nothing here ends early or begins alike, so that all ranks go on in step."""
-    model, found = build(layout, Recorder()), []
+    model, found = build_to_ask(layout, Recorder(), LONGEST), []
     asked = [Request(n, (n, 7, 2 * n), Limits(4), Sampling(1.0), log_probabilities=2) for n in range(5)]
     with held(model.stage):
         for fault in faults:

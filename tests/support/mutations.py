@@ -20,20 +20,21 @@ from megatron_lite.parallel.collectives import Communicator, Handle
 
 PACKAGE = Path(megatron_lite.__file__).parent
 KERNELS = Path(megatron_lite.kernels.__file__).parent  # setup.py maps them into the package
-# The rooms that make a step.
+# The rooms that make a training step, and those that generate.
 STEP_ROOMS = ("model", "optim", "parallel", "training")
-# Rooms without a call site, or whose sites are spoiled elsewhere.
+GENERATING_ROOMS = ("inference",)
+# Rooms without a call site.
 OTHER_ROOMS = {
     "checkpoint": "ranks agree by words",
     "config": "a single process",
     "curation": "processes without a mesh",
     "data": "a rank and a number of ranks",
     "exchange": "a single process",
-    "inference": "tests/inference/test_cached_units.py",
     "planning": "counts what the others send",
 }
-# The code that makes the numbers of a step.
+# The code that makes the numbers of a step, or of what is generated.
 NUMERIC = (
+    "inference.sampling",
     "kernels.reference.attention",
     "kernels.reference.entropy",
     "kernels.reference.rms_norm",
@@ -65,6 +66,7 @@ NUMERIC = (
 )
 # Where what is divided is no number of a step.
 NO_NUMBERS = {
+    "inference.text": "paths",
     "model.rope": "stretched frequencies: tests/model/test_rope.py, beside transformers' own",
     "parallel.pipeline.drawing": "lengths on a picture",
     "parallel.pipeline.simulator": "the share of time that a schedule is idle",
@@ -167,6 +169,11 @@ class Division:
     def __str__(self) -> str:
         return f"{self.module}.{self.function}: {self.source}"
 
+    @property
+    def generates(self) -> bool:
+        """Whether it is no part of a training step."""
+        return self.module.partition(".")[0] in GENERATING_ROOMS
+
     @contextmanager
     def planted(self) -> Iterator[None]:
         module = importlib.import_module(f"megatron_lite.{self.module}")
@@ -192,9 +199,9 @@ def divisions() -> list[Division]:
 
 
 def unwatched() -> list[str]:
-    """Modules of a step's rooms in which something is divided, and which are in neither list."""
+    """Modules of these rooms in which something is divided, and which are in neither list."""
     found = []
-    for room in ("kernels.reference", *STEP_ROOMS):
+    for room in ("kernels.reference", *STEP_ROOMS, *GENERATING_ROOMS):
         first, _, rest = room.partition(".")
         folder = KERNELS / rest if first == "kernels" else PACKAGE / room
         for path in folder.rglob("*.py"):
