@@ -1,5 +1,6 @@
 """The errors that users meet, their exit codes, and the one place that turns them into a line on stderr."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -36,7 +37,11 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except MegatronLiteError as error:
-        if not find_place().first_on_node:
+        place = find_place()
+        if not place.first_on_node:
             time.sleep(PATIENCE)
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if place.world_size > 1:
+            sys.stdout.flush()
+            os._exit(error.exit_code)  # threads of process groups, of which others are gone, would keep it waiting
         sys.exit(error.exit_code)

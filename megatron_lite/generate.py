@@ -1,60 +1,149 @@
-"""Sample text: `python -m megatron_lite.generate CHECKPOINT --prompt "..."`, where CHECKPOINT is a step_N or a run."""
+"""Continue prompts: `[torchrun ...] -m megatron_lite.generate CHECKPOINT --prompt "..." [parallel.tensor=2 ...]`.
+
+One prompt is printed with its continuation, as it is written. With --prompts, --output or --logprobs answers are lines
+of JSON in the prompts' order: prompt, completions: [{text, tokens, logprobs, finish_reason}].
+"""
 
 import argparse
 import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 
-from megatron_lite.checkpoint import open_checkpoint
-from megatron_lite.device import local_device
-from megatron_lite.errors import UsageError, run_command
-from megatron_lite.inference.model import load_model
-from megatron_lite.inference.sampling import Sampling
-from megatron_lite.inference.text import complete, find_tokenizer
-from megatron_lite.mesh import MeshShape, build_mesh
-from megatron_lite.place import find_place
+from megatron_lite.errors import DataError, UsageError, run_command
+from megatron_lite.files import partial_path, publish
+from megatron_lite.inference.arguments import (
+    add_model,
+    add_sampling,
+    asked_of,
+    limits_of,
+    parse,
+    sampling_of,
+    template_of,
+)
+from megatron_lite.inference.engine import Engine, check_request, share_of
+from megatron_lite.inference.generation import ROWS, gathered, sizes_for
+from megatron_lite.inference.opening import Opened, opened_model
+from megatron_lite.inference.requests import Addition, Request
+from megatron_lite.inference.text import Prompt, answer_of, plain_prompt, read_prompts
+from megatron_lite.progress import Progress
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m megatron_lite.generate", description=__doc__)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a step_N directory, or a run directory (its newest)")
-    parser.add_argument("--prompt", required=True, help='what to continue; "" begins a document')
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=100, help="fewer at a document's end or the trained length (default: 100)"
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m megatron_lite.generate", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add_model(parser)
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", metavar="TEXT", help='what to continue; "" begins a document')
+    prompts.add_argument(
+        "--prompts", metavar="F.jsonl", type=Path, help='a line each: {"prompt": ..} or {"messages": ..}'
     )
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely token (default: 0.8)")
-    parser.add_argument("--top-k", type=int, help="draw from the K most likely tokens")
-    parser.add_argument("--top-p", type=float, help="draw from the fewest tokens that have probability P together")
-    parser.add_argument("--min-p", type=float, help="draw from tokens with this share of the likeliest's probability")
+    parser.add_argument("--output", metavar="G.jsonl", type=Path, help="for the answers; default: standard output")
     parser.add_argument(
-        "--repetition-penalty", type=float, default=1.0, help="above 1 against what was written already"
-    )
-    parser.add_argument("--presence-penalty", type=float, default=0.0, help="subtracted once from logits of new tokens")
-    parser.add_argument("--frequency-penalty", type=float, default=0.0, help="subtracted for each time they were drawn")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--dtype", choices=("bfloat16", "float32", "float64"), help="to compute in; default: what it was trained in"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: what the node has")
-    parser.add_argument("--tokenizer", metavar="PATH", help="default: the one of the run's configuration")
-    return parser.parse_args()
+        "-n", "--n", type=int, default=1, metavar="K",
+        help="samples of each prompt (default: 1); after torchrun as -n, since it takes --n for an option of its own",
+    )  # fmt: skip
+    parser.add_argument("--logprobs", action="store_true", help="of each new token, at temperature 1")
+    parser.add_argument("--batch", type=int, default=ROWS, metavar="N", help=f"sequences at once (default: {ROWS})")
+    add_sampling(parser, temperature=0.8, max_new_tokens=100)
+    return parse(parser)
 
 
 def main() -> None:
-    arguments = parse()
-    place = find_place()
-    if place.world_size > 1:
-        raise UsageError(f"generate was started on {place.world_size} processes: it runs on one, without torchrun")
-    sampling = Sampling(
-        arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p, arguments.repetition_penalty,
-        arguments.presence_penalty, arguments.frequency_penalty,
-    )  # fmt: skip
-    mesh = build_mesh(MeshShape(), local_device(arguments.device, place)[0])
-    checkpoint = open_checkpoint(arguments.checkpoint, mesh)
-    tokenizer = find_tokenizer(checkpoint, arguments.tokenizer)
-    model = load_model(checkpoint, mesh, arguments.dtype)
-    limits = arguments.max_new_tokens, arguments.seed, arguments.stop
-    text = complete(model, tokenizer, arguments.prompt, sampling, *limits)
-    sys.stdout.write(text + "\n")
+    arguments = parse_arguments()
+    sampling, template = sampling_of(arguments), template_of(arguments)
+    check_output(arguments.output)
+    if arguments.batch < 1:
+        raise UsageError(f"--batch {arguments.batch}: must be 1 or more")
+    with opened_model(asked_of(arguments)) as opened:
+        if arguments.prompts is None:
+            prompts = [plain_prompt(arguments.prompt, opened.tokenizer)]
+        else:
+            prompts = read_prompts(arguments.prompts, opened.tokenizer, template)
+        limits, wanted = limits_of(arguments, opened.tokenizer), 0 if arguments.logprobs else None
+        requests = [
+            Request(number, prompt.ids, limits, sampling, arguments.seed, arguments.n, wanted)
+            for number, prompt in enumerate(prompts)
+        ]
+        check_requests(requests, prompts, opened)
+        if arguments.prompts is None and arguments.output is None and not arguments.logprobs:
+            show(requests[0], opened)
+            return
+        lines = answer(requests, prompts, opened, arguments.batch)
+        if opened.model.mesh.rank == 0:
+            write(lines, arguments.output)
+
+
+def check_output(output: Path | None) -> None:
+    """Before anything is computed. Raises UsageError where the file could not be written."""
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise UsageError(f"--output {output}: must be a file in a directory that exists")
+
+
+def check_requests(requests: Sequence[Request], prompts: Sequence[Prompt], opened: Opened) -> None:
+    """All of them, on every rank, before any runs. Raises UsageError that says which one cannot."""
+    for request, prompt in zip(requests, prompts, strict=True):
+        try:
+            check_request(request, opened.model)
+        except UsageError as error:
+            raise UsageError(f"{prompt.place}: {error}") from None
+
+
+def show(request: Request, opened: Opened) -> None:
+    """One prompt with its continuation, as it is written; of more samples one after the other, when all are."""
+    writes, decode = opened.model.mesh.rank == 0, opened.tokenizer.decode
+    engine = Engine(opened.model, sizes_for([request], opened.model.longest), decode)
+
+    def say(text: str) -> None:
+        if writes:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    begin = decode(request.prompt)
+    for one in share_of([request], opened.model.mesh):
+        if one.n == 1:
+            say(begin)
+            engine.run([one], lambda addition: say(addition.text))
+            say("\n")
+        else:
+            say("\n\n".join(begin + completion.text for completion in engine.run([one])[0]) + "\n")
+    opened.words.exchange("", "generated")
+
+
+def answer(requests: Sequence[Request], prompts: Sequence[Prompt], opened: Opened, rows: int) -> list[str]:
+    """A line for each, in order, on rank 0."""
+    mesh, model = opened.model.mesh, opened.model
+    mine = share_of(requests, mesh)
+    engine = Engine(model, sizes_for(mine, model.longest, rows), opened.tokenizer.decode)
+    with Progress("answers", len(mine) * mine[0].n, unit="") if mine and mesh.rank == 0 else nullcontext() as progress:
+        done = 0
+
+        def count(addition: Addition) -> None:
+            nonlocal done
+            done += addition.finish is not None
+            if progress is not None:
+                progress.advance(done)
+
+        found = engine.run(mine, count)
+    lines = [answer_of(prompts[one.number], completions) for one, completions in zip(mine, found, strict=True)]
+    opened.words.exchange("", "generated")  # a replica may wait long for another, longer than a message would
+    replicas = gathered(lines, mesh)
+    return [replicas[number % len(replicas)][number // len(replicas)] for number in range(len(requests))]
+
+
+def write(lines: Sequence[str], output: Path | None) -> None:
+    """The whole file, or none of it. Raises DataError where the disk refuses it."""
+    text = "".join(f"{line}\n" for line in lines)
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        partial_path(output).write_text(text, encoding="utf-8")
+        publish(output)
+    except OSError as error:
+        raise DataError(f"--output {output}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

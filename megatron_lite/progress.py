@@ -10,18 +10,20 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Use in a `with` statement and call `advance` as bytes are done; `done_before` of them in an earlier run."""
+    """Use in a `with` statement and call `advance` as bytes, or things of another `unit`, are done; `done_before` of
+    them in an earlier run.
+    """
 
-    def __init__(self, title: str, total_bytes: int, done_before: int = 0):
-        self.title, self.total = title, total_bytes
+    def __init__(self, title: str, total: int, done_before: int = 0, unit: str = "B"):
+        self.title, self.total = title, total
         self._done_before = done_before
         self._started = self._last_line = time.monotonic()
         # tqdm draws nothing where stderr is no terminal.
         self._bar = tqdm(
-            total=total_bytes,
+            total=total,
             initial=done_before,
             desc=title,
-            unit="B",
+            unit=unit,
             unit_scale=True,
             disable=not sys.stderr.isatty(),
         )
@@ -33,7 +35,7 @@ class Progress:
         self._bar.close()
 
     def advance(self, position: int, note: str = "") -> None:
-        """`position` bytes of the total are done; `note` says what has come of them."""
+        """`position` of the total are done; `note` says what has come of them."""
         if not self._bar.disable:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(position - self._bar.n)

@@ -18,7 +18,7 @@ FLOORS = (
     {"exchange"},
     {"training", "inference"},
     {"planning"},
-    {"pretrain", "generate"},
+    {"pretrain", "generate", "chat"},
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 

@@ -18,7 +18,7 @@ from megatron_lite.exchange.convert import KINDS, LARGEST, convert
 from megatron_lite.exchange.ours import KIND as OURS
 from megatron_lite.exchange.source import Source
 from megatron_lite.exchange.verify import Logits, Transformers, compare, in_batches, library
-from megatron_lite.inference.model import load_model
+from megatron_lite.inference.opening import load_model
 from megatron_lite.mesh import MeshShape, build_mesh
 
 
@@ -81,7 +81,7 @@ def verify(source: Source, written: Path, kind: str, text: str) -> str:
 def logits_of(path: Path) -> Logits:
     """A checkpoint of ours, in the units that train and generate, in float32."""
     mesh = build_mesh(MeshShape(), torch.device("cpu"))
-    model = load_model(open_checkpoint(path, mesh), mesh, "float32")
+    model = load_model(open_checkpoint(path, mesh), mesh, dtype="float32")
 
     def logits(ids: torch.Tensor) -> torch.Tensor:
         found = model.logits(ids)

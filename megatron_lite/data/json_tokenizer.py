@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -61,6 +61,13 @@ class JsonTokenizer(Tokenizer):
 
     def encode_block(self, text: str) -> list[int]:
         return self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+    @cached_property
+    def beginning(self) -> tuple[int, ...]:
+        """What the post-processor puts before a text, as Llama 3's does."""
+        plain, given = self.encode_block("a"), self._library.encode("a", add_special_tokens=True).ids
+        place = next(i for i in range(len(given)) if given[i : i + len(plain)] == plain)
+        return tuple(given[:place])
 
     def decode(self, ids: Iterable[int]) -> str:
         ids = [int(i) for i in ids]

@@ -5,17 +5,22 @@ from pathlib import Path
 
 from megatron_lite.data.json_tokenizer import JsonTokenizer
 from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from megatron_lite.data.tokenizer import MODEL, Tokenizer, read_files
+from megatron_lite.data.tokenizer import MODEL, Tokenizer, TokenizerFiles, read_files
 from megatron_lite.errors import DataError
 
 
 def open_tokenizer(path: str | Path) -> Tokenizer:
     """A SentencePiece .model, a tokenizer.json, or a directory that holds one: a checkpoint's step_N, Hugging Face's.
 
-    Of both in one directory the model is taken, which is the faster and gives U+2581 back, unless tokens were added to
-    the other. Raises DataError for what is neither, or does not say what ends a document.
+    Raises DataError for what is neither, or does not say what ends a document.
     """
-    files = read_files(path)
+    return tokenizer_of(read_files(path))
+
+
+def tokenizer_of(files: TokenizerFiles) -> Tokenizer:
+    """Of a model and a tokenizer.json the model is taken, which is the faster and gives U+2581 back, unless tokens were
+    added to the other. Raises DataError as `open_tokenizer` does.
+    """
     if files.main == MODEL:
         return SentencePieceTokenizer(files)
     tokenizer = JsonTokenizer(files)

@@ -113,6 +113,30 @@ class Tokenizer(ABC):
             found = next((one["template"] for one in found if one["name"] == "default"), None)
         return found
 
+    @cached_property
+    def named_tokens(self) -> dict[str, str]:
+        """The names of tokens with a role (bos_token, eos_token, ..), as transformers finds them."""
+        tree = {**self.files.tree("special_tokens_map.json"), **self.files.tree(CONFIG)}
+        named = {role: one.get("content") if isinstance(one, dict) else one for role, one in tree.items()}
+        return {role: name for role, name in named.items() if role.endswith("_token") and isinstance(name, str)}
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """What ends an answer: the end of a document, and what generation_config.json names beside it."""
+        said = self.files.tree(GENERATION).get("eos_token_id")
+        return frozenset([self.eod_id, *(said if isinstance(said, list) else [] if said is None else [said])])
+
+    @cached_property
+    def beginning(self) -> tuple[int, ...]:
+        """Ids that the model saw before each text when it was trained: <s> or none, as tokenizer_config.json says."""
+        first = self.named_tokens.get("bos_token")
+        wanted = self.files.tree(CONFIG).get("add_bos_token") and first in self.special_tokens
+        return (self.special_tokens[first],) if wanted and first is not None else ()
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids of a text that a model is to continue; an empty one begins a document, as after another's end."""
+        return [*self.beginning, *self.encode(text)] or [self.eod_id]
+
     @abstractmethod
     def encode_block(self, text: str) -> list[int]:
         """The ids of a text that is not long."""
@@ -129,11 +153,13 @@ class Tokenizer(ABC):
         """The same ids, int32 [tokens]."""
         return np.array(self.encode(text), np.int32)
 
-    def encode_marked(self, text: str) -> list[int]:
-        """The ids of a text in which the names of special tokens stand for these."""
+    def encode_marked(self, text: str, but: str = "") -> list[int]:
+        """The ids of a text in which the names of special tokens stand for these; those with `but` inside do not, and
+        `but` is left out.
+        """
         ids = []
         for number, part in enumerate(self._names.split(text)):
-            ids += [self.special_tokens[part]] if number % 2 else self.encode(part)
+            ids += [self.special_tokens[part]] if number % 2 else self.encode(part.replace(but, "") if but else part)
         return ids
 
     @cached_property

@@ -79,13 +79,9 @@ def write_ours(directory: Path, source: Source, most: int, run_dir: str) -> int:
         for name, one in tensors.items():
             dtype = str(one.dtype).removeprefix("torch.")
             parameters[name] = Parameter(one.shape, dtype, (blocks[name],), trained=False)
-    carried = dict(source.carried)
-    if JSON in carried and source.facts.tokens:
-        # Where only config.json said what ends a document, the tokenizer would not know.
-        carried.setdefault(GENERATION, json.dumps(dict(source.facts.tokens)).encode())
-    for name, content in carried.items():
+    for name, content in files_of(source).items():
         files[name] = _write(directory / name, content)
-    config = _config(source, run_dir)
+    config = config_of(source, run_dir)
     index = Index(
         progress=RunState(0, 0, 0, {EXTRA: dict(source.facts.tokens)}),
         tokenizer=source.tokenizer,
@@ -95,6 +91,15 @@ def write_ours(directory: Path, source: Source, most: int, run_dir: str) -> int:
     index.check_whole()
     index.save(directory)
     return len(parts)
+
+
+def files_of(source: Source) -> dict[str, bytes]:
+    """What goes along with the weights, by name."""
+    carried = dict(source.carried)
+    if JSON in carried and source.facts.tokens:
+        # Where only config.json said what ends a document, the tokenizer would not know.
+        carried.setdefault(GENERATION, json.dumps(dict(source.facts.tokens)).encode())
+    return carried
 
 
 def _whole(name: str, parameter: Parameter, opened: Any) -> Tensor:
@@ -108,9 +113,9 @@ def _whole(name: str, parameter: Parameter, opened: Any) -> Tensor:
     return target
 
 
-def _config(source: Source, run_dir: str) -> Config:
+def config_of(source: Source, run_dir: str) -> Config:
     """One that generation and `checkpoint.init` accept: the model and its longest sequence are the source's; nothing
-    else of it was trained with.
+    else of it was trained with. Raises DataError for a source that none fits.
     """
     try:
         return config_from_tree(

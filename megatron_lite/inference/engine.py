@@ -33,6 +33,20 @@ def share_of(requests: Sequence[T], mesh: Mesh) -> Sequence[T]:
     return requests[mesh.zero.rank :: mesh.zero.size]
 
 
+def check_request(request: Request, model: LanguageModel) -> None:
+    """Raises UsageError for what the model cannot continue."""
+    prompt, size, longest = request.prompt, model.config.model.vocab_size, model.longest
+    if not 0 < len(prompt) < longest:
+        raise UsageError(
+            f"the prompt has {len(prompt)} tokens: must have 1 to {longest - 1}, "
+            f"since the model was trained on sequences of {longest}"
+        )
+    if wrong := [token for token in prompt if not 0 <= token < size]:
+        raise UsageError(f"the prompt holds token id {wrong[0]}: model.vocab_size = {size}")
+    if wrong := [token for token in request.sampling.logit_bias if token >= size]:
+        raise UsageError(f"logit_bias has token id {wrong[0]}: model.vocab_size = {size}")
+
+
 @dataclass
 class _Sample:
     """One sample of a request while it is written."""
@@ -171,16 +185,7 @@ class Engine:
         return [_token(numbers, most, number) for numbers, number in zip(table, wanted, strict=True)]
 
     def _check(self, request: Request) -> None:
-        prompt, size, longest = request.prompt, self.model.config.model.vocab_size, self.model.longest
-        if not 0 < len(prompt) < longest:
-            raise UsageError(
-                f"the prompt has {len(prompt)} tokens: must have 1 to {longest - 1}, "
-                f"since the model was trained on sequences of {longest}"
-            )
-        if wrong := [token for token in prompt if not 0 <= token < size]:
-            raise UsageError(f"the prompt holds token id {wrong[0]}: model.vocab_size = {size}")
-        if wrong := [token for token in request.sampling.logit_bias if token >= size]:
-            raise UsageError(f"logit_bias has token id {wrong[0]}: model.vocab_size = {size}")
+        check_request(request, self.model)
         if request.limits.stop_strings and self.decode is None:
             raise UsageError("stop strings need a tokenizer, to see the text")
         if any(sample.request.number == request.number for sample in self._samples.values()) or (

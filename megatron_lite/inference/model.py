@@ -6,32 +6,25 @@ their own, as many as they like, and never wait for each other. Weights must be 
 generates: `with held(model.stage)`, which all replicas enter and leave together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from megatron_lite.checkpoint import Checkpoint, load_weights
-from megatron_lite.config import Config, config_from_tree, resolve
-from megatron_lite.errors import DataError, UsageError
+from megatron_lite.config import Config
+from megatron_lite.errors import UsageError
 from megatron_lite.inference.new_tokens import NewTokens, new_tokens
 from megatron_lite.inference.paged_cache import PagedCache
 from megatron_lite.inference.scheduler import Row, Sizes
 from megatron_lite.inference.stage_pass import from_end, run_stages
-from megatron_lite.kernels.choice import kernels_of
 from megatron_lite.mesh import Mesh
-from megatron_lite.model.build import build_stage, choice_of, undivided
-from megatron_lite.model.freezing import NOTHING
 from megatron_lite.model.heads import Head
 from megatron_lite.model.model import Model
 from megatron_lite.model.outputs import Outputs
 from megatron_lite.parallel.pipeline.messages import Message
 from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.parallel.statistics import DISTRIBUTION
-
-ALONE = {"zero_regather": "step"}  # of one process: it gathers nothing, and its weights stay
 
 
 @dataclass(frozen=True)
@@ -141,30 +134,3 @@ class LanguageModel:
 def language_model_of(model: Model) -> LanguageModel:
     """Around the weights of a model that is trained, or only asked; they are not copied."""
     return LanguageModel(model.config, model.undivided(), model.mesh)
-
-
-def load_model(checkpoint: Checkpoint, mesh: Mesh, dtype: str | None = None) -> LanguageModel:
-    """The checkpoint's model in `dtype` (None: the one it was trained in), held for good. `mesh` is one process. Raises
-    DataError.
-    """
-    config = single_process_config(checkpoint.index.config)
-    if dtype is not None:
-        config = config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})})
-    resolved = resolve(config, world_size=1)
-    kernels = kernels_of(choice_of(config, mesh.device.type))
-    stage = build_stage(config, resolved, mesh, kernels, NOTHING)
-    load_weights(checkpoint, config.model, stage, mesh)
-    for shards in stage.shards:
-        shards.wait_gather()
-    return LanguageModel(config, undivided(stage, config, resolved, mesh), mesh)
-
-
-def single_process_config(tree: Mapping[str, Any]) -> Config:
-    """A run's configuration with one process for its layout, and auto for kernels that another machine may lack."""
-    try:
-        config = config_from_tree({**tree, "parallel": ALONE})
-    except UsageError as error:
-        raise DataError(f"the checkpoint's configuration cannot be used here: {error}") from None
-    backend = "torch" if config.kernels.backend == "torch" else "auto"
-    kernels = config.kernels.model_copy(update={"backend": backend, "attention": "auto"})
-    return config.model_copy(update={"kernels": kernels, "optim": config.optim.model_copy(update={"backend": "auto"})})

@@ -1,45 +1,117 @@
-"""Text in, text out: the tokenizer that belongs to a checkpoint, and a completion with it."""
+"""Text in, text out: the tokenizer that belongs to a model, prompts and their answers as rows of files."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from megatron_lite.checkpoint import Checkpoint
-from megatron_lite.data.open_tokenizer import open_tokenizer
-from megatron_lite.data.tokenizer import Tokenizer
+from megatron_lite.data.chat_template import ChatTemplate
+from megatron_lite.data.open_tokenizer import open_tokenizer, tokenizer_of
+from megatron_lite.data.tokenizer import FILES, JSON, MODEL, Tokenizer, TokenizerFiles
 from megatron_lite.errors import DataError, UsageError
-from megatron_lite.inference.engine import Engine
-from megatron_lite.inference.generation import sizes_for
-from megatron_lite.inference.model import LanguageModel
-from megatron_lite.inference.requests import Limits, Request
-from megatron_lite.inference.sampling import Sampling
+from megatron_lite.exchange.ours import files_of
+from megatron_lite.exchange.source import Source
+from megatron_lite.inference.requests import Completion
 
 
-def find_tokenizer(checkpoint: Checkpoint, given: str | None) -> Tokenizer:
-    """The tokenizer `given`, or the one that the checkpoint carries, or in an older checkpoint that of the run.
+@dataclass(frozen=True)
+class Prompt:
+    """What is to be continued: its text and ids, where it stands (for messages to the user), and what its row holds
+    beside it, which goes on to the answer's.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    place: str
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plain_prompt(text: str, tokenizer: Tokenizer) -> Prompt:
+    return Prompt(text, tuple(tokenizer.encode_prompt(text)), "--prompt")
+
+
+def read_prompts(path: Path, tokenizer: Tokenizer, template: str | None) -> list[Prompt]:
+    """One of each line: {"prompt": text} or {"messages": [{"role", "content"}, ..]}, which the chat template turns into
+    text. Raises DataError for what is neither.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"--prompts {path}: {error.strerror}") from None
+    places = [(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    return [_prompt(line, place, tokenizer, template) for place, line in places]
+
+
+def _prompt(line: bytes, place: str, tokenizer: Tokenizer, template: str | None) -> Prompt:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        raise DataError(f"{place} is no JSON") from None
+    if not isinstance(row, dict) or isinstance(row.get("prompt"), str) == isinstance(row.get("messages"), list):
+        raise DataError(f'{place} must hold either "prompt", a text, or "messages", a list')
+    make = partial(Prompt, place=place, others={name: value for name, value in row.items() if name != "prompt"})
+    if "messages" not in row:
+        return make(row["prompt"], tuple(tokenizer.encode_prompt(row["prompt"])))
+    try:
+        chat = chat_template_of(tokenizer, template)
+        return make(chat.render(row["messages"]), tuple(chat.encode(row["messages"])))
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from None
+
+
+def answer_of(prompt: Prompt, completions: Sequence[Completion]) -> str:
+    """A line of JSON: what stood in the prompt's row, the prompt's text, and its completions."""
+    made = [
+        {"text": one.text, "tokens": one.ids, "logprobs": _log_probabilities(one), "finish_reason": one.finish}
+        for one in completions
+    ]
+    return json.dumps({**prompt.others, "prompt": prompt.text, "completions": made}, ensure_ascii=False)
+
+
+def _log_probabilities(completion: Completion) -> list[float] | None:
+    """Of each token; None where they were not asked for."""
+    found = [token.log_probability for token in completion.tokens if token.log_probability is not None]
+    return found if len(found) == len(completion.tokens) else None
+
+
+def chat_template_of(tokenizer: Tokenizer, given: str | None) -> ChatTemplate:
+    """The text that is given, or the tokenizer's own. Raises DataError where there is none."""
+    source = tokenizer.chat_template if given is None else given
+    if source is None:
+        raise DataError(f"tokenizer {tokenizer.path} has no chat template: give one with --chat-template FILE")
+    return ChatTemplate(source, tokenizer)
+
+
+def find_tokenizer(origin: Checkpoint | Source, given: str | None) -> Tokenizer:
+    """The tokenizer `given`, or the one that the model carries, or in an older checkpoint that of the run.
 
     Raises DataError for one that the model was not trained with.
     """
-    tokenizer = open_tokenizer(given or checkpoint.tokenizer or _recorded_path(checkpoint))
-    record = checkpoint.index.tokenizer
+    if isinstance(origin, Source):
+        path, record, size = origin.path, origin.tokenizer, origin.model.vocab_size
+        tokenizer = _carried(origin) if given is None else open_tokenizer(given)
+    else:
+        path, record, size = origin.path, origin.index.tokenizer, origin.index.model["vocab_size"]
+        tokenizer = open_tokenizer(given or origin.tokenizer or _recorded_path(origin))
     if record is not None and record.identity != tokenizer.identity:
         raise DataError(
             f"tokenizer {tokenizer.path} has sha256 {tokenizer.sha256[:16]}..., "
-            f"{checkpoint} was trained with {record.path}, {record.identity.sha256[:16]}..."
+            f"{path} was trained with {record.path}, {record.identity.sha256[:16]}..."
         )
-    size = checkpoint.index.model["vocab_size"]
     if tokenizer.vocab_size > size:
-        raise DataError(f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} tokens, {checkpoint} knows {size}")
+        raise DataError(f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} tokens, {path} knows {size}")
     return tokenizer
 
 
-def complete(model: LanguageModel, tokenizer: Tokenizer, prompt: str, sampling: Sampling, max_new_tokens: int,
-             seed: int, stop_strings: Sequence[str] = ()) -> str:  # fmt: skip
-    """The prompt with its continuation. An empty prompt begins a document, as after the end of another."""
-    tokens = tokenizer.encode(prompt) or [tokenizer.eod_id]
-    limits = Limits(max_new_tokens, tokenizer.eod_id, tokenizer.vocab_size, stop_strings=tuple(stop_strings))
-    request = Request(0, tuple(tokens), limits, sampling, seed)
-    engine = Engine(model, sizes_for([request], model.longest), tokenizer.decode)
-    return tokenizer.decode(tokens) + engine.run([request])[0][0].text
+def _carried(source: Source) -> Tokenizer:
+    content = {name: one for name, one in files_of(source).items() if name in FILES}
+    main = next((name for name in (JSON, MODEL) if name in content), None)
+    if main is None:
+        raise UsageError(f"{source.path} carries no tokenizer: give its tokenizer with --tokenizer")
+    return tokenizer_of(TokenizerFiles(str(source.path), main, content))
 
 
 def _recorded_path(checkpoint: Checkpoint) -> Path:

@@ -150,6 +150,9 @@ def test_what_a_file_says_about_batches_and_training_changes_no_ids(changed, tok
     )  # fmt: skip
     for text in random_texts(1, 5):
         assert other.encode(text) == tokenizer.encode(text)
+    # But it says what the model saw before each text.
+    assert (other.beginning, tokenizer.beginning) == ((1,), ())
+    assert other.encode_prompt("a") == [1, *tokenizer.encode("a")]
 
 
 def test_tokens_that_were_added_are_counted(changed, directory):

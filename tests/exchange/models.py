@@ -14,7 +14,7 @@ from torch import Tensor
 from megatron_lite.checkpoint import open_checkpoint
 from megatron_lite.config import ModelConfig
 from megatron_lite.exchange.source import shapes_of
-from megatron_lite.inference.model import load_model
+from megatron_lite.inference.opening import load_model
 
 Weights = dict[str, Tensor]
 # Each number differs from every default, and none is a power of two by accident: 61 pieces leave padding.
@@ -120,7 +120,7 @@ def write_gguf(path: Path, model: ModelConfig, weights: Weights, kind: str = "F3
 
 def logits_of(checkpoint: Path, ids: Tensor = IDS) -> Tensor:
     """[T, V] of a checkpoint of ours, in float64."""
-    return load_model(open_checkpoint(checkpoint, ONE), ONE, "float64").logits(ids)
+    return load_model(open_checkpoint(checkpoint, ONE), ONE, dtype="float64").logits(ids)
 
 
 def distance(checkpoint: Path, model: ModelConfig, weights: Weights) -> float:

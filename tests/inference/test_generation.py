@@ -8,7 +8,7 @@ from support.reference import logits as reference_logits
 
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.inference.generation import generate
-from megatron_lite.inference.model import single_process_config
+from megatron_lite.inference.opening import config_to_ask
 from megatron_lite.inference.requests import Limits
 from megatron_lite.inference.sampling import Sampling
 from megatron_lite.inference.scheduler import Row, Sizes
@@ -133,13 +133,13 @@ def test_the_cache_keeps_no_autograd_graph(case):
 
 def test_a_configuration_that_is_not_understood_is_bad_data():
     with pytest.raises(DataError, match="the checkpoint's configuration cannot be used here"):
-        single_process_config({"model": {"hidden": 3}})
+        config_to_ask({"model": {"hidden": 3}}, 1)
 
 
 def test_a_model_trained_on_kernels_that_are_not_here_runs_on_those_that_are():
     tree = Layout(dtype="bfloat16").config().model_dump(mode="json")
     trained = tree | {"kernels": {"backend": "triton", "attention": "flash_attn"}}
-    choice = choice_of(single_process_config(trained), "cpu")
+    choice = choice_of(config_to_ask(trained, 1), "cpu")
     assert (choice.backend, choice.attention, choice.optimizer) == ("torch", "sdpa", "torch")
     plain = tree | {"kernels": {"backend": "torch"}}
-    assert choice_of(single_process_config(plain), "cuda").backend == "torch"
+    assert choice_of(config_to_ask(plain, 1), "cuda").backend == "torch"

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from megatron_lite.checkpoint import Checkpoint, open_checkpoint, save
 from megatron_lite.config import Config
-from megatron_lite.inference.model import LanguageModel, load_model
+from megatron_lite.inference.model import LanguageModel
+from megatron_lite.inference.opening import load_model
 from megatron_lite.mesh import MeshShape, build_mesh
 
 ONE = build_mesh(MeshShape(), torch.device("cpu"))

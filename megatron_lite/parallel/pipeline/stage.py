@@ -69,18 +69,24 @@ def held(stage: Stage) -> Iterator[None]:
     """Within, weights are gathered once and stay, at any ZeRO stage: for many forward passes, as rollouts take. They
     must not change meanwhile. What already was held stays so.
     """
-    mine = [shards for shards in stage.shards if not shards.pinned]
-    for shards, following in zip_longest(mine, mine[1:]):
-        if following is not None and not following.held:
-            following.start_gather()  # one ahead: a unit's buffers are gone before the next but one's are made
-        shards.wait_gather()
-        shards.pinned = True
+    mine = hold(stage)
     try:
         yield
     finally:
         for shards in mine:
             shards.pinned = False
             shards.release()
+
+
+def hold(stage: Stage) -> list[Shards]:
+    """Gather weights that will stay; returns those that were not held before."""
+    mine = [shards for shards in stage.shards if not shards.pinned]
+    for shards, following in zip_longest(mine, mine[1:]):
+        if following is not None and not following.held:
+            following.start_gather()  # one ahead: a unit's buffers are gone before the next but one's are made
+        shards.wait_gather()
+        shards.pinned = True
+    return mine
 
 
 def kinds_of(stage: Stage) -> list[Unit]:
