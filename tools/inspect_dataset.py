@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=0, metavar="N", help="show N documents, chosen by --seed")
     parser.add_argument("--seed", type=int, default=1234, help="of the samples (1234)")
     parser.add_argument(
-        "--tokenizer-model", metavar="T", help="file or directory; decodes the samples; must be the data set's own"
+        "--tokenizer-model", metavar="T", help="file, directory or run; decodes the samples; must be the data set's own"
     )
     parser.add_argument("--json", nargs="?", const="-", metavar="F", help="all of it as JSON, in F or instead of text")
     arguments = parser.parse_args()
@@ -42,6 +42,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def matching_tokenizer(path: str, dataset: IndexedDataset) -> Tokenizer:
     """Raises DataError where the data set was written by another one."""
+    if Path(path).is_dir():
+        from megatron_lite.checkpoint.directory import tokenizer_directory  # which brings torch
+
+        path = str(tokenizer_directory(Path(path)))
     tokenizer = open_tokenizer(path)
     known = dataset.sidecar and dataset.sidecar.tokenizer
     if known and known != tokenizer.identity:

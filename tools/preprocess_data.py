@@ -8,12 +8,16 @@ moment and started again, the run goes on where it was; the same input gives the
 import argparse
 import sys
 from functools import partial
+from pathlib import Path
 
 from megatron_lite.data.encode import Settings
 from megatron_lite.data.preprocess import preprocess
 from megatron_lite.errors import run_command
 
-TOKENIZER = "a SentencePiece .model file, a tokenizer.json, or a directory with one: a step_N, a Hugging Face model"
+TOKENIZER = (
+    "a SentencePiece .model file, a tokenizer.json, or a directory with one: a step_N, a run (of its newest "
+    "checkpoint), a Hugging Face model"
+)
 
 
 def positive(text: str) -> int:
@@ -49,7 +53,8 @@ def parse_arguments() -> argparse.Namespace:
         "--encoder",
         choices=["auto", "sentencepiece"],
         default="auto",
-        help="auto: our own, if it gives SentencePiece's ids on a sample and on odd texts (auto)",
+        help="of a SentencePiece model; auto: our own, if it gives SentencePiece's ids on a sample and on odd texts "
+        "(auto)",
     )
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that tokenize (1)")
     parser.add_argument(
@@ -64,10 +69,19 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def tokenizer_path(given: str) -> str:
+    """Of a run the checkpoint that carries its tokenizer."""
+    if not Path(given).is_dir():
+        return given
+    from megatron_lite.checkpoint.directory import tokenizer_directory  # which brings torch
+
+    return str(tokenizer_directory(Path(given)))
+
+
 def settings_of(arguments: argparse.Namespace) -> Settings:
     sentences = ("whole" if arguments.keep_newlines else "bare") if arguments.split_sentences else None
     return Settings(
-        arguments.tokenizer_model,
+        tokenizer_path(arguments.tokenizer_model),
         tuple(arguments.json_keys),
         arguments.append_eod,
         sentences,

@@ -43,6 +43,13 @@ def named(path: Path) -> list[Path]:
     return [c.path for c in candidates(path / "checkpoints") or candidates(path)]
 
 
+def tokenizer_directory(path: Path) -> Path:
+    """Where the tokenizer lies that a user's path means: of a run, in its newest complete checkpoint; any other path is
+    itself.
+    """
+    return next((one for one in named(path) if (one / INDEX).is_file()), path)
+
+
 def clear_leftovers(directory: Path) -> None:
     """Remove what a crashed save left."""
     for path in sorted(directory.iterdir()):

@@ -24,9 +24,10 @@ from megatron_lite.data.jsonl import total_bytes
 from megatron_lite.data.open_tokenizer import open_tokenizer
 from megatron_lite.data.pieces import PIECE_BYTES, Piece, Place, cut_inputs
 from megatron_lite.data.sample import check_free_disk, take_sample
+from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.data.sidecar import Sidecar
 from megatron_lite.data.tokenizer import Tokenizer
-from megatron_lite.errors import DataError
+from megatron_lite.errors import DataError, UsageError
 from megatron_lite.progress import Progress
 from megatron_lite.workers import map_in_order, worker_pool
 
@@ -88,8 +89,9 @@ def preprocess(
 
     A text is one document of one sequence, or of its sentences; `append_eod` puts the tokenizer's end-of-document id
     behind it; an empty text is a document without sequences. Raises DataError at the first malformed record unless
-    `skip_malformed`; then the report counts them. Raises UsageError where the disk has no room for the output. Whatever
-    is raised, no output is left half written, and what the journal has stays for the next run.
+    `skip_malformed`; then the report counts them. Raises UsageError where the disk has no room for the output, and for
+    SentencePiece's encoder with another tokenizer. Whatever is raised, no output is left half written, and what the
+    journal has stays for the next run.
     """
     total = total_bytes(inputs)
     sample = take_sample(inputs, settings.json_keys)
@@ -99,6 +101,11 @@ def preprocess(
         say(line)
     else:
         tokenizer = open_tokenizer(settings.tokenizer_model)
+        if not isinstance(tokenizer, SentencePieceTokenizer):
+            raise UsageError(
+                f"--encoder sentencepiece: {tokenizer.path} is a tokenizer.json, which SentencePiece does not read; "
+                f"--encoder auto takes it"
+            )
     run = Binarization(inputs, output_prefix, settings, tokenizer, skip_malformed)
     if run.resumed:
         say(

@@ -7,8 +7,11 @@ from pathlib import Path
 import inspect_dataset
 import numpy as np
 import pytest
+from support.checkpoints import untrained
+from support.layouts import Layout
 from support.text import random_documents, random_texts, train_byte_level, train_small_tokenizer, write_dataset
 
+from megatron_lite.checkpoint import save
 from megatron_lite.data import inspection
 from megatron_lite.data.indexed import open_indexed
 from megatron_lite.data.indexed_writer import IndexedDatasetWriter
@@ -82,6 +85,16 @@ def test_samples_of_a_tokenizer_jsons_data_set_are_decoded(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", options)
     inspect_dataset.main()
     assert "tokens:\ncaf\u00e9 <|im_end|>\n" in capsys.readouterr().out
+
+
+def test_a_run_gives_the_tokenizer_that_decodes(tmp_path, monkeypatch, capsys, prefix, tokenizer):
+    save(tmp_path / "run" / "checkpoints", untrained(Layout(layers=1), vocab_size=500), 1, 1, tokenizer=tokenizer)
+    shown = []
+    for path in (tokenizer.path, str(tmp_path / "run")):
+        monkeypatch.setattr(sys, "argv", ["inspect_dataset", str(prefix), "--samples", "3", "--tokenizer-model", path])
+        inspect_dataset.main()
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] and "document" in shown[0]
 
 
 def test_samples_follow_their_seed(tmp_path):

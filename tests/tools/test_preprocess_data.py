@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import preprocess_data
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 import zstandard
+from support.checkpoints import untrained
 from support.killing import InlinePool
+from support.layouts import Layout
 from support.text import random_texts, train_byte_level, train_small_tokenizer, write_jsonl
 
+from megatron_lite.checkpoint import save
 from megatron_lite.data import preprocess as preprocess_module
 from megatron_lite.data.encode import Settings
 from megatron_lite.data.fast_tokenizer import FastTokenizer
@@ -109,6 +113,38 @@ def test_a_tokenizer_json_binarizes_from_any_number_of_workers(tmp_path, small_p
     assert tokenizer.decode(dataset.sequence(40)) == texts[-1]
     assert dataset.sidecar.tokenizer == tokenizer.identity
     assert report.lost_marks == 0
+
+
+@pytest.mark.parametrize("train", [train_small_tokenizer, train_byte_level])
+def test_a_run_gives_the_tokenizer_of_its_newest_complete_checkpoint(tmp_path, monkeypatch, train):
+    (tmp_path / "origin").mkdir()
+    tokenizer = open_tokenizer(train(tmp_path / "origin"))
+    trainer = untrained(Layout(layers=1, dtype="float32"), vocab_size=500)
+    for step in (9, 10):
+        save(tmp_path / "run" / "checkpoints", trainer, step, step, tokenizer=tokenizer if step == 10 else None)
+    (tmp_path / "run" / "checkpoints" / "step_11").mkdir()  # no index: it never was one
+    corpus = write_jsonl(tmp_path / "c.jsonl", TEXTS[:20])
+    options = ["--input", corpus, "--output-prefix", tmp_path / "c", "--tokenizer-model", tmp_path / "run"]
+    monkeypatch.setattr(sys, "argv", ["preprocess_data.py", *map(str, options)])
+    preprocess_data.main()
+    run(tokenizer, [corpus], tmp_path / "direct")
+    assert written(tmp_path / "c") == written(tmp_path / "direct")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_10")
+    with pytest.raises(DataError, match=r"run/checkpoints/step_9: the directory holds neither tokenizer\.json nor"):
+        preprocess_data.main()
+
+
+def test_sentencepieces_encoder_is_refused_for_a_tokenizer_json(tmp_path):
+    model = train_byte_level(tmp_path / "model")
+    corpus = write_jsonl(tmp_path / "c.jsonl", TEXTS[:2])
+    options = ["--output-prefix", tmp_path / "c", "--tokenizer-model", model, "--encoder", "sentencepiece"]
+    done = tool("--input", corpus, *options)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"error: --encoder sentencepiece: {model} is a tokenizer.json, which SentencePiece does not read; "
+        "--encoder auto takes it"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.jsonl", "model"]
 
 
 def test_several_files_are_read_in_the_order_given(tmp_path, tokenizer):
