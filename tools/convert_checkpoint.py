@@ -2,6 +2,7 @@
 
     python tools/convert_checkpoint.py SmolLM2.gguf smollm2 --to ours
     python tools/convert_checkpoint.py runs/mine hf --to hf --verify some.txt
+    python tools/convert_checkpoint.py runs/mine averaged --to ours --ema
 
 SOURCE is recognized by its content; a run means its newest whole checkpoint. TARGET appears when it is whole. One
 tensor at a time is in memory, however large the model. docs/exchange.md says what is carried, and what is refused.
@@ -32,6 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--weights-only", action="store_true", help="weights and shape, and no file that goes with them"
     )
+    parser.add_argument("--ema", action="store_true", help="a checkpoint's average of the weights in their place")
     parser.add_argument("--verify", metavar="TEXT.txt", type=Path, help="compare logits on this text with transformers")
     parser.add_argument("--max-shard-bytes", type=int, default=LARGEST, metavar="N", help=f"of a file ({LARGEST:,})")
     arguments = parser.parse_args()
@@ -49,13 +51,14 @@ def main() -> None:
         library()  # before anything is written
 
         def check(source: Source, written: Path) -> None:
-            said.append(verify(source, written, KINDS[arguments.to], text))
+            said.append(verify(source, written, KINDS[arguments.to], text, changed=arguments.ema))
 
     done = convert(
         arguments.source,
         arguments.target,
         arguments.to,
         weights_only=arguments.weights_only,
+        average=arguments.ema,
         most=arguments.max_shard_bytes,
         check=check,
     )
@@ -67,21 +70,24 @@ def main() -> None:
         print(line)
 
 
-def verify(source: Source, written: Path, kind: str, text: str) -> str:
-    """Raises DataError where what was written gives other logits than the source does."""
+def verify(source: Source, written: Path, kind: str, text: str, changed: bool = False) -> str:
+    """Raises DataError where what was written gives other logits than the source does. `changed` says that a checkpoint
+    alone would give others.
+    """
     theirs = Transformers(written if source.kind == OURS else source.path)
     if source.kind == OURS:
-        ours: Logits = logits_of(source.path)
+        ours: Logits = logits_of(source if changed else source.path)
     else:
         ours = logits_of(written) if kind == OURS else Transformers(written)
     ids, of = theirs.encode(text, source.model.vocab_size)
     return f"verified: {compare(ours, theirs, in_batches(ids, source.facts.context))} ({of})"
 
 
-def logits_of(path: Path) -> Logits:
-    """A checkpoint of ours, in the units that train and generate, in float32."""
+def logits_of(origin: Source | Path) -> Logits:
+    """A source, or a checkpoint of ours, in the units that train and generate, in float32."""
     mesh = build_mesh(MeshShape(), torch.device("cpu"))
-    model = load_model(open_checkpoint(path, mesh), mesh, dtype="float32")
+    opened = open_checkpoint(origin, mesh) if isinstance(origin, Path) else origin
+    model = load_model(opened, mesh, dtype="float32")
 
     def logits(ids: torch.Tensor) -> torch.Tensor:
         found = model.logits(ids)

@@ -3,8 +3,9 @@
     python tools/merge_checkpoints.py runs/a runs/b --target soup --weights 2,1
     python tools/merge_checkpoints.py runs/mine --last 5 --target mean
 
-Each SOURCE is whatever tools/convert_checkpoint.py takes. One parameter at a time is in memory, and its sum. TARGET is
-a checkpoint of weights alone (`--to hf`: a Hugging Face directory), and appears when it is whole.
+Each SOURCE is whatever tools/convert_checkpoint.py takes, with --ema its moving average. One parameter at a time is in
+memory, and its sum. TARGET is a checkpoint of weights alone (`--to hf`: a Hugging Face directory), and appears when it
+is whole.
 """
 
 import argparse
@@ -23,6 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--to", choices=sorted(KINDS), default="ours", help="what TARGET becomes (default: ours)")
     parser.add_argument("--weights", metavar="W,W,..", help="one for each source (default: all the same)")
     parser.add_argument("--last", type=int, metavar="N", help="of the one SOURCE, a run, its newest N checkpoints")
+    parser.add_argument("--ema", action="store_true", help="checkpoints' averages of their weights in place of these")
     return parser.parse_args()
 
 
@@ -48,7 +50,7 @@ def main() -> None:
             raise UsageError(f"--last {arguments.last}: goes with one run, not with {len(paths)} sources")
         paths = last_of(paths[0], arguments.last)
     weights = weights_of(arguments.weights, len(paths))
-    mean = mean_of([open_source(path) for path in paths], weights)
+    mean = mean_of([open_source(path, arguments.ema) for path in paths], weights)
     write_source(mean, arguments.target, arguments.to)
     print(f"mean of {len(paths)} models -> {KINDS[arguments.to]} {arguments.target}: {mean.size:,} parameters")
     for path, weight in zip(paths, weights, strict=True):

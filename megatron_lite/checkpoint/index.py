@@ -113,6 +113,11 @@ class StoredModel:
             "parameters": {name: parameter_tree(parameter) for name, parameter in self.parameters.items()},
         }  # fmt: skip
 
+    @property
+    def averaged(self) -> bool:
+        """Whether what was trained has a moving average."""
+        return any(parameter.averaged for parameter in self.parameters.values())
+
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Self:
         base = tree.get("base")

@@ -175,10 +175,10 @@ def _check(path: Path, stored: StoredModel, trainer: Trainable) -> None:
 
 def _warn_of_average(path: Path, stored: StoredModel, trainer: Trainable) -> None:
     """Where one side has an average of the weights and the other has none."""
-    averaged, decay = any(parameter.averaged for parameter in stored.parameters.values()), trainer.config.train.ema
-    if trainer.mesh.rank == 0 and averaged and decay is None:
+    decay = trainer.config.train.ema
+    if trainer.mesh.rank == 0 and stored.averaged and decay is None:
         log.warning("the average of the weights in %s is dropped: train.ema is null here", path)
-    elif trainer.mesh.rank == 0 and not averaged and decay is not None:
+    elif trainer.mesh.rank == 0 and not stored.averaged and decay is not None:
         log.warning("%s has no average of the weights: train.ema = %s begins with its weights", path, decay)
 
 

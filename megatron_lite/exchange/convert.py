@@ -12,6 +12,7 @@ from megatron_lite.checkpoint.directory import named
 from megatron_lite.data.tokenizer import JSON, MODEL
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.exchange import hugging_face, ours
+from megatron_lite.exchange.gguf import KIND as GGUF
 from megatron_lite.exchange.gguf import open_gguf_model
 from megatron_lite.exchange.gguf_file import is_gguf
 from megatron_lite.exchange.source import Source
@@ -33,12 +34,18 @@ class Written:
     left_out: tuple[str, ...]
 
 
-def open_source(path: Path) -> Source:
-    """Recognized by its content. Raises DataError for what is no model, or not whole, or not one that is known here."""
+def open_source(path: Path, average: bool = False) -> Source:
+    """Recognized by its content. With `average` a checkpoint's moving average stands for its weights.
+
+    Raises DataError for what is no model, or not whole, or not one that is known here, and UsageError where there is no
+    average.
+    """
     with _faults_named(path):
         if is_gguf(path):
+            _refuse_average(average, path, GGUF)
             return open_gguf_model(path)
         if (path / hugging_face.CONFIG).is_file():
+            _refuse_average(average, path, hugging_face.KIND)
             return hugging_face.open_hugging_face(path)
         if any((path / name).exists() for name in (".metadata", "common.pt", "latest_checkpointed_iteration.txt")):
             raise DataError(
@@ -46,23 +53,36 @@ def open_source(path: Path) -> Source:
                 f"the way here, through a Hugging Face directory"
             )
         if named(path):
-            return ours.open_ours(path)
+            return ours.open_ours(path, average)
     raise DataError(
         f"{path} is no model: it must be a Hugging Face directory, a GGUF file, or a checkpoint or run of ours"
     )
 
 
+def _refuse_average(average: bool, path: Path, kind: str) -> None:
+    if average:
+        raise UsageError(f"--ema: {path} is a {kind}; only a checkpoint of ours has an average of its weights")
+
+
 def convert(
-    path: Path, target: Path, to: str, *, weights_only: bool = False, most: int = LARGEST, check: Check | None = None
+    path: Path,
+    target: Path,
+    to: str,
+    *,
+    weights_only: bool = False,
+    average: bool = False,
+    most: int = LARGEST,
+    check: Check | None = None,
 ) -> Written:
-    """Write what `path` holds to `target` as `to`, hf or ours; `weights_only` carries no files beside the weights.
+    """Write what `path` holds to `target` as `to`, hf or ours; `weights_only` carries no files beside the weights,
+    `average` takes the moving average of these.
 
     `check` is called with the source and what was written before that gets its name. Whatever goes wrong, nothing is
     left behind. Raises UsageError for a target that exists or a conversion to the same kind, and DataError.
     """
     check_new(target)
-    source = open_source(path)
-    if source.kind == KINDS[to] and not (to == "ours" and weights_only):
+    source = open_source(path, average)
+    if source.kind == KINDS[to] and not average and not (to == "ours" and weights_only):
         more = "; --weights-only makes one without what training needs" if to == "ours" else ""
         raise UsageError(f"{path} is a {source.kind} already{more}")
     left_out = source.left_out

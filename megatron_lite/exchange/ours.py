@@ -16,7 +16,9 @@ from megatron_lite.checkpoint.blocks import Block, plan_reads
 from megatron_lite.checkpoint.files import checksum
 from megatron_lite.checkpoint.fill import SLICE, TensorFile
 from megatron_lite.checkpoint.index import (
+    AVERAGE,
     STATE,
+    WEIGHTS,
     Index,
     Parameter,
     RunState,
@@ -38,8 +40,11 @@ EXTRA = "exchange"  # in the index's `extra`: what a checkpoint remembers of whe
 SPECIAL = {"bos_token_id": "<s>", "pad_token_id": "<pad>"}
 
 
-def open_ours(path: Path) -> Source:
-    """A step_N, or the newest whole one of a run. Raises DataError for a model that Hugging Face has no name for."""
+def open_ours(path: Path, average: bool = False) -> Source:
+    """A step_N, or the newest whole one of a run; with `average` the moving average stands for what was trained.
+
+    Raises DataError for a model that Hugging Face has no name for, UsageError where there is no average.
+    """
     checkpoint = open_checkpoint(path, build_mesh(MeshShape(), torch.device("cpu")))
     index, main = checkpoint.index, checkpoint.index.main
     model = checked_model(main.model, str(checkpoint))
@@ -47,21 +52,20 @@ def open_ours(path: Path) -> Source:
         raise DataError(f"{checkpoint} has model.head = {model.head}: only a model with logits is exchanged")
     if main.base is not None:
         raise DataError(f"{checkpoint} stands on {main.base.path}: only a checkpoint with all its weights is exchanged")
+    if average and not main.averaged:
+        raise UsageError(f"--ema: {checkpoint} has no average of its weights; a run with train.ema has")
     opened = lru_cache(None)(lambda name: TensorFile(checkpoint.path / name))
-    parameters = fitting(
-        checkpoint.path,
-        model,
-        {
-            name: Stored(parameter.shape, getattr(torch, parameter.dtype), partial(_whole, name, parameter, opened))
-            for name, parameter in main.parameters.items()
-        },
-    )
+    found = {}
+    for name, parameter in main.parameters.items():
+        read = partial(_whole, name, parameter, AVERAGE if average and parameter.averaged else WEIGHTS, opened)
+        found[name] = Stored(parameter.shape, getattr(torch, parameter.dtype), read)
+    parameters = fitting(checkpoint.path, model, found)
     stored = common_dtype(one.dtype for one in parameters.values())
     train = main.config["train"]
     facts = Facts(train["sequence_length"], train["initializer_range"], _tokens(index))
     carried = {name: (checkpoint.path / name).read_bytes() for name in CARRIED if name in index.files}
     dtype = stored if stored == "float16" else train["dtype"]
-    left_out = _left_out(checkpoint)
+    left_out = _left_out(checkpoint, average)
     return Source(checkpoint.path, KIND, model, facts, dtype, parameters, carried, left_out, index.tokenizer)
 
 
@@ -74,7 +78,7 @@ def write_ours(directory: Path, source: Source, most: int, run_dir: str) -> int:
         file = f"weights_{number:05d}.safetensors"
         blocks = {name: Block(file, (0,) * len(one.shape), one.shape) for name, one in tensors.items()}
         files[file] = write_tensors(
-            directory / file, {key("master", name, blocks[name]): one for name, one in tensors.items()}, {}
+            directory / file, {key(WEIGHTS, name, blocks[name]): one for name, one in tensors.items()}, {}
         )
         for name, one in tensors.items():
             dtype = str(one.dtype).removeprefix("torch.")
@@ -102,11 +106,11 @@ def files_of(source: Source) -> dict[str, bytes]:
     return carried
 
 
-def _whole(name: str, parameter: Parameter, opened: Any) -> Tensor:
-    """A logical parameter, put together from its blocks."""
+def _whole(name: str, parameter: Parameter, kind: str, opened: Any) -> Tensor:
+    """A logical parameter's weights or average, put together from its blocks."""
     target = torch.empty(parameter.shape, dtype=getattr(torch, parameter.dtype))
     for read in plan_reads((0,) * len(parameter.shape), parameter.shape, parameter.blocks):
-        file, tensor = opened(read.block.file), key("master", name, read.block)
+        file, tensor = opened(read.block.file), key(kind, name, read.block)
         for portion in read.portions(SLICE // file.dtype(tensor).itemsize):
             rows, *columns = portion.source
             target[portion.target] = file.rows(tensor, rows)[(slice(None), *columns)]
@@ -147,11 +151,13 @@ def _tokens(index: Index) -> Mapping[str, Any]:
     return {**special, "eos_token_id": identity.eod_id}
 
 
-def _left_out(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What a checkpoint holds beside the weights."""
+def _left_out(checkpoint: Checkpoint, average: bool) -> tuple[str, ...]:
+    """What a checkpoint holds beside the weights, or beside the average where that is taken."""
     index, progress = checkpoint.index, checkpoint.index.progress
     trained = sum(parameter.trained for parameter in index.main.parameters.values())
     said = []
+    if index.main.averaged:
+        said.append("the weights whose average this is" if average else "the average of the weights, which --ema takes")
     if trained:
         said.append(f"the optimizer's moments of {trained} parameters after {index.main.updates} updates")
     if progress.step:
