@@ -2,19 +2,26 @@
 
     python tools/step_on_paper.py examples/pretrain_65b/gpus_512.yaml --world-size 512
     python tools/step_on_paper.py examples/pretrain_65b/gpus_512.yaml --world-size 512 --recompute
+    python tools/step_on_paper.py examples/pretrain_65b/gpus_64.yaml --world-size 64 --decode
 
 With --recompute, the first stage's memory under each choice of recomputation instead; with --phases, its traffic by
-phase of the step and axis of the mesh. The first line says which kernels the step would run on a GPU, the second what
+phase of the step and axis of the mesh. With --decode, what the model's generation takes on layouts of up to so many
+GPUs, from closed forms alone. Else the first line says which kernels the step would run on a GPU, the second what
 `parallel.zero_regather: auto` becomes on devices of --device-memory, which is what the step runs where auto is set.
 Runs the real training step on meta tensors, so it takes seconds for any model and any world. Memory does not depend on
 the number of microbatches once the pipeline is full; traffic does, and is that of a whole step.
 """
 
 import argparse
+from collections.abc import Iterator
 
 from megatron_lite.config import Config, load_config, resolve
-from megatron_lite.errors import run_command
+from megatron_lite.config.tree import ParallelConfig
+from megatron_lite.errors import UsageError, run_command
+from megatron_lite.model.freezing import NOTHING
 from megatron_lite.model.model import schedule_of
+from megatron_lite.planning.generation_memory import GenerationMemory
+from megatron_lite.planning.generation_traffic import GenerationTraffic, StepSizes
 from megatron_lite.planning.memory_forms import StepMemory
 from megatron_lite.planning.paper import PaperStep, choice_on_paper, step_on_paper
 from megatron_lite.planning.regather import ACCELERATOR, Decision, decide, needed, with_regather
@@ -38,6 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device-memory", type=float, default=80.0, metavar="GIB", help="of a GPU (default: 80)")
     parser.add_argument("--recompute", action="store_true", help="compare the choices of recomputation")
     parser.add_argument("--phases", action="store_true", help="the first stage's traffic by phase and axis")
+    parser.add_argument("--decode", action="store_true", help="generation's memory and messages, on up to N GPUs")
     return parser.parse_intermixed_args()  # key=value may stand after an option
 
 
@@ -138,10 +146,72 @@ def block_keeps(config: Config, world_size: int) -> float:
     return sum(kept) / len(kept)
 
 
+def layouts_to_generate(config: Config, world_size: int) -> Iterator[tuple[int, Config]]:
+    """(GPUs, configuration) of the configuration's tensor ranks, times powers of 2 of stages and of replicas."""
+    tensor, layers = config.parallel.tensor, config.model.num_hidden_layers
+    if world_size < tensor:
+        raise UsageError(f"--world-size {world_size}: must be at least parallel.tensor = {tensor}")
+    # Generation divides no positions, and each replica has all its weights.
+    parallel = {"tensor": tensor, "sequence": False, "zero_stage": 0, "zero_regather": "step"}
+    train = {"micro_batch_size": 1, "batch_ramp": None, "profile": None}
+    doublings = range((world_size // tensor).bit_length())
+    for gpus, stages in ((tensor << more, 1 << some) for more in doublings for some in range(more, -1, -1)):
+        if stages <= layers:
+            sections = {
+                "parallel": ParallelConfig(**parallel, pipeline=stages),
+                "train": config.train.model_copy(update={**train, "global_batch_size": gpus}),
+            }
+            yield gpus, config.model_copy(update=sections)
+
+
+def decode_table(config: Config, world_size: int, gibibytes: float) -> list[str]:
+    """What holds and sends what in generation, on devices of so much memory."""
+    room, train = int(gibibytes * 2**30 * (1 - ACCELERATOR.share)), config.train
+    return [
+        f"computed, not measured: sequences of {train.sequence_length:,} tokens in {train.dtype}; devices of "
+        f"{gibibytes:g} GiB, less a tenth for {ACCELERATOR.reason}",
+        "",
+        "| GPUs | layout | weights, GiB | a sequence's cache, MiB | a row's step, MiB | sequences | of all replicas "
+        "| tensor, kB | pipeline, kB | messages |",
+        "| ---: | --- |" + " ---: |" * 8,
+        *(decode_row(gpus, one, room) for gpus, one in layouts_to_generate(config, world_size)),
+    ]
+
+
+def decode_row(gpus: int, config: Config, room: int) -> str:
+    """Memory of the stage that has room for the fewest sequences. For a token, the bytes of the rank that hands most to
+    an axis, and all messages that it waits for, stage after stage.
+    """
+    resolved, length = resolve(config, gpus), config.train.sequence_length
+    schedule = schedule_of(config, resolved, resolved.microbatches)
+    places = [(config, resolved, schedule, stage, NOTHING) for stage in range(resolved.pipeline)]
+    memory = min((GenerationMemory(*place) for place in places), key=lambda one: one.sequences(length, room))
+    sequences = memory.sequences(length, room)
+    sent = [GenerationTraffic(*place).step(StepSizes(tokens=1, draws=1)) for place in places]
+    bytes_of = {
+        name: max(sum(size for (axis, *_), (_, size) in one.items() if axis.startswith(name)) for one in sent)
+        for name in ("tensor", "pipeline")
+    }
+    messages = sum(calls for one in sent for (*_, operation), (calls, _) in one.items() if operation != "recv")
+    cells = [
+        f"{memory.weights / 2**30:.2f}",
+        f"{memory.cache(length) / 2**20:.1f}",
+        f"{memory.row(length) / 2**20:.2f}",
+    ]
+    cells += [f"{sequences:,}", f"{sequences * resolved.data:,}"]
+    cells += [*(f"{size / 1e3:,.1f}" for size in bytes_of.values()), f"{messages:,}"]
+    sizes = {"tensor": resolved.tensor, "pipeline": resolved.pipeline, "data": resolved.data}
+    layout = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
+    return f"| {gpus} | {layout} | {' | '.join(cells)} |"
+
+
 def main() -> None:
     options = parse_arguments()
     show = recompute_table if options.recompute else phase_table if options.phases else table
     config = load_config(options.config, options.overrides)
+    if options.decode:
+        print(*decode_table(config, options.world_size, options.device_memory), sep="\n")
+        return
     would = decision(config, options.world_size, options.device_memory)
     if config.parallel.zero_regather == "auto":
         config = with_regather(config, would.chosen)

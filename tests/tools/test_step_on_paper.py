@@ -72,3 +72,26 @@ def test_kernels_that_cannot_be_had_are_a_usage_error(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["s", str(path), "kernels.attention=flash_attn", "--world-size", "4"])
     with pytest.raises(UsageError, match=r"kernels\.attention = flash_attn: flash-attn is not installed here"):
         main()
+
+
+def test_decode_shows_layouts_of_the_tensor_ranks_times_powers_of_two(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG)
+    monkeypatch.setattr("sys.argv", ["s", str(path), "parallel.tensor=2", "--world-size", "23", "--decode"])
+    main()
+    first, blank, _, _, *rows = capsys.readouterr().out.splitlines()
+    assert (first.partition(":")[0], blank) == ("computed, not measured", "")
+    assert [[cell.strip() for cell in row.split("|")[1:3]] for row in rows] == [
+        ["2", "tensor 2"],
+        ["4", "tensor 2 x pipeline 2"],
+        ["4", "tensor 2 x data 2"],
+        ["8", "tensor 2 x pipeline 4"],
+        ["8", "tensor 2 x pipeline 2 x data 2"],
+        ["8", "tensor 2 x data 4"],
+        ["16", "tensor 2 x pipeline 4 x data 2"],  # the model has four layers
+        ["16", "tensor 2 x pipeline 2 x data 4"],
+        ["16", "tensor 2 x data 8"],
+    ]
+    monkeypatch.setattr("sys.argv", ["s", str(path), "parallel.tensor=2", "--world-size", "1", "--decode"])
+    with pytest.raises(UsageError, match=r"--world-size 1: must be at least parallel\.tensor = 2"):
+        main()
