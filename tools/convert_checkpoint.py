@@ -2,7 +2,7 @@
 
     python tools/convert_checkpoint.py SmolLM2.gguf smollm2 --to ours
     python tools/convert_checkpoint.py runs/mine hf --to hf --verify some.txt
-    python tools/convert_checkpoint.py runs/mine averaged --to ours --ema
+    python tools/convert_checkpoint.py runs/mine averaged --to ours --ema --dtype bfloat16
 
 SOURCE is recognized by its content; a run means its newest whole checkpoint. TARGET appears when it is whole. One
 tensor at a time is in memory, however large the model. docs/exchange.md says what is carried, and what is refused.
@@ -17,6 +17,7 @@ from megatron_lite.checkpoint import open_checkpoint
 from megatron_lite.errors import UsageError, run_command
 from megatron_lite.exchange.convert import KINDS, LARGEST, convert
 from megatron_lite.exchange.ours import KIND as OURS
+from megatron_lite.exchange.rounding import DTYPES
 from megatron_lite.exchange.source import Source
 from megatron_lite.exchange.verify import Logits, Transformers, compare, in_batches, library
 from megatron_lite.inference.opening import load_model
@@ -34,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
         "--weights-only", action="store_true", help="weights and shape, and no file that goes with them"
     )
     parser.add_argument("--ema", action="store_true", help="a checkpoint's average of the weights in their place")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights in TARGET; default: as they are")
     parser.add_argument("--verify", metavar="TEXT.txt", type=Path, help="compare logits on this text with transformers")
     parser.add_argument("--max-shard-bytes", type=int, default=LARGEST, metavar="N", help=f"of a file ({LARGEST:,})")
     arguments = parser.parse_args()
@@ -51,7 +53,7 @@ def main() -> None:
         library()  # before anything is written
 
         def check(source: Source, written: Path) -> None:
-            said.append(verify(source, written, KINDS[arguments.to], text, changed=arguments.ema))
+            said.append(verify(source, written, KINDS[arguments.to], text, arguments.dtype, arguments.ema))
 
     done = convert(
         arguments.source,
@@ -59,6 +61,7 @@ def main() -> None:
         arguments.to,
         weights_only=arguments.weights_only,
         average=arguments.ema,
+        dtype=arguments.dtype,
         most=arguments.max_shard_bytes,
         check=check,
     )
@@ -66,17 +69,19 @@ def main() -> None:
     files = "1 file" if done.files == 1 else f"{done.files} files"
     print(f"{source.kind} {source.path} -> {done.kind} {arguments.target}: {source.size:,} parameters in {files}")
     print(f"left out: {'; '.join(done.left_out) or 'nothing'}")
+    if done.rounded is not None:
+        print(done.rounded)
     for line in said:
         print(line)
 
 
-def verify(source: Source, written: Path, kind: str, text: str, changed: bool = False) -> str:
-    """Raises DataError where what was written gives other logits than the source does. `changed` says that a checkpoint
-    alone would give others.
+def verify(source: Source, written: Path, kind: str, text: str, dtype: str | None = None, average: bool = False) -> str:
+    """Raises DataError where what was written gives other logits than the source does, in the `dtype` that it was
+    rounded to, and where it is an `average`.
     """
-    theirs = Transformers(written if source.kind == OURS else source.path)
+    theirs = Transformers(written) if source.kind == OURS else Transformers(source.path, DTYPES.get(dtype or ""))
     if source.kind == OURS:
-        ours: Logits = logits_of(source if changed else source.path)
+        ours: Logits = logits_of(source if average or dtype else source.path)
     else:
         ours = logits_of(written) if kind == OURS else Transformers(written)
     ids, of = theirs.encode(text, source.model.vocab_size)

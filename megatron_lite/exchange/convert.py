@@ -15,6 +15,7 @@ from megatron_lite.exchange import hugging_face, ours
 from megatron_lite.exchange.gguf import KIND as GGUF
 from megatron_lite.exchange.gguf import open_gguf_model
 from megatron_lite.exchange.gguf_file import is_gguf
+from megatron_lite.exchange.rounding import in_dtype, said_of
 from megatron_lite.exchange.source import Source
 from megatron_lite.exchange.tokenizers import hugging_face_files
 from megatron_lite.files import partial_path, sync
@@ -26,12 +27,13 @@ Check = Callable[[Source, Path], None]
 
 @dataclass(frozen=True)
 class Written:
-    """What a conversion made of what."""
+    """What a conversion made of what; `rounded` says what another dtype did to the numbers."""
 
     source: Source
     kind: str
     files: int
     left_out: tuple[str, ...]
+    rounded: str | None = None
 
 
 def open_source(path: Path, average: bool = False) -> Source:
@@ -71,18 +73,20 @@ def convert(
     *,
     weights_only: bool = False,
     average: bool = False,
+    dtype: str | None = None,
     most: int = LARGEST,
     check: Check | None = None,
 ) -> Written:
     """Write what `path` holds to `target` as `to`, hf or ours; `weights_only` carries no files beside the weights,
-    `average` takes the moving average of these.
+    `average` takes the moving average of these, `dtype` is theirs there (None: as they are).
 
     `check` is called with the source and what was written before that gets its name. Whatever goes wrong, nothing is
     left behind. Raises UsageError for a target that exists or a conversion to the same kind, and DataError.
     """
     check_new(target)
     source = open_source(path, average)
-    if source.kind == KINDS[to] and not average and not (to == "ours" and weights_only):
+    changed = average or dtype is not None
+    if source.kind == KINDS[to] and not changed and not (to == "ours" and weights_only):
         more = "; --weights-only makes one without what training needs" if to == "ours" else ""
         raise UsageError(f"{path} is a {source.kind} already{more}")
     left_out = source.left_out
@@ -92,8 +96,10 @@ def convert(
     elif to == "hf" and MODEL in source.carried and JSON not in source.carried:
         source, without = _with_tokenizer_json(source)
         left_out += without
+    said = None if dtype is None else said_of(source, dtype)
+    source = source if dtype is None else in_dtype(source, dtype)
     files = write_source(source, target, to, most, check)
-    return Written(source, KINDS[to], files, left_out)
+    return Written(source, KINDS[to], files, left_out, said)
 
 
 def _with_tokenizer_json(source: Source) -> tuple[Source, tuple[str, ...]]:

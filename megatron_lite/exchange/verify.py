@@ -60,8 +60,10 @@ def in_batches(ids: list[int], context: int) -> Iterator[Tensor]:
 class Transformers:
     """transformers' model of a Hugging Face directory or a GGUF file, in float32, and its tokenizer."""
 
-    def __init__(self, path: Path):
-        """Raises UsageError where transformers, or what it needs for such a file, is not installed."""
+    def __init__(self, path: Path, rounded: torch.dtype | None = None):
+        """With weights that are `rounded` to a dtype first. Raises UsageError where transformers, or what it needs for
+        such a file, is not installed.
+        """
         self.path, self._library = path, library()
         self._where, self._options = str(path), {}
         if path.is_file():
@@ -71,6 +73,8 @@ class Transformers:
             self._model = model.from_pretrained(self._where, dtype=torch.float32, **self._options).eval()
         except (ImportError, ValueError) as error:
             raise UsageError(f"--verify: transformers cannot open {path}: {str(error).splitlines()[0]}") from None
+        for parameter in self._model.parameters() if rounded is not None else ():
+            parameter.data = parameter.data.to(rounded).float()
 
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:

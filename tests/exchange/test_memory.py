@@ -54,14 +54,15 @@ def anonymous() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
 
 
-def convert_and_say(*steps: tuple[str, str, str]) -> None:
+def convert_and_say(*steps: tuple[str, str, str, str | None]) -> None:
     """Run by the tests below in a process of its own: the most memory of its own that each conversion took."""
     model, folder = model_of(), Path(steps[0][1]).with_name("small")
     folder.mkdir()
     weights = {name: torch.zeros(shape) for name, shape in shapes_of(model).items()}
     convert(write_hf(folder / "hf", model, weights), folder / "ours", "ours")  # what code takes is taken now
     convert(folder / "ours", folder / "again", "hf")
-    print(json.dumps([most_of(partial(convert, Path(source), Path(target), to)) for source, target, to in steps]))
+    made = [partial(convert, Path(source), Path(target), to, dtype=dtype) for source, target, to, dtype in steps]
+    print(json.dumps([most_of(one) for one in made]))
 
 
 def most_of(action: Callable[[], object]) -> dict[str, float]:
@@ -84,8 +85,8 @@ def most_of(action: Callable[[], object]) -> dict[str, float]:
     return {"taken": peak - before, "seconds": seconds}
 
 
-def measured(*steps: tuple[Path, Path, str]) -> list[dict[str, float]]:
-    arguments = [(str(source), str(target), to) for source, target, to in steps]
+def measured(*steps: tuple[Path, Path, str, str | None]) -> list[dict[str, float]]:
+    arguments = [(str(source), str(target), to, dtype) for source, target, to, dtype in steps]
     code = (
         f"import sys; sys.path[:0] = {[str(Path(__file__).parents[1])]}; from exchange import test_memory; "
         f"test_memory.convert_and_say(*{arguments!r})"
@@ -106,12 +107,14 @@ def test_a_conversion_takes_one_parameter_and_a_buffer(tmp_path):
     shallow = model_of(**{**SIZES["100 MB"], "num_hidden_layers": 1})
     weights = {name: torch.zeros(shape) for name, shape in shapes_of(shallow).items()}
     file = write_gguf(tmp_path / "m.gguf", shallow, weights, "Q4_1")
-    there, back, out_of_blocks = measured(
-        (tmp_path / "hf", tmp_path / "ours", "ours"),
-        (tmp_path / "ours", tmp_path / "again", "hf"),
-        (file, tmp_path / "dequantized", "ours"),
+    there, back, out_of_blocks, wide = measured(
+        (tmp_path / "hf", tmp_path / "ours", "ours", None),
+        (tmp_path / "ours", tmp_path / "again", "hf", None),
+        (file, tmp_path / "dequantized", "ours", None),
+        (tmp_path / "hf", tmp_path / "wide", "hf", "float32"),
     )
     assert max(there["taken"], back["taken"]) <= largest_of(model, 2) + BUFFER, (there, back)
+    assert wide["taken"] <= largest_of(model, 4) + BUFFER, wide
     assert out_of_blocks["taken"] <= largest_of(shallow, 4) + BUFFER, out_of_blocks
 
 
@@ -119,7 +122,8 @@ def test_a_conversion_takes_one_parameter_and_a_buffer(tmp_path):
 @pytest.mark.timeout(2400)
 def test_8_gb_are_converted_in_less_than_1_gb(tmp_path):
     assert write_large(tmp_path / "hf", model_of(**SIZES["8 GB"])) > 8e9
-    found = measured((tmp_path / "hf", tmp_path / "ours", "ours"), (tmp_path / "ours", tmp_path / "again", "hf"))
+    steps = [("hf", "ours", "ours"), ("ours", "again", "hf")]
+    found = measured(*((tmp_path / source, tmp_path / target, to, None) for source, target, to in steps))
     print(found)
     for name in ("hf", "ours", "again"):
         shutil.rmtree(tmp_path / name)

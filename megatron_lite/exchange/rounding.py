@@ -1,0 +1,54 @@
+"""A source in another dtype: each number rounded to the nearest one as its tensor is read, some at a time."""
+
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from megatron_lite.errors import DataError
+from megatron_lite.exchange.source import Source, Stored
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+SLICE = 1 << 20  # numbers at a time
+
+
+def in_dtype(source: Source, dtype: str) -> Source:
+    """The same model in a dtype of DTYPES. Reading raises DataError for a number that is too large for it."""
+    parameters = {
+        name: stored
+        if stored.dtype == DTYPES[dtype]
+        else Stored(stored.shape, DTYPES[dtype], partial(_rounded, f"{source.path}: {name}", stored, DTYPES[dtype]))
+        for name, stored in source.parameters.items()
+    }
+    return replace(source, parameters=parameters, dtype=dtype)
+
+
+def said_of(source: Source, dtype: str) -> str:
+    """What that does to the numbers, in words."""
+    target, parts = DTYPES[dtype], []
+    for found, count in Counter(stored.dtype for stored in source.parameters.values()).items():
+        tensors = "1 tensor" if count == 1 else f"{count} tensors"
+        before = str(found).removeprefix("torch.")
+        if found == target:
+            parts.append(f"{tensors} of {before} kept")
+        elif torch.promote_types(found, target) == target:
+            parts.append(f"{tensors} of {before} in {dtype}, no number changed")
+        else:
+            parts.append(f"{tensors} rounded from {before} to {dtype}")
+    return "; ".join(parts)
+
+
+def _rounded(what: str, stored: Stored, dtype: torch.dtype) -> Tensor:
+    before, after = stored.read().reshape(-1), torch.empty(stored.shape, dtype=dtype)
+    for begin in range(0, len(before), SLICE):
+        part, target = before[begin : begin + SLICE], after.view(-1)[begin : begin + SLICE]
+        target.copy_(part)
+        lost = target.isinf() & part.isfinite()
+        if lost.any():
+            raise DataError(
+                f"{what} holds {part[lost][0].item():g}, and {str(dtype).removeprefix('torch.')} nothing beyond "
+                f"{torch.finfo(dtype).max:g}: take another --dtype"
+            )
+    return after
