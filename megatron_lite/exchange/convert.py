@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from megatron_lite.checkpoint.directory import named
-from megatron_lite.data.tokenizer import JSON, MODEL
+from megatron_lite.data.tokenizer import FILES, JSON, MODEL, TokenizerFiles
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.exchange import hugging_face, ours
 from megatron_lite.exchange.gguf import KIND as GGUF
@@ -104,8 +104,10 @@ def convert(
 
 def _with_tokenizer_json(source: Source) -> tuple[Source, tuple[str, ...]]:
     """A SentencePiece model goes out beside one that every reader of Hugging Face's opens; why not, where it cannot."""
+    content = {name: source.carried[name] for name in FILES if name in source.carried}
     try:
-        return replace(source, carried={**source.carried, **hugging_face_files(source.path)}), ()
+        made = hugging_face_files(TokenizerFiles(str(source.path), MODEL, content))
+        return replace(source, carried={**source.carried, **made}), ()
     except DataError as reason:
         return source, (f"a {JSON} ({reason})",)
 

@@ -1,14 +1,16 @@
-"""The tokenizer.json that a GGUF file's metadata came from, where it was byte-level BPE.
+"""The tokenizer that a GGUF file's metadata came from: the tokenizer.json of byte-level BPE, or a SentencePiece model.
 
-A GGUF file has tokens, merges and special tokens, and of the rest a name, `pre`: how text is cut before it is merged.
-The names that are known here stand for what these models' own tokenizer.json says.
+Of the former a GGUF file has tokens, merges and special tokens, and of the rest a name, `pre`: how text is cut before
+it is merged. The names that are known here stand for what these models' own tokenizer.json says.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from megatron_lite.data.tokenizer import CONFIG, JSON, TEMPLATE
+from megatron_lite.data.tokenizer import CONFIG, JSON, MODEL, TEMPLATE
+from megatron_lite.exchange.gguf_sentencepiece import sentencepiece_model
+from megatron_lite.exchange.tokenizers import beginning
 
 CONTROL, USERS = 3, 4  # kinds of tokens: no text has the first, the second is text that is never cut
 ROLES = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id",
@@ -42,23 +44,43 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     Raises ValueError, saying why, for a tokenizer that cannot be told from the metadata.
     """
     said = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
-    if said.get("model") != "gpt2":
-        raise ValueError(f"it is of the kind {said.get('model')}, not byte-level BPE (gpt2)")
+    if said.get("model") not in MAKERS:
+        raise ValueError(f"it is of the kind {said.get('model')}, not gpt2 (byte-level BPE) or llama (SentencePiece)")
+    files = MAKERS[said["model"]](said)
+    template = metadata.get("tokenizer.chat_template")
+    return files | ({TEMPLATE: template.encode()} if isinstance(template, str) else {})
+
+
+def _sentencepiece(said: Mapping[str, Any]) -> dict[str, bytes]:
+    model = sentencepiece_model(said)
+    return {MODEL: model, CONFIG: _json({"add_bos_token": bool(said.get("add_bos_token", True)), **_roles(said)})}
+
+
+def _byte_level(said: Mapping[str, Any]) -> dict[str, bytes]:
     if said.get("pre") not in CUTS:
         raise ValueError(f"it cuts text as {said.get('pre')}, which is none of {', '.join(CUTS)}")
     lists = {name: said.get(name) for name in ("tokens", "token_type", "merges")}
     if not all(isinstance(one, list) for one in lists.values()) or len(said["tokens"]) != len(said["token_type"]):
         raise ValueError("it lacks tokens, their types or merges")
-    roles = {role: said["tokens"][said[key]] for role, key in ROLES.items() if key in said}
+    roles = _roles(said)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "add_bos_token": bool(said.get("add_bos_token", False)),
         **roles,
     }
-    files = {JSON: _json(_tree(said, roles if config["add_bos_token"] else {})), CONFIG: _json(config)}
-    template = metadata.get("tokenizer.chat_template")
-    return files | ({TEMPLATE: template.encode()} if isinstance(template, str) else {})
+    return {JSON: _json(_tree(said, roles if config["add_bos_token"] else {})), CONFIG: _json(config)}
+
+
+MAKERS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, bytes]]] = {"gpt2": _byte_level, "llama": _sentencepiece}
+
+
+def _roles(said: Mapping[str, Any]) -> dict[str, str]:
+    tokens, given = said["tokens"], {role: said[key] for role, key in ROLES.items() if key in said}
+    for role, index in given.items():
+        if not isinstance(index, int) or not 0 <= index < len(tokens):
+            raise ValueError(f"its {role} is {index}, which is none of {len(tokens)} tokens")
+    return {role: tokens[index] for role, index in given.items()}
 
 
 def _tree(said: Mapping[str, Any], begins: Mapping[str, str]) -> dict[str, Any]:
@@ -75,7 +97,7 @@ def _tree(said: Mapping[str, Any], begins: Mapping[str, str]) -> dict[str, Any]:
         ],
         "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": CUTS[pre]},
-        "post_processor": _beginning(begins["bos_token"], said["bos_token_id"]) if "bos_token" in begins else None,
+        "post_processor": beginning(begins["bos_token"], said["bos_token_id"]) if "bos_token" in begins else None,
         "decoder": _bytes(True),
         "model": {
             "type": "BPE",
@@ -90,16 +112,6 @@ def _tree(said: Mapping[str, Any], begins: Mapping[str, str]) -> dict[str, Any]:
             "merges": [merge.split(" ", 1) for merge in said["merges"]],
         },
     }
-
-
-def _beginning(token: str, index: int) -> dict[str, Any]:
-    """What transformers puts before a text; here no text begins with it unasked."""
-    first = {"SpecialToken": {"id": token, "type_id": 0}}
-    one, two = ({"Sequence": {"id": name, "type_id": kind}} for kind, name in enumerate("AB"))
-    return {
-        "type": "TemplateProcessing", "single": [first, one], "pair": [first, one, first, two],
-        "special_tokens": {token: {"id": token, "ids": [index], "tokens": [token]}},
-    }  # fmt: skip
 
 
 def _json(tree: Mapping[str, Any]) -> bytes:

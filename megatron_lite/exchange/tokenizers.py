@@ -17,7 +17,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[att
 
 from megatron_lite.data.fast_tokenizer import ADVERSARIAL, check_kind, differ
 from megatron_lite.data.json_tokenizer import JsonTokenizer
-from megatron_lite.data.open_tokenizer import open_tokenizer
+from megatron_lite.data.open_tokenizer import open_tokenizer, tokenizer_of
 from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.data.tokenizer import CONFIG, JSON, SPACE_MARK, TEMPLATE, TokenizerFiles
 from megatron_lite.errors import DataError
@@ -26,13 +26,13 @@ ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_tok
 WORD = "[^ ]+| +[^ ]*"  # and the spaces before it: no piece has a space behind another character
 
 
-def hugging_face_files(path: Path, chat_template: str | None = None) -> dict[str, bytes]:
+def hugging_face_files(source: Path | TokenizerFiles, chat_template: str | None = None) -> dict[str, bytes]:
     """By name, what transformers opens, with `chat_template` in place of what the tokenizer may have. A SentencePiece
     model is among them, for those who read it.
 
     Raises DataError for a SentencePiece model of another kind than ours, or one whose ids would not be the same.
     """
-    tokenizer = open_tokenizer(path)
+    tokenizer = tokenizer_of(source) if isinstance(source, TokenizerFiles) else open_tokenizer(source)
     files = dict(tokenizer.files.content)
     if isinstance(tokenizer, SentencePieceTokenizer) and JSON not in files:
         files |= _converted(tokenizer)
@@ -84,7 +84,7 @@ def _tree(model: Any, tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
         "pre_tokenizer": None
         if across
         else {"type": "Split", "pattern": {"Regex": WORD}, "behavior": "Isolated", "invert": False},
-        "post_processor": None,  # a text begins without <s>, as it does in training here
+        "post_processor": _beginning(tokenizer),
         "decoder": {
             "type": "Sequence",
             "decoders": decoders + ([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if adds_space else []),
@@ -117,6 +117,24 @@ def _merges(scores: Mapping[str, float]) -> Iterator[tuple[str, str]]:
 
 def _replace(old: str, new: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": {"String": old}, "content": new}
+
+
+def _beginning(tokenizer: SentencePieceTokenizer) -> dict[str, Any] | None:
+    """A text begins without <s>, as it does in training here, but where a foreign model was trained with it."""
+    if not tokenizer.beginning:
+        return None
+    (index,) = tokenizer.beginning
+    return beginning(next(name for name, one in tokenizer.special_tokens.items() if one == index), index)
+
+
+def beginning(token: str, index: int) -> dict[str, Any]:
+    """What transformers puts before a text; here no text begins with it unasked."""
+    first = {"SpecialToken": {"id": token, "type_id": 0}}
+    one, two = ({"Sequence": {"id": name, "type_id": kind}} for kind, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing", "single": [first, one], "pair": [first, one, first, two],
+        "special_tokens": {token: {"id": token, "ids": [index], "tokens": [token]}},
+    }  # fmt: skip
 
 
 def _config(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:

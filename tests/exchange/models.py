@@ -90,8 +90,10 @@ def in_pairs(name: str, weight: Tensor, model: ModelConfig) -> np.ndarray:
     return array
 
 
-def write_gguf(path: Path, model: ModelConfig, weights: Weights, kind: str = "F32", **metadata) -> Path:
-    """Matrices of one kind, norms in F32, as llama.cpp has them."""
+def write_gguf(
+    path: Path, model: ModelConfig, weights: Weights, kind: str = "F32", vocabulary: dict | None = None, **metadata
+) -> Path:
+    """Matrices of one kind, norms in F32, as llama.cpp has them; `vocabulary` are a tokenizer's metadata, whole."""
     writer = gguf.GGUFWriter(path, "llama")
     numbers = {
         "embedding_length": model.hidden_size, "feed_forward_length": model.intermediate_size,
@@ -105,8 +107,10 @@ def write_gguf(path: Path, model: ModelConfig, weights: Weights, kind: str = "F3
         writer.add_string(f"llama.{key}", value)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", model.rms_norm_eps)
     writer.add_float32("llama.rope.freq_base", model.rope_theta)
-    writer.add_uint32("tokenizer.ggml.eos_token_id", 2)
-    writer.add_array("tokenizer.ggml.tokens", [f"piece {i}" for i in range(model.vocab_size)])
+    some = {"eos_token_id": 2, "tokens": [f"piece {i}" for i in range(model.vocab_size)]}
+    for key, value in (vocabulary or {f"tokenizer.ggml.{name}": one for name, one in some.items()}).items():
+        add = {int: writer.add_uint32, list: writer.add_array, str: writer.add_string}[type(value)]
+        add(key, value)
     writer.add_string("tokenizer.chat_template", "{{ messages }}")
     for name, weight in weights.items():
         one = gguf.GGMLQuantizationType["F32" if weight.dim() == 1 else kind]

@@ -54,9 +54,13 @@ def test_other_ways_to_cut_text_keep_it_too(tmp_path, pre):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"tokenizer.ggml.model": "llama"}, r"it is of the kind llama, not byte-level BPE \(gpt2\)"),
+        (
+            {"tokenizer.ggml.model": "t5"},
+            r"it is of the kind t5, not gpt2 \(byte-level BPE\) or llama",
+        ),
         ({"tokenizer.ggml.pre": "tekken"}, "it cuts text as tekken, which is none of gpt-2, smollm, llama-bpe, qwen2"),
         ({"tokenizer.ggml.token_type": [1]}, "it lacks tokens, their types or merges"),
+        ({"tokenizer.ggml.bos_token_id": 330}, "its bos_token is 330, which is none of 330 tokens"),
     ],
 )
 def test_what_is_not_known_is_named(tmp_path, change, reason):
