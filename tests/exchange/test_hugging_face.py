@@ -36,10 +36,11 @@ def test_a_directory_becomes_a_checkpoint_with_its_logits(tmp_path, tied, files)
     assert distance(tmp_path / "ours", model, weights) < 1e-10
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("most", [10**9, 40_000])
-def test_to_ours_and_back_every_bit_is_there(tmp_path, dtype, most):
-    model = model_of()
+def test_to_ours_and_back_every_bit_is_there(tmp_path, dtype, most, tied):
+    model = model_of(tie_word_embeddings=tied)
     weights = weights_of(model, dtype)
     source = write_hf(tmp_path / "hf", model, weights, 2)
     (source / "generation_config.json").write_text('{"eos_token_id": [2, 5], "temperature": 0.6}')

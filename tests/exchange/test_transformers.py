@@ -10,9 +10,14 @@ from pathlib import Path
 
 import peers
 import pytest
+import torch
 from exchange.models import model_of, weights_of, write_hf
+from exchange.test_hugging_face import assert_same_bits, tensors_in
 from safetensors.torch import load_file
+from support.checkpoints import train
+from support.layouts import Layout, build_trainer
 
+from megatron_lite.checkpoint import save
 from megatron_lite.exchange import convert
 
 ROOT = Path(__file__).parents[2]
@@ -35,9 +40,9 @@ def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def verified(version: str, source: Path, target: Path, to: str, text: Path) -> str:
+def verified(version: str, source: Path, target: Path, to: str, text: Path, *options: str) -> str:
     """The command's last line."""
-    said = peers.run_with_peer(version, [TOOL, str(source), str(target), "--to", to, "--verify", str(text)])
+    said = peers.run_with_peer(version, [TOOL, str(source), str(target), "--to", to, "--verify", str(text), *options])
     return said.splitlines()[-1]
 
 
@@ -97,6 +102,50 @@ def test_smollm2_is_the_same_function_here_and_in_both_transformers(tmp_path):
     before, after = (load_file(tmp_path / name / "weights_00000.safetensors") for name in ("ours", "again"))
     assert before.keys() == after.keys()
     assert all(bool((before[name] == after[name]).all()) for name in before)
+
+
+WRITE = """
+import sys, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+torch.manual_seed(0)
+model = LlamaForCausalLM(LlamaConfig(hidden_size=96, intermediate_size=160, num_hidden_layers=3, num_attention_heads=6,
+    num_key_value_heads=3, vocab_size=610, tie_word_embeddings=True))
+model.to(torch.bfloat16).save_pretrained(sys.argv[1], max_shard_size="100KB")
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_sharded_bfloat16_directory_with_tied_weights_that_transformers_wrote_comes_back_to_the_bit(
+    tmp_path, version
+):
+    peers.run_with_peer(version, ["-c", WRITE, str(tmp_path / "hf")])
+    convert(tmp_path / "hf", tmp_path / "ours", "ours")
+    convert(tmp_path / "ours", tmp_path / "again", "hf", most=100_000)
+    before = tensors_in(tmp_path / "hf")
+    assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 3 and "lm_head.weight" not in before
+    assert {tensor.dtype for tensor in before.values()} == {torch.bfloat16}
+    assert_same_bits(tensors_in(tmp_path / "again"), before)
+
+
+@pytest.mark.nightly
+def test_averaged_and_rounded_weights_are_verified_as_what_they_are(tmp_path):
+    trainer = build_trainer(Layout(layers=2, dtype="float32", ema=0.6))
+    train(trainer, range(1, 4))
+    save(tmp_path / "run", trainer, 3, 36)
+    text = tmp_path / "text.txt"
+    text.write_text("tokens " * 20)
+    steps = [
+        ("run", "averaged", "hf", ["--ema"]),
+        ("run", "small", "hf", ["--ema", "--dtype", "bfloat16"]),
+        ("averaged", "half", "ours", ["--dtype", "float16"]),
+        ("averaged", "brain", "hf", ["--dtype", "bfloat16"]),
+    ]
+    for source, target, to, options in steps:
+        said = verified("transformers_5", tmp_path / source, tmp_path / target, to, text, *options)
+        print(target, said)
+        assert "argmax equal at 140" in said
+    assert_same_bits(tensors_in(tmp_path / "brain"), tensors_in(tmp_path / "small"))
 
 
 @pytest.mark.nightly
