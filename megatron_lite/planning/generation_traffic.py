@@ -9,10 +9,11 @@ T new tokens of all rows go through the model, after D of which a token is drawn
     pipeline  decode.activation, between virtual stages      send, recv            [T, H]
               decode.result, back through the last chunk     send, recv            [D, 1 + 1 + 2 most likely], float64
     zero      zero.gather, once, where `held` begins         all_gather            each shards' weights
+              generate.sizes, generate.answers, at the end   all_gather            a size, bytes of text
 
 A payload is the larger side of an operation (parallel/collectives.py). A block without sequence parallelism takes two
-all-reduces forward: Shoeybi et al. 2019, arXiv 1909.08053, section 3. Data and context ranks send each other nothing
-but weights.
+all-reduces forward: Shoeybi et al. 2019, arXiv 1909.08053, section 3. Data and context ranks, which are replicas, send
+each other nothing between.
 """
 
 from collections import Counter
@@ -73,6 +74,14 @@ class GenerationTraffic(StageSizes):
         axis = "zero" if self.sharding == self.resolved.zero_size else "zero.sharding"
         for shards in self.shards if self.sharding > 1 else ():
             calls.add((axis, "zero.gather", "all_gather"), 1, self.gathered_size(shards) * self.element_bytes)
+        return calls.found()
+
+    def answers(self, longest: int) -> Traffic:
+        """Of bringing all replicas' answers together; the longest takes so many bytes."""
+        calls, replicas = _Calls(), self.resolved.zero_size
+        if replicas > 1:
+            calls.add(("zero", "generate.sizes", "all_gather"), 1, 8 * replicas)
+            calls.add(("zero", "generate.answers", "all_gather"), 1, longest * replicas)
         return calls.found()
 
     @property

@@ -10,6 +10,7 @@ from support.layouts import Layout
 
 from megatron_lite.config import Config, resolve
 from megatron_lite.inference.engine import Engine
+from megatron_lite.inference.generation import gathered
 from megatron_lite.inference.requests import Limits, Request
 from megatron_lite.inference.sampling import Sampling
 from megatron_lite.inference.scheduler import Row, Sizes
@@ -80,6 +81,8 @@ def run(layout: Layout) -> Found:
         recorder.phase = "score"
         row = Row(0, tuple(range(SCORED)), 0, tuple(range(SCORED)), (0, 1, 2), False)
         model.score([row], torch.arange(SCORED), model.new_cache(Sizes(3, 3, 1)))
+    recorder.phase = "answers"
+    gathered(["abc"] * (1 + model.mesh.zero.rank), model.mesh)
     return Found(model.mesh.stage, steps, recorder.events)
 
 
@@ -108,7 +111,10 @@ def test_every_step_of_an_engine_sends_what_the_forms_say_to_the_byte(ranks, lay
         for number, step in enumerate(one.steps):
             assert sent(one.events, f"step {number}") == form.step(step), f"rank {rank}, step {number}: {step}"
         assert sent(one.events, "score") == form.score(SCORED), f"rank {rank}"
-        phases = {"connect", "gather", "score", *(f"step {number}" for number in range(len(one.steps)))}
+        # The last replica's are a list of JSON: so many times 'abc', in quotes, with commas between.
+        replicas = layout.data * layout.context
+        assert sent(one.events, "answers") == form.answers(replicas * len('"abc", ')), f"rank {rank}"
+        phases = {"connect", "gather", "score", "answers", *(f"step {number}" for number in range(len(one.steps)))}
         assert {event.phase for event in one.events} <= phases
 
 

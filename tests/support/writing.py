@@ -9,6 +9,7 @@ from support.asking import build_to_ask
 from support.layouts import Layout
 
 from megatron_lite.inference.engine import Engine, share_of
+from megatron_lite.inference.generation import gathered
 from megatron_lite.inference.requests import Limits, Request
 from megatron_lite.inference.sampling import Sampling
 from megatron_lite.inference.scheduler import Row, Sizes
@@ -23,12 +24,13 @@ WAYS = (Sampling(1.0), Sampling(0.7, repetition_penalty=1.5), Sampling(0.0, repe
 @dataclass
 class Written:
     """Of one rank: by request the tokens and, of those and the two likeliest, log-probabilities [tokens, 3]; what given
-    tokens are worth [4, T]; the transcript.
+    tokens are worth [4, T]; all replicas' tokens, as they are brought together; the transcript.
     """
 
     tokens: dict[int, list[int]]
     log_probabilities: dict[int, np.ndarray]
     scores: np.ndarray
+    answers: list[list[str]]
     events: list[Event]
 
 
@@ -52,7 +54,14 @@ def write(layout: Layout) -> Written:
         number: np.array([[t.log_probability, *(log for _, log in t.most_likely)] for t in answer.tokens])
         for number, answer in answers.items()
     }
-    return Written({number: answer.ids for number, answer in answers.items()}, logs, scores.numpy(), recorder.events)
+    tokens = {number: answer.ids for number, answer in answers.items()}
+    together = gathered([as_line(ids) for ids in tokens.values()], model.mesh)
+    return Written(tokens, logs, scores.numpy(), together, recorder.events)
+
+
+def as_line(tokens: Sequence[int]) -> str:
+    """As long whatever they are, so that a wrong one is still a line."""
+    return " ".join(f"{token:02}" for token in tokens)
 
 
 def differences_in_writing(found: Sequence[Written], truth: Written) -> dict[str, float]:
@@ -61,4 +70,13 @@ def differences_in_writing(found: Sequence[Written], truth: Written) -> dict[str
     wrong = [a != b for one, number in pairs for a, b in zip(one.tokens[number], truth.tokens[number], strict=True)]
     logs = [np.abs(one.log_probabilities[number] - truth.log_probabilities[number]).max() for one, number in pairs]
     scores = [np.abs(one.scores - truth.scores).max() for one in found]
-    return {"tokens": float(np.mean(wrong)), "log-probabilities": float(max(logs)), "scores": float(max(scores))}
+    (lines,) = truth.answers
+    strangers = [
+        share != lines[number :: len(one.answers)] for one in found for number, share in enumerate(one.answers)
+    ]
+    return {
+        "tokens": float(np.mean(wrong)),
+        "log-probabilities": float(max(logs)),
+        "scores": float(max(scores)),
+        "answers": float(np.mean(strangers)),
+    }
