@@ -15,13 +15,14 @@ from megatron_lite.parallel.collectives import Event, Recorder
 
 STEPS = 3
 DECAY = 0.7
+ONE = Layout(layers=2, ema=DECAY)
 LAYOUTS = [
-    Layout(ema=DECAY),
-    Layout(tensor=2, ema=DECAY),
-    Layout(pipeline=2, ema=DECAY, tied=True),
-    Layout(data=2, ema=DECAY),
-    Layout(data=2, zero_stage=0, ema=DECAY),
-    Layout(pipeline=2, data=2, ema=DECAY, trainable=("*.mlp.*", "model.norm.weight")),
+    ONE,
+    replace(ONE, tensor=2),
+    replace(ONE, pipeline=2, tied=True),
+    replace(ONE, data=2),
+    replace(ONE, data=2, zero_stage=0),
+    replace(ONE, pipeline=2, data=2, trainable=("*.mlp.*", "model.norm.weight")),
 ]
 
 
@@ -70,14 +71,14 @@ def test_the_average_is_a_plain_loops_over_what_is_trained_and_over_nothing_else
 
 
 def test_beside_bfloat16_it_is_kept_in_float32():
-    found = run(Layout(ema=DECAY, dtype="bfloat16"))
+    found = run(replace(ONE, dtype="bfloat16"))
     expected = plain_average([assemble([blocks]) for blocks in found.masters], DECAY)
     for name, average in assemble([found.average]).items():
         assert distance(average, expected[name]) < 1e-6
         assert distance(average, torch.from_numpy(average).bfloat16().double().numpy()) > 1e-4  # as rounding would move
 
 
-@pytest.mark.parametrize("layout", [LAYOUTS[0], Layout(tensor=2, data=2, ema=DECAY)], ids=str)
+@pytest.mark.parametrize("layout", [ONE, replace(ONE, tensor=2, data=2)], ids=str)
 def test_it_sends_nothing_and_changes_no_bit_of_the_weights(ranks, layout):
     with_it, without = (runs(ranks, one) for one in (layout, replace(layout, ema=None)))
     for ours, theirs in zip(with_it, without, strict=True):
