@@ -31,7 +31,7 @@ LONGEST = 24
 ROOMY, FEW = Sizes(blocks=200, block=4), Sizes(blocks=13, block=3, rows=5, budget=9)
 LAYOUTS = [
     Layout(tensor=2),
-    Layout(pipeline=2),
+    Layout(pipeline=4),
     Layout(tensor=2, pipeline=2, tied=True),
     Layout(data=2),
     Layout(pipeline=2, schedule="zb_v", virtual_stages=2),

@@ -21,7 +21,7 @@ from megatron_lite.parallel.pipeline.stage import held
 from megatron_lite.planning.generation_traffic import GenerationTraffic, StepSizes, Traffic
 
 LENGTH = 16
-FEW = Sizes(blocks=13, block=3, rows=5, budget=9)  # prompts go in chunks, and some rows give way
+FEW = Sizes(blocks=8, block=3, rows=5, budget=9)  # prompts go in chunks, and some rows give way
 LAYOUTS = [
     Layout(),
     Layout(tensor=2, tied=True),
@@ -29,7 +29,8 @@ LAYOUTS = [
     Layout(tensor=2, pipeline=2, loss_chunk=3),
     Layout(tensor=2, pipeline=2, loss_chunk=3, tied=True, dtype="bfloat16"),
     Layout(pipeline=2, data=2, schedule="zb_v", virtual_stages=2, tied=True, layers=5),
-    Layout(pipeline=2, schedule="interleaved_1f1b", virtual_stages=2),
+    Layout(pipeline=3, schedule="zb_v", virtual_stages=2, layers=7),
+    Layout(pipeline=3, schedule="interleaved_1f1b", virtual_stages=2, layers=6),
     Layout(tensor=2, data=2, dtype="float32"),
     Layout(data=2, context=2, zero_group=2),
     Layout(data=2, zero_stage=0),
@@ -124,6 +125,8 @@ def test_the_steps_that_are_compared_differ_in_what_they_compute_draw_and_tell()
     assert {step.most_likely for step in steps} == {None, 0, 4}
     assert {step.tokens for step in steps} >= {1, FEW.budget}
     assert {step.draws for step in steps} >= {0, 1, 3}
+    once = sum(len(one.prompt) + one.limits.max_new_tokens - 1 for one in requests())
+    assert sum(step.tokens for step in steps) > once  # who gave way is computed again
 
 
 def test_by_hand_on_two_tensor_ranks_and_two_stages():
