@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.checkpoints import owned
+from support.host_traffic import traffic_of
 from support.layouts import Blocks, Layout, Tensors, assemble, build_trainer, distance, my_batches, owned_blocks
 
 from megatron_lite.config import config_from_tree
@@ -86,6 +87,10 @@ def test_it_sends_nothing_and_changes_no_bit_of_the_weights(ranks, layout):
         for (_, _, here), (_, _, there) in zip(ours.masters[-1], theirs.masters[-1], strict=True):
             assert np.array_equal(here, there)
         assert ours.average and not theirs.average
+
+
+def test_the_host_only_gives_orders_for_it():
+    assert traffic_of(ONE, 0) == []
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.5, True])
