@@ -107,6 +107,18 @@ def test_in_chunks_a_vocabulary_of_128000_takes_a_chunks_logits_alone(ranks, chu
     assert peaks[0] - peaks[1] > 0.5 * (all_logits - some_logits)
 
 
+@pytest.mark.parametrize(
+    "layout", [replace(ONE, data=2, layers=2, dtype="bfloat16"), replace(WHOLE, tied=True)], ids=str
+)
+def test_a_moving_average_takes_one_buffer_a_shard_to_the_byte(layout):
+    plain, averaged = (wide_config(replace(layout, ema=ema)) for ema in (None, 0.9))
+    for rank in ranks_of(layout):
+        before, after = (step_on_paper(config, layout.world, rank) for config in (plain, averaged))
+        forms = [memory_form(config, layout.world, before.stage).state for config in (plain, averaged)]
+        assert after.peak - before.peak == forms[1] - forms[0] > 0
+        assert after.traffic == before.traffic
+
+
 def real_step(layout: Layout) -> tuple[int, int]:
     """(stage, peak bytes) of a real step on this rank."""
     tracker = StorageTracker(torch.device("cpu"))
