@@ -8,6 +8,7 @@ spelled in bytes.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import (  # type: ignore[attr-defined]  # made when the module is imported
     ModelProto,
     TrainerSpec,
@@ -23,8 +24,8 @@ def sentencepiece_model(said: Mapping[str, Any]) -> bytes:
     tokens, scores, kinds = _pieces(said)
     if said.get("precompiled_charsmap") or said.get("remove_extra_whitespaces"):
         raise ValueError("it normalizes text")
-    end = said.get("eos_token_id")
-    if not isinstance(end, int) or not 0 <= end < len(tokens):
+    end, begin = (_place(said, name, len(tokens)) for name in ("eos_token_id", "bos_token_id"))
+    if end < 0:
         raise ValueError("it does not say what ends a document")
     kinds[end] = CONTROL  # no text ends a document, whatever the file has it as
     model = ModelProto()
@@ -35,12 +36,22 @@ def sentencepiece_model(said: Mapping[str, Any]) -> bytes:
     trainer.byte_fallback = BYTE in kinds
     trainer.unk_id, trainer.unk_piece = kinds.index(UNKNOWN), tokens[kinds.index(UNKNOWN)]
     trainer.eos_id, trainer.eos_piece = end, tokens[end]
-    begin = said.get("bos_token_id", -1)
-    trainer.bos_id, trainer.bos_piece = begin, tokens[begin] if 0 <= begin < len(tokens) else ""
+    trainer.bos_id, trainer.bos_piece = begin, tokens[begin] if begin >= 0 else ""
     trainer.pad_id, trainer.pad_piece = -1, ""
     normalizer.name, normalizer.escape_whitespaces, normalizer.remove_extra_whitespaces = "identity", True, False
     normalizer.add_dummy_prefix = said.get("add_space_prefix", True)
-    return model.SerializeToString()
+    made = model.SerializeToString()
+    try:
+        SentencePieceProcessor().LoadFromSerializedProto(made)
+    except RuntimeError as error:
+        raise ValueError(f"SentencePiece cannot open what it makes: {error}") from None
+    return made
+
+
+def _place(said: Mapping[str, Any], name: str, count: int) -> int:
+    """Of a special token among so many, or -1."""
+    index = said.get(name)
+    return index if isinstance(index, int) and 0 <= index < count else -1
 
 
 def _pieces(said: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[float], list[int]]:

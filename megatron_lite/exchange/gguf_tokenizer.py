@@ -52,7 +52,7 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _sentencepiece(said: Mapping[str, Any]) -> dict[str, bytes]:
-    model = sentencepiece_model(said)
+    model = sentencepiece_model(said)  # which looks at the tokens before their roles are told
     return {MODEL: model, CONFIG: _json({"add_bos_token": bool(said.get("add_bos_token", True)), **_roles(said)})}
 
 

@@ -94,6 +94,13 @@ def test_a_file_with_one_becomes_a_checkpoint_and_a_directory_with_its_ids(tmp_p
     assert theirs.encode("a shard").ids == [1, *origin.encode("a shard")]  # as its model saw texts
 
 
+def test_a_piece_that_sentencepiece_does_not_take_is_said(tmp_path):
+    metadata = metadata_of(train(tmp_path / "origin"))
+    metadata["tokenizer.ggml.tokens"][metadata["tokenizer.ggml.tokens"].index("<0x41>")] = "<0xA>"
+    with pytest.raises(ValueError, match=r"SentencePiece cannot open what it makes: .*<0xA>"):
+        gguf_tokenizer(metadata)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
