@@ -59,6 +59,17 @@ def test_run_killed_at_a_random_step_resumes_to_the_bit(ranks, data_dir):
     assert tensors_of(killed / "checkpoints" / "step_24") == tensors_of(whole / "checkpoints" / "step_24")
 
 
+def test_a_moving_average_goes_on_to_the_bit(data_dir):
+    whole, stopped = data_dir / "whole", data_dir / "stopped"
+    settings = {"train__dtype": "bfloat16", "train__ema": 0.9, "train__valid_every": None}
+    run_pretrain(tree_of(whole, data_dir, **settings, train__steps=4), 1)
+    for steps in (2, 4):
+        run_pretrain(tree_of(stopped, data_dir, **settings, train__steps=steps), 1)
+    ours, theirs = (tensors_of(run / "checkpoints" / "step_4") for run in (stopped, whole))
+    assert ours == theirs
+    assert any("/ema/" in name for name in ours)
+
+
 VEE = {**CUBE, "parallel__context": 2, "parallel__schedule": "zb_v", "parallel__virtual_stages": 2}
 
 
