@@ -56,10 +56,10 @@ def test_it_survives_any_change_of_layout_to_the_bit(ranks, tmp_path, dtype):
 
 
 def test_a_resumed_run_has_an_unbroken_ones_bits(ranks, tmp_path):
-    layout = Layout(tensor=2, data=2, layers=2, dtype="bfloat16", ema=0.7)
-    straight = ranks.run(train_and_save, 4, layout, tmp_path / "straight", range(1, 5))
-    ranks.run(train_and_save, 4, layout, tmp_path / "stopped", range(1, 3))
-    again = ranks.run(resume_and_train, 4, layout, tmp_path / "stopped", range(3, 5))
+    layout = Layout(data=2, layers=2, dtype="bfloat16", ema=0.7)
+    straight = ranks.run(train_and_save, 2, layout, tmp_path / "straight", range(1, 4))
+    ranks.run(train_and_save, 2, layout, tmp_path / "stopped", range(1, 3))
+    again = ranks.run(resume_and_train, 2, layout, tmp_path / "stopped", range(3, 4))
     assert_same(whole([blocks for _, blocks in again]), whole([blocks for _, blocks in straight]))
 
 

@@ -79,7 +79,7 @@ def test_beside_bfloat16_it_is_kept_in_float32():
         assert distance(average, torch.from_numpy(average).bfloat16().double().numpy()) > 1e-4  # as rounding would move
 
 
-@pytest.mark.parametrize("layout", [ONE, replace(ONE, tensor=2, data=2)], ids=str)
+@pytest.mark.parametrize("layout", [ONE, replace(ONE, data=2)], ids=str)
 def test_it_sends_nothing_and_changes_no_bit_of_the_weights(ranks, layout):
     with_it, without = (runs(ranks, one) for one in (layout, replace(layout, ema=None)))
     for ours, theirs in zip(with_it, without, strict=True):

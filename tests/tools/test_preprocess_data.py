@@ -26,7 +26,7 @@ from megatron_lite.data.indexed import open_indexed
 from megatron_lite.data.open_tokenizer import open_tokenizer
 from megatron_lite.data.preprocess import preprocess
 from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from megatron_lite.errors import DataError, UsageError
+from megatron_lite.errors import DataError, UsageError, run_command
 from megatron_lite.workers import worker_pool
 
 TOOL = Path(__file__).parents[2] / "tools" / "preprocess_data.py"
@@ -134,15 +134,17 @@ def test_a_run_gives_the_tokenizer_of_its_newest_complete_checkpoint(tmp_path, m
         preprocess_data.main()
 
 
-def test_sentencepieces_encoder_is_refused_for_a_tokenizer_json(tmp_path):
+def test_sentencepieces_encoder_is_refused_for_a_tokenizer_json(tmp_path, monkeypatch, capsys):
     model = train_byte_level(tmp_path / "model")
     corpus = write_jsonl(tmp_path / "c.jsonl", TEXTS[:2])
     options = ["--output-prefix", tmp_path / "c", "--tokenizer-model", model, "--encoder", "sentencepiece"]
-    done = tool("--input", corpus, *options)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == (
+    monkeypatch.setattr(sys, "argv", ["preprocess_data.py", "--input", *map(str, [corpus, *options])])
+    with pytest.raises(SystemExit) as ended:
+        run_command(preprocess_data.main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
         f"error: --encoder sentencepiece: {model} is a tokenizer.json, which SentencePiece does not read; "
-        "--encoder auto takes it"
+        "--encoder auto takes it\n"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.jsonl", "model"]
 
