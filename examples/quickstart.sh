@@ -52,9 +52,10 @@ if [ ! -d "$checkpoint" ]; then
     .venv/bin/torchrun --standalone --nproc-per-node 8 -m megatron_lite.pretrain $config
 fi
 
-say "sample: text from the last checkpoint, with a KV cache on one process"
+say "sample: text from the last checkpoint, on the layout that it was trained on"
 if [ ! -f $run/sample.txt ]; then
-    $python -m megatron_lite.generate "$checkpoint" --prompt "The function returns" >$run/sample.txt.partial
+    .venv/bin/torchrun --standalone --nproc-per-node 8 -m megatron_lite.generate "$checkpoint" \
+        --prompt "The function returns" parallel.tensor=2 parallel.pipeline=2 >$run/sample.txt.partial
     mv $run/sample.txt.partial $run/sample.txt
 fi
 cat $run/sample.txt

@@ -35,7 +35,8 @@ class Group:
 class NewTokens:
     """T new tokens of all rows, a group after the other.
 
-    tokens, positions, slots   int64 [T]
+    tokens, slots              int64 [T]
+    positions                  int32 [T, 1]
     place                      int64 [T], where the new tokens stand, in the order of the rows
     last                       int64 [draws], the places of those after which a token is drawn, in the order of the rows
     """
@@ -77,7 +78,7 @@ def new_tokens(rows: Sequence[Row], form: Form) -> NewTokens:
     inner = [rows[number] for number in order]
     return NewTokens(
         _whole([token for row in inner for token in row.tokens], form),
-        _whole([row.start + i for row in inner for i in range(len(row.tokens))], form),
+        _whole([row.start + i for row in inner for i in range(len(row.tokens))], form).unsqueeze(1).to(torch.int32),
         _whole([slot for row in inner for slot in row.slots], form),
         _whole([begins[n] + i for n, row in enumerate(rows) for i in range(len(row.tokens))], form),
         _whole([begins[n] + len(row.tokens) - 1 for n, row in enumerate(rows) if row.draws], form),

@@ -1,8 +1,8 @@
 """Attention that remembers: keys and values of all positions so far, in blocks that any sequence may have.
 
 Shapes: T new tokens of all rows, G key-value heads of this rank, R query heads a key-value head, D head dimension; M
-blocks of a table with `size` positions each. A layer's keys are [G, blocks, size D]: one index gives a head's part of
-whole blocks, and what it gives is in order without a second copy.
+blocks of a table with `size` positions each. A layer's keys and values are [2, G, blocks, size D]: one index gives a
+head's part of whole blocks, and what it gives is in order without a second copy.
 """
 
 from functools import partial
@@ -14,9 +14,8 @@ from torch import Tensor
 from megatron_lite.config import ModelConfig
 from megatron_lite.inference.new_tokens import Form, Group, NewTokens
 from megatron_lite.inference.scheduler import Sizes
-from megatron_lite.model.operations import Angles, angles_of, join_heads, rotate, unpack
+from megatron_lite.model.operations import Angles, angles_of, rotate, unpack
 from megatron_lite.model.transformer import Block, Projection
-from megatron_lite.parallel.context import parts_of
 from megatron_lite.parallel.pipeline.stage import Stage
 from megatron_lite.parallel.weights import Numerics
 
@@ -42,43 +41,45 @@ class PagedCache:
         """What the block's transform takes: how packed queries and keys turn, and attention with a memory. Tokens are
         [T, 1, ..].
         """
-        angles = Angles(self.angles.cos, self.angles.sin, new.positions.unsqueeze(1).to(torch.int32))
+        angles = Angles(self.angles.cos, self.angles.sin, new.positions)
         turn = partial(rotate, angles=angles, queries=block.queries, head_dim=block.model.head_dim,
                        kernels=block.kernels)  # fmt: skip
         return turn, partial(self._attend, block=block, new=new)
 
     def _attend(self, qkv: Tensor, block: Block, new: NewTokens) -> Tensor:
         """Store all new keys and values, then attend: a row may see blocks that another row fills in this step."""
-        memory = self.memories[block]
-        _, *new_ones = parts_of(unpack(qkv, block.model.head_dim, block.queries))
-        for kept, ones in zip(memory, new_ones, strict=True):
-            kept.view(*kept.shape[:1], -1, block.model.head_dim).index_copy_(1, new.slots, ones.squeeze(0))
-        return torch.cat([_attended(qkv[group.tokens], block, group, memory) for group in new.groups])
+        memory, head_dim = self.memories[block], block.model.head_dim
+        packed = unpack(qkv, head_dim, block.queries).squeeze(1)  # [T, G, R + 2, D]
+        q, kv = packed.split([block.queries, 2], 2)
+        places = memory.view(-1, memory[0, 0].numel() // head_dim, head_dim)  # [2 G, positions, D]
+        places.index_copy_(1, new.slots, kv.permute(2, 1, 0, 3).flatten(0, 1))
+        parts = [_attended(q[group.tokens], kv[group.tokens], block, group, memory) for group in new.groups]
+        return torch.cat(parts).unsqueeze(1)
 
 
-def _attended(qkv: Tensor, block: Block, group: Group, memory: tuple[Tensor, Tensor]) -> Tensor:
-    """Packed [N T, 1, G (R + 2) D] of a group -> [N T, 1, G R D]."""
-    rows = qkv.view(group.rows, -1, qkv.shape[-1]).transpose(0, 1)
-    q, *new_ones = parts_of(unpack(rows, block.model.head_dim, block.queries))  # q [N, G, R, T, D]
+def _attended(q: Tensor, kv: Tensor, block: Block, group: Group, memory: Tensor) -> Tensor:
+    """A group's q [N T, G, R, D] and new keys and values [N T, G, 2, D] -> [N T, G R D]."""
+    rows = q.unflatten(0, (group.rows, -1))  # [N, T, G, R, D]
     if group.tables is None:
-        output, _ = block.kernels.attention(q, *new_ones, True, None)
-    else:
-        keys, values = (_of_tables(kept, group.tables, group.rows, q.shape[-1]) for kept in memory)
-        # A key-value head's R queries are like R tokens: its keys need not be repeated for them.
-        tokens = q.transpose(2, 3).flatten(2, 3)
-        output = F.scaled_dot_product_attention(tokens, keys, values, attn_mask=group.visible)
-        output = output.unflatten(2, (-1, block.queries)).transpose(2, 3).flatten(1, 2)
-    return join_heads(output).transpose(0, 1).flatten(0, 1).unsqueeze(1)
+        keys, values = kv.unflatten(0, (group.rows, -1)).permute(3, 0, 2, 1, 4)  # [N, G, T, D]
+        output, _ = block.kernels.attention(rows.permute(0, 2, 3, 1, 4), keys, values, True, None)
+        return output.transpose(1, 2).flatten(2).flatten(0, 1)
+    keys, values = _of_tables(memory, group.tables, group.rows, q.shape[-1])
+    # A key-value head's R queries are like R tokens: its keys need not be repeated for them.
+    tokens = rows.transpose(1, 2).flatten(2, 3)
+    output = F.scaled_dot_product_attention(tokens, keys, values, attn_mask=group.visible)
+    return output.unflatten(2, (-1, block.queries)).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-def _of_tables(kept: Tensor, tables: Tensor, rows: int, head_dim: int) -> Tensor:
-    """[G, blocks, size D] -> [N, G, M size, D] of the tables int64 [N M]."""
-    return kept.index_select(1, tables).view(len(kept), rows, -1, head_dim).transpose(0, 1)
+def _of_tables(memory: Tensor, tables: Tensor, rows: int, head_dim: int) -> Tensor:
+    """Keys and values [2, N, G, M size, D] in the blocks of the tables int64 [N M]."""
+    found = memory.flatten(0, 1).index_select(1, tables)
+    return found.view(*memory.shape[:2], rows, -1, head_dim).transpose(1, 2)
 
 
-def _memory(block: Block, sizes: Sizes, numerics: Numerics) -> tuple[Tensor, Tensor]:
-    """(keys, values), still zero."""
+def _memory(block: Block, sizes: Sizes, numerics: Numerics) -> Tensor:
+    """Keys and values [2, G, blocks, size D], still zero."""
     model = block.model
-    size = (model.num_key_value_heads // block.region.tensor.size, sizes.blocks, sizes.block * model.head_dim)
-    keys, values = (torch.zeros(size, dtype=numerics.compute, device=numerics.device) for _ in range(2))
-    return keys, values
+    heads = model.num_key_value_heads // block.region.tensor.size
+    size = (2, heads, sizes.blocks, sizes.block * model.head_dim)
+    return torch.zeros(size, dtype=numerics.compute, device=numerics.device)

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from megatron_lite.parallel.collectives import Communicator, Handle, ready
+from megatron_lite.parallel.products import product, product_with, rows_of
 from megatron_lite.parallel.weights import Weight
 
 
@@ -131,15 +132,15 @@ class _OutsideLinear(Function):
         _keep_input(ctx, x, weight)
         ctx.region, ctx.dtype = region, x.dtype
         exact = torch.promote_types(x.dtype, torch.float32)
-        return region.whole(_product(x.to(exact), weight.data.to(exact).t()), site).wait()
+        return region.whole(product(x.to(exact), weight.data.to(exact).t()), site).wait()
 
     @staticmethod
     def backward(ctx, gradient):
         weight, own = ctx.weight, ctx.region.own(gradient).to(ctx.dtype)
         if weight.trained:
             x = _saved(ctx)
-            weight.run_or_defer(lambda: weight.add_product(_rows(own), _rows(x)))
-        return _product(own, weight.data), None, None, None
+            weight.run_or_defer(lambda: weight.add_product(rows_of(own), rows_of(x)))
+        return product(own, weight.data), None, None, None
 
 
 class _EnterLinear(Function):
@@ -148,22 +149,22 @@ class _EnterLinear(Function):
         full = region.enter(x, site).wait()
         _keep_input(ctx, x, weight)
         ctx.region, ctx.site = region, site
-        return _product(full, weight.data.t())
+        return product_with(weight, full)
 
     @staticmethod
     def backward(ctx, gradient):
         weight, region, site = ctx.weight, ctx.region, ctx.site
         if not weight.trained:
-            scattered = region.enter_backward(_product(gradient, weight.data), f"{site}.backward")
+            scattered = region.enter_backward(product(gradient, weight.data), f"{site}.backward")
             return scattered.wait(), None, None, None
         x = _saved(ctx)
         gathered = region.enter(x, f"{site}.again") if weight.deferred is None else None
-        full_gradient = _product(gradient, weight.data)
+        full_gradient = product(gradient, weight.data)
         scattered = region.enter_backward(full_gradient, f"{site}.backward")
 
         def weight_gradient():
             full = (gathered or region.enter(x, f"{site}.again")).wait()
-            weight.add_product(_rows(gradient), _rows(full))
+            weight.add_product(rows_of(gradient), rows_of(full))
 
         weight.run_or_defer(weight_gradient)
         return scattered.wait(), None, None, None
@@ -173,15 +174,15 @@ class _InsideLinear(Function):
     @staticmethod
     def forward(ctx, x, weight):
         _keep_input(ctx, x, weight)
-        return _product(x, weight.data.t())
+        return product_with(weight, x)
 
     @staticmethod
     def backward(ctx, gradient):
         weight = ctx.weight
         if weight.trained:
             x = _saved(ctx)
-            weight.run_or_defer(lambda: weight.add_product(_rows(gradient), _rows(x)))
-        return _product(gradient, weight.data), None
+            weight.run_or_defer(lambda: weight.add_product(rows_of(gradient), rows_of(x)))
+        return product(gradient, weight.data), None
 
 
 class _LinearLeave(Function):
@@ -189,16 +190,16 @@ class _LinearLeave(Function):
     def forward(ctx, x, weight, region, site):
         _keep_input(ctx, x, weight)
         ctx.region, ctx.site = region, site
-        return region.leave(_product(x, weight.data.t()), site).wait()
+        return region.leave(product_with(weight, x), site).wait()
 
     @staticmethod
     def backward(ctx, gradient):
         weight = ctx.weight
         full = ctx.region.leave_backward(gradient, f"{ctx.site}.backward").wait()
-        input_gradient = _product(full, weight.data)
+        input_gradient = product(full, weight.data)
         if weight.trained:
             x = _saved(ctx)
-            weight.run_or_defer(lambda: weight.add_product(_rows(full), _rows(x)))
+            weight.run_or_defer(lambda: weight.add_product(rows_of(full), rows_of(x)))
         return input_gradient, None, None, None
 
 
@@ -207,7 +208,7 @@ class _RecomputedLinearLeave(Function):
     def forward(ctx, x, core, weight, region, site):
         ctx.core, ctx.weight, ctx.region, ctx.site = core, weight, region, site
         ctx.save_for_backward(x)
-        return region.leave(_product(core(x), weight.data.t()), site).wait()
+        return region.leave(product_with(weight, core(x)), site).wait()
 
     @staticmethod
     def backward(ctx, gradient):
@@ -219,10 +220,10 @@ class _RecomputedLinearLeave(Function):
             inside = x.detach().requires_grad_()
             output = ctx.core(inside)
         full = arriving.wait()
-        (input_gradient,) = torch.autograd.grad(output, inside, _product(full, weight.data))
+        (input_gradient,) = torch.autograd.grad(output, inside, product(full, weight.data))
         if weight.trained:
             kept = output.detach()
-            weight.run_or_defer(lambda: weight.add_product(_rows(full), _rows(kept)))
+            weight.run_or_defer(lambda: weight.add_product(rows_of(full), rows_of(kept)))
         return input_gradient, None, None, None, None
 
 
@@ -237,14 +238,3 @@ def _saved(ctx: Any) -> Tensor:
     """The one tensor saved, without its graph: what a queue keeps it would keep alive, down to the unit's input."""
     (x,) = ctx.saved_tensors
     return x.detach()
-
-
-def _product(x: Tensor, matrix: Tensor) -> Tensor:
-    """x [T, B, K] times [K, N] as one matrix product; `@` would sometimes make a batch of it."""
-    result = x.new_empty((*x.shape[:-1], matrix.shape[1]))
-    torch.mm(_rows(x), matrix, out=result.view(-1, matrix.shape[1]))
-    return result
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])

@@ -35,6 +35,8 @@ class Weight:
         self.local, self.numerics, self.trained = local, numerics, trained
         self.kernels = numerics.kernels
         self.full: Tensor | None = None
+        self.pinned = False  # whether it stays as it is until it is released
+        self.packed: Tensor | None = None  # as a library reads it best, while it is pinned; products.py
         self.gradient: Tensor | None = None  # full, in the master dtype
         self.begun = False  # whether it holds a sum; before, what stands there means nothing
         self.deferred: list[Callable[[], None]] | None = None  # where a split backward puts its weight gradients
@@ -45,6 +47,10 @@ class Weight:
         if self.full is None:
             raise RuntimeError(f"weight {self.local.name} was used while released")
         return self.full
+
+    def release(self) -> None:
+        self.full = self.packed = None
+        self.pinned = False
 
     def run_or_defer(self, compute: Callable[[], None]) -> None:
         """Run a weight-gradient computation now, or queue it where the backward is split."""

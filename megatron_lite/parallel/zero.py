@@ -61,7 +61,7 @@ class Shards:
         self.sharding, self.replicas = sharding, replicas
         self.compute = torch.zeros(layout.size, dtype=numerics.compute, device=numerics.device)
         self.weights = [Weight(local, numerics, self.trained) for local in layout.locals]
-        self.pinned = False  # full weights stay until `held` ends, whatever the policy
+        self.pinned = False  # full weights stay until `unpin`, whatever the policy
         self._gathering: Handle | None = None
 
     @property
@@ -117,7 +117,17 @@ class Shards:
         if self.pinned:
             return
         for weight in self.weights:
-            weight.full = None
+            weight.release()
+
+    def pin(self) -> None:
+        """Full weights, which are here, stay, and do not change meanwhile."""
+        self.pinned = True
+        for weight in self.weights:
+            weight.pinned = True
+
+    def unpin(self) -> None:
+        self.pinned = False
+        self.release()
 
 
 class TrainedShards(Shards):

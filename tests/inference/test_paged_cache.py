@@ -81,7 +81,7 @@ def test_rows_of_one_length_attend_together_and_nothing_is_padded():
     new = new_tokens(rows, Form(BLOCK, 2, torch.float64, torch.device("cpu")))
     assert len(new.tokens) == 1 + 7 + 1 + 1 + 4
     assert new.tokens[new.place].tolist() == [39, *range(7), 4, 36, *range(8, 12)]
-    assert torch.equal(new.tokens, new.positions)
+    assert torch.equal(new.tokens[:, None], new.positions)
     assert new.tokens[new.last].tolist() == [39, 6, 4, 36]
     shapes = [None if g.tables is None else (len(g.tables), *g.visible.shape) for g in new.groups]
     assert sorted(shape for shape in shapes if shape) == [(2, 1, 1, 1, 6), (4, 1, 1, 8, 12), (28, 2, 1, 1, 42)]

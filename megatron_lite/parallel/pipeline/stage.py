@@ -74,8 +74,7 @@ def held(stage: Stage) -> Iterator[None]:
         yield
     finally:
         for shards in mine:
-            shards.pinned = False
-            shards.release()
+            shards.unpin()
 
 
 def hold(stage: Stage) -> list[Shards]:
@@ -85,7 +84,7 @@ def hold(stage: Stage) -> list[Shards]:
         if following is not None and not following.held:
             following.start_gather()  # one ahead: a unit's buffers are gone before the next but one's are made
         shards.wait_gather()
-        shards.pinned = True
+        shards.pin()
     return mine
 
 
