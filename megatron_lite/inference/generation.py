@@ -14,7 +14,7 @@ from megatron_lite.inference.scheduler import Sizes
 from megatron_lite.mesh import Mesh
 
 ROWS = 64  # that run at once; the others wait
-BUDGET = 2048  # new tokens of a step: nobody waits for the next token, as users of a server do
+BUDGET = 512  # new tokens of a step: nobody waits for the next token, as users of a server do
 
 
 def generate(model: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sampling, limits: Limits,

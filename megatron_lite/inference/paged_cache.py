@@ -1,8 +1,8 @@
 """Attention that remembers: keys and values of all positions so far, in blocks that any sequence may have.
 
 Shapes: T new tokens of all rows, G key-value heads of this rank, R query heads a key-value head, D head dimension; M
-blocks of a table with `size` positions each. A layer's keys and values are [2, G, blocks, size D]: one index gives a
-head's part of whole blocks, and what it gives is in order without a second copy.
+blocks of a table with `size` positions each. A layer's memory is [blocks, size, 2 G D], each position's keys and values
+together: a new token is one row of it and a block one piece, and the blocks of a table are copied piece by piece.
 """
 
 from functools import partial
@@ -48,11 +48,10 @@ class PagedCache:
 
     def _attend(self, qkv: Tensor, block: Block, new: NewTokens) -> Tensor:
         """Store all new keys and values, then attend: a row may see blocks that another row fills in this step."""
-        memory, head_dim = self.memories[block], block.model.head_dim
-        packed = unpack(qkv, head_dim, block.queries).squeeze(1)  # [T, G, R + 2, D]
+        memory = self.memories[block]
+        packed = unpack(qkv, block.model.head_dim, block.queries).squeeze(1)  # [T, G, R + 2, D]
         q, kv = packed.split([block.queries, 2], 2)
-        places = memory.view(-1, memory[0, 0].numel() // head_dim, head_dim)  # [2 G, positions, D]
-        places.index_copy_(1, new.slots, kv.permute(2, 1, 0, 3).flatten(0, 1))
+        memory.flatten(0, 1).index_copy_(0, new.slots, kv.flatten(1))
         parts = [_attended(q[group.tokens], kv[group.tokens], block, group, memory) for group in new.groups]
         return torch.cat(parts).unsqueeze(1)
 
@@ -64,22 +63,16 @@ def _attended(q: Tensor, kv: Tensor, block: Block, group: Group, memory: Tensor)
         keys, values = kv.unflatten(0, (group.rows, -1)).permute(3, 0, 2, 1, 4)  # [N, G, T, D]
         output, _ = block.kernels.attention(rows.permute(0, 2, 3, 1, 4), keys, values, True, None)
         return output.transpose(1, 2).flatten(2).flatten(0, 1)
-    keys, values = _of_tables(memory, group.tables, group.rows, q.shape[-1])
+    found = memory.index_select(0, group.tables)  # [N M, size, 2 G D]
+    keys, values = found.view(group.rows, -1, *kv.shape[1:]).permute(3, 0, 2, 1, 4)  # [N, G, M size, D]
     # A key-value head's R queries are like R tokens: its keys need not be repeated for them.
     tokens = rows.transpose(1, 2).flatten(2, 3)
     output = F.scaled_dot_product_attention(tokens, keys, values, attn_mask=group.visible)
     return output.unflatten(2, (-1, block.queries)).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-def _of_tables(memory: Tensor, tables: Tensor, rows: int, head_dim: int) -> Tensor:
-    """Keys and values [2, N, G, M size, D] in the blocks of the tables int64 [N M]."""
-    found = memory.flatten(0, 1).index_select(1, tables)
-    return found.view(*memory.shape[:2], rows, -1, head_dim).transpose(1, 2)
-
-
 def _memory(block: Block, sizes: Sizes, numerics: Numerics) -> Tensor:
-    """Keys and values [2, G, blocks, size D], still zero."""
-    model = block.model
-    heads = model.num_key_value_heads // block.region.tensor.size
-    size = (2, heads, sizes.blocks, sizes.block * model.head_dim)
+    """[blocks, size, 2 G D], still zero."""
+    heads = block.model.num_key_value_heads // block.region.tensor.size
+    size = (sizes.blocks, sizes.block, 2 * heads * block.model.head_dim)
     return torch.zeros(size, dtype=numerics.compute, device=numerics.device)

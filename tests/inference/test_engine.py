@@ -84,7 +84,7 @@ def run(layout: Layout, sizes: Sizes) -> Found:
         engine = Engine(model, sizes, decode)
         mine = share_of(requests(), model.mesh)
         texts = {request.number: found for request, found in zip(mine, engine.run(mine), strict=True)}
-    kept = [memory for block in engine.cache.memories.values() for memory in block]
+    kept = list(engine.cache.memories.values())
     layers = layout.layers // layout.pipeline
     form = cache_bytes(model.config.model, layout.tensor, layers, sizes, kept[0].itemsize)
     totals = engine.scheduler.totals

@@ -123,12 +123,11 @@ def test_the_cache_keeps_no_autograd_graph(case):
     model, _ = case
     cache = model.new_cache(Sizes(2, block=2, budget=64))
     model.next_logits([Row(0, (0,), 0, (2,), (1,), True)], cache)
-    kept = [memory for block in cache.memories.values() for memory in block]
-    assert len(kept) == 2 * model.config.model.num_hidden_layers
-    assert not any(memory.requires_grad for memory in kept)
-    for memory in kept:
-        places = memory.view(2, 4, 8)  # key-value heads, positions of all blocks, a head's elements
-        assert places[:, 2].abs().sum() > 0 and not places[:, [0, 1, 3]].any()
+    assert len(cache.memories) == model.config.model.num_hidden_layers
+    for memory in cache.memories.values():
+        assert not memory.requires_grad
+        places = memory.view(4, 2, 2, 8)  # positions of all blocks, key-value heads, keys and values, elements
+        assert (places[2].abs().sum(-1) > 0).all() and not places[[0, 1, 3]].any()
 
 
 def test_a_configuration_that_is_not_understood_is_bad_data():

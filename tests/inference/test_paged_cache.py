@@ -65,9 +65,8 @@ def test_a_row_sees_blocks_that_another_fills_in_the_same_step(case):
 def test_what_lies_in_blocks_beyond_a_sequence_is_not_seen(case):
     model, truth = case
     cache = model.new_cache(Sizes(12, BLOCK))
-    for keys, values in cache.memories.values():
-        keys.fill_(1e3)
-        values.fill_(1e3)
+    for memory in cache.memories.values():
+        memory.fill_(1e3)
     short, long = [5, 6], list(range(14))
     model.next_logits([row(short[:1], 0, [7], False), row(long[:9], 0, [1, 2, 3, 4, 5], False)], cache)
     found = model.next_logits([row(short, 1, [7]), row(long[:10], 9, [1, 2, 3, 4, 5])], cache)
