@@ -1,7 +1,7 @@
 """Stored blocks into flat shards, a few rows at a time, so that loading takes no memory beside the shards.
 
-A file is mapped for as long as some rows of one block are copied, which converts them. What the process has of a file
-at once is one such slice: neither a converted copy nor the file's pages add up.
+Some rows of one block are read at a time, and copied, which converts them. What the process has of a file at once is
+one such slice: neither a converted copy nor the file's pages add up.
 """
 
 import json
@@ -40,13 +40,28 @@ class TensorFile:
 
     def rows(self, name: str, rows: slice) -> Tensor:
         """Mapped, and gone from memory with the tensor."""
-        dtype, (count, *rest) = self.dtype(name), self.table[name]["shape"]
-        begin, end = self.table[name]["data_offsets"]
-        width = (end - begin) // count
-        size = (rows.stop - rows.start) * width
+        begin, size = self._place(name, rows)
         # Copy on write: torch takes no memory that it could not write to.
-        mapped = np.memmap(self.path, np.uint8, "c", self.begin + begin + rows.start * width, (size,))
-        return torch.from_numpy(mapped).view(dtype).view(-1, *rest)
+        return self._tensor(name, np.memmap(self.path, np.uint8, "c", begin, (size,)))
+
+    def read_rows(self, name: str, rows: slice) -> Tensor:
+        """Read: for a few rows faster than a mapping, which has to be made and taken back page by page."""
+        begin, size = self._place(name, rows)
+        found = np.empty(size, np.uint8)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(begin)
+            if file.readinto(found) != size:  # type: ignore[arg-type]
+                raise DataError(f"{self.path} is cut short: {name} ends beyond it")
+        return self._tensor(name, found)
+
+    def _place(self, name: str, rows: slice) -> tuple[int, int]:
+        """(first byte in the file, bytes) of some rows."""
+        begin, end = self.table[name]["data_offsets"]
+        width = (end - begin) // self.table[name]["shape"][0]
+        return self.begin + begin + rows.start * width, (rows.stop - rows.start) * width
+
+    def _tensor(self, name: str, content: np.ndarray) -> Tensor:
+        return torch.from_numpy(content).view(self.dtype(name)).view(-1, *self.table[name]["shape"][1:])
 
 
 def fill(path: Path, model: str, parameters: Mapping[str, Parameter], state: State) -> None:
@@ -116,4 +131,4 @@ def _reads(path: Path, parameter: Parameter, box: Box, flats: Flats) -> list[Rea
 def _copy(file: TensorFile, name: str, target: Tensor, read: Read) -> None:
     for portion in read.portions(SLICE // file.dtype(name).itemsize):
         rows, *columns = portion.source
-        target[portion.target].copy_(file.rows(name, rows)[(slice(None), *columns)])
+        target[portion.target].copy_(file.read_rows(name, rows)[(slice(None), *columns)])

@@ -113,7 +113,7 @@ def _whole(name: str, parameter: Parameter, kind: str, opened: Any) -> Tensor:
         file, tensor = opened(read.block.file), key(kind, name, read.block)
         for portion in read.portions(SLICE // file.dtype(tensor).itemsize):
             rows, *columns = portion.source
-            target[portion.target] = file.rows(tensor, rows)[(slice(None), *columns)]
+            target[portion.target] = file.read_rows(tensor, rows)[(slice(None), *columns)]
     return target
 
 
