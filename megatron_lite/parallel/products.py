@@ -5,7 +5,7 @@ from torch import Tensor
 
 from megatron_lite.parallel.weights import Weight
 
-ROWS = 64  # for which a packed weight is laid out; it serves any number
+ROWS = 64  # for which a reordered weight is laid out; it serves any number
 
 
 def product(x: Tensor, matrix: Tensor) -> Tensor:
@@ -18,18 +18,19 @@ def product(x: Tensor, matrix: Tensor) -> Tensor:
 def product_with(weight: Weight, x: Tensor) -> Tensor:
     """x [T, B, K] times the weight [N, K] transposed.
 
-    A weight that stays is packed at its first product, where a CPU computes in float32: MKL's product of few rows
-    spends most of its time on turning the weight into the form that it reads (tools/benchmark/packed_weights.py), and
-    oneDNN takes it in that form from the beginning, at the price of a second copy.
+    A weight that stays is reordered at its first product, where a CPU computes in float32: MKL's product of few rows
+    spends most of its time on turning the weight into the form that it reads
+    (tools/benchmark/reordered_weights.py), and oneDNN takes it in that form from the beginning, at the price of a
+    second copy.
     """
-    if not (weight.pinned and _packable(weight)):
+    if not (weight.pinned and _reorders(weight)):
         return product(x, weight.data.t())
-    if weight.packed is None:
-        weight.packed = torch.ops.mkldnn._reorder_linear_weight(weight.data, ROWS)
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.packed, None, "none", [], "")
+    if weight.reordered is None:
+        weight.reordered = torch.ops.mkldnn._reorder_linear_weight(weight.data, ROWS)
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.reordered, None, "none", [], "")
 
 
-def _packable(weight: Weight) -> bool:
+def _reorders(weight: Weight) -> bool:
     data = weight.data
     return data.device.type == "cpu" and data.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 

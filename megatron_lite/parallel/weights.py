@@ -36,7 +36,7 @@ class Weight:
         self.kernels = numerics.kernels
         self.full: Tensor | None = None
         self.pinned = False  # whether it stays as it is until it is released
-        self.packed: Tensor | None = None  # as a library reads it best, while it is pinned; products.py
+        self.reordered: Tensor | None = None  # as a library reads it best, while it is pinned; products.py
         self.gradient: Tensor | None = None  # full, in the master dtype
         self.begun = False  # whether it holds a sum; before, what stands there means nothing
         self.deferred: list[Callable[[], None]] | None = None  # where a split backward puts its weight gradients
@@ -49,7 +49,7 @@ class Weight:
         return self.full
 
     def release(self) -> None:
-        self.full = self.packed = None
+        self.full = self.reordered = None
         self.pinned = False
 
     def run_or_defer(self, compute: Callable[[], None]) -> None:

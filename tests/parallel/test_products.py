@@ -1,4 +1,4 @@
-"""Products with a weight as it is gathered, and packed while it stays."""
+"""Products with a weight as it is gathered, and reordered while it stays."""
 
 import pytest
 import torch
@@ -29,19 +29,19 @@ def test_any_number_of_rows_gives_the_exact_product_held_or_not(stage):
             exact = x.double() @ data.double().t()
             scale = {torch.float32: 1e-6, torch.float64: 1e-15, torch.bfloat16: 1e-2}[data.dtype]
             found = product_with(weight, x)
-            assert weight.packed is None and found.is_contiguous()
+            assert weight.reordered is None and found.is_contiguous()
             torch.testing.assert_close(found, product(x, data.t()), rtol=0, atol=0)
             with held(stage):
-                packed = product_with(weight, x)
-                assert (weight.packed is not None) == (data.dtype == torch.float32)
-            assert weight.packed is None and packed.shape == found.shape and packed.dtype == found.dtype
-            for one in (found, packed):
+                again = product_with(weight, x)
+                assert (weight.reordered is not None) == (data.dtype == torch.float32)
+            assert weight.reordered is None and again.shape == found.shape and again.dtype == found.dtype
+            for one in (found, again):
                 torch.testing.assert_close(one.double(), exact, rtol=scale, atol=10 * scale)
             for shards in stage.shards:
                 shards.wait_gather()  # `held` has let go of them
 
 
-def test_a_packed_weight_is_forgotten_when_the_weight_may_change():
+def test_a_reordered_weight_is_forgotten_when_the_weight_may_change():
     trainer = build_trainer(Layout(dtype="float32"))
     (weight, *_), x = weights_of(trainer.stage), torch.randn(3, 1, 32)
     with held(trainer.stage):

@@ -1,8 +1,8 @@
-"""Products of few rows with a weight, as decoding has them, on a CPU in float32: packed by oneDNN beside as it is.
+"""Products of few rows with a weight, as decoding has them, on a CPU in float32: reordered by oneDNN beside as it is.
 
-    python tools/benchmark/packed_weights.py --threads 2
+    python tools/benchmark/reordered_weights.py --threads 2
 
-Prints for each weight [N, K] and number of rows how much faster the packed one is, medians of rounds in one run.
+Prints for each weight [N, K] and number of rows how much faster the reordered one is, medians of rounds in one run.
 """
 
 import argparse
@@ -31,12 +31,12 @@ def seconds(product: Callable[[Tensor], Tensor], weights: list[Tensor]) -> float
 def ratio(shape: tuple[int, int], rows: int, rounds: int) -> float:
     size, length = shape
     weights = [torch.randn(size, length) for _ in range(max(2, min(40, MEMORY // (4 * size * length))))]
-    packed = [torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) for weight in weights]
+    reordered = [torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) for weight in weights]
     x = torch.randn(rows, length)
     found = []
     for _ in range(rounds):
         plain = seconds(lambda weight: torch.mm(x, weight.t()), weights)
-        faster = seconds(lambda weight: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""), packed)
+        faster = seconds(lambda weight: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""), reordered)
         found.append(plain / faster)
     return statistics.median(found)
 
