@@ -6,8 +6,9 @@ depend, and those, such as rope_theta, that would make another function of the s
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -22,12 +23,12 @@ from megatron_lite.model.parameters import Specification
 NAMED = ("head", "tie_word_embeddings")
 
 
-def check_model(path: Path, stored: StoredModel, model: ModelConfig, but: Sequence[str] = ()) -> None:
-    """Raises DataError where a field differs, `but` for some."""
+def check_model(path: Path, stored: Mapping[str, Any], model: ModelConfig, but: Sequence[str] = ()) -> None:
+    """Raises DataError where a field of the stored model differs, `but` for some."""
     try:
-        theirs = ModelConfig.model_validate(dict(stored.model)).model_dump()
+        theirs = ModelConfig.model_validate(dict(stored)).model_dump()
     except ValidationError:
-        raise DataError(f"{path} has a model that this program cannot build: {dict(stored.model)}") from None
+        raise DataError(f"{path} has a model that this program cannot build: {dict(stored)}") from None
     ours = model.model_dump(exclude=set(but))
     wrong = [f"model.{name} = {theirs[name]} (here {ours[name]})" for name in ours if ours[name] != theirs[name]]
     if wrong:

@@ -109,7 +109,7 @@ def load_weights(
     nothing but which parameters there are.
     """
     path, stored, state = checkpoint.path, checkpoint.index.main, weights_only(stage)
-    check_model(path, stored, model, but=NAMED)
+    check_model(path, stored.model, model, but=NAMED)
     names = parameters_of(model, state, mesh)
     check_needed(path, stored, names, missing)
     check_used(path, stored, names, extra)
@@ -166,7 +166,7 @@ def _stored(checkpoint: Checkpoint, name: str) -> StoredModel:
 def _check(path: Path, stored: StoredModel, trainer: Trainable) -> None:
     """What all ranks see alike: whether it is the model, and whether it is whole."""
     model = trainer.config.model
-    check_model(path, stored, model)
+    check_model(path, stored.model, model)
     names = parameters_of(model, training_state(trainer), trainer.mesh)
     check_used(path, stored, names)
     if stored.base is None:

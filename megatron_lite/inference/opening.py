@@ -10,17 +10,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from megatron_lite.checkpoint import Checkpoint, config_to_resume, load_weights, open_base, open_checkpoint
-from megatron_lite.checkpoint.agreement import together
-from megatron_lite.checkpoint.directory import named
-from megatron_lite.checkpoint.fill import fill_from
-from megatron_lite.checkpoint.state import weights_only
+from megatron_lite.checkpoint import config_to_resume, open_checkpoint
 from megatron_lite.config import Config, config_from_tree, resolve
 from megatron_lite.config.load import apply_overrides
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.device import DeviceKind
 from megatron_lite.errors import DataError, UsageError
-from megatron_lite.exchange.convert import open_source
+from megatron_lite.exchange.origin import Origin, load_origin, open_foreign
 from megatron_lite.exchange.ours import config_of
 from megatron_lite.exchange.source import Source
 from megatron_lite.inference.model import LanguageModel
@@ -31,7 +27,7 @@ from megatron_lite.mesh import Mesh, MeshShape, build_mesh
 from megatron_lite.model.build import build_stage, choice_of, undivided
 from megatron_lite.model.freezing import NOTHING
 from megatron_lite.model.model import schedule_of
-from megatron_lite.parallel.pipeline.stage import Stage, hold
+from megatron_lite.parallel.pipeline.stage import hold
 from megatron_lite.parallel.words import Words
 from megatron_lite.place import find_place
 
@@ -67,8 +63,7 @@ class Opened:
 def opened_model(asked: Asked) -> Iterator[Opened]:
     """While the body runs, on every rank that was started. Raises UsageError and DataError."""
     place = find_place()
-    # What is no checkpoint of ours is known by its content; one that is all ranks open together.
-    source = None if named(Path(asked.path)) else open_source(Path(asked.path))
+    source = open_foreign(asked.path)  # all ranks open a checkpoint together
     tree = _tree(source) if source is not None else _tree_before_mesh(asked.path)
     config = config_to_ask(tree, place.world_size, asked.overrides, asked.dtype)
     resolved = resolve(config, place.world_size)
@@ -94,19 +89,13 @@ def told_to_others(words: Words) -> Iterator[None]:
         raise
 
 
-def load_model(
-    origin: Checkpoint | Source, mesh: Mesh, overrides: Sequence[str] = (), dtype: str | None = None
-) -> LanguageModel:
+def load_model(origin: Origin, mesh: Mesh, overrides: Sequence[str] = (), dtype: str | None = None) -> LanguageModel:
     """The model on this rank of a mesh, held for good. All ranks call it. Raises DataError."""
     config = config_to_ask(_tree(origin), mesh.world.size, overrides, dtype)
     resolved = resolve(config, mesh.world.size)
     kernels = kernels_of(choice_of(config, mesh.device.type))
     stage = build_stage(config, resolved, mesh, kernels, NOTHING)
-    if isinstance(origin, Source):
-        with together(mesh, "source.read"):
-            fill_from({name: stored.read for name, stored in origin.parameters.items()}, weights_only(stage))
-    else:
-        _load(origin, config, stage, mesh)
+    load_origin(origin, config.model, stage, mesh)
     hold(stage)
     return LanguageModel(config, undivided(stage, config, resolved, mesh), mesh)
 
@@ -139,7 +128,7 @@ def config_to_ask(
     return config_from_tree(plain)
 
 
-def _tree(origin: Checkpoint | Source) -> Mapping[str, Any]:
+def _tree(origin: Origin) -> Mapping[str, Any]:
     if isinstance(origin, Source):
         return config_of(origin, "unused").model_dump(mode="json")
     return origin.index.config
@@ -151,12 +140,3 @@ def _tree_before_mesh(path: str) -> Mapping[str, Any]:
     if found is None:
         raise DataError(f"{path}: no index of its checkpoints can be read")
     return found[1]
-
-
-def _load(checkpoint: Checkpoint, config: Config, stage: Stage, mesh: Mesh) -> None:
-    """A checkpoint that stands on another one after that."""
-    if checkpoint.index.main.base is None:
-        load_weights(checkpoint, config.model, stage, mesh)
-        return
-    load_weights(open_base(checkpoint, mesh), config.model, stage, mesh)
-    load_weights(checkpoint, config.model, stage, mesh, missing=("*",))

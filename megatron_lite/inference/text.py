@@ -12,6 +12,7 @@ from megatron_lite.data.chat_template import ChatTemplate
 from megatron_lite.data.open_tokenizer import open_tokenizer, tokenizer_of
 from megatron_lite.data.tokenizer import FILES, JSON, MODEL, Tokenizer, TokenizerFiles
 from megatron_lite.errors import DataError, UsageError
+from megatron_lite.exchange.origin import Origin
 from megatron_lite.exchange.ours import files_of
 from megatron_lite.exchange.source import Source
 from megatron_lite.inference.requests import Completion
@@ -85,7 +86,7 @@ def chat_template_of(tokenizer: Tokenizer, given: str | None) -> ChatTemplate:
     return ChatTemplate(source, tokenizer)
 
 
-def find_tokenizer(origin: Checkpoint | Source, given: str | None) -> Tokenizer:
+def find_tokenizer(origin: Origin, given: str | None) -> Tokenizer:
     """The tokenizer `given`, or the one that the model carries, or in an older checkpoint that of the run.
 
     Raises DataError for one that the model was not trained with.

@@ -20,6 +20,7 @@ from megatron_lite.data.loader import Loader
 from megatron_lite.data.samples import Samples
 from megatron_lite.device import device_name, to_device
 from megatron_lite.errors import DataError, MegatronLiteError, UsageError
+from megatron_lite.exchange.origin import load_origin, open_origin
 from megatron_lite.launch import World
 from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.model.model import Model, schedule_of
@@ -209,11 +210,11 @@ class Run:
             self._begin_from(self.config.checkpoint.init)
 
     def _begin_from(self, path: str) -> None:
-        """Another run's weights alone; the optimizer, the data and the count of steps begin anew."""
-        found = checkpoint.open_checkpoint(path, self.mesh)
-        checkpoint.load_weights(found, self.config.model, self.trainer.stage, self.mesh)
+        """Another model's weights alone; the optimizer, the data and the count of steps begin anew."""
+        found = open_origin(path, self.mesh)
+        load_origin(found, self.config.model, self.trainer.stage, self.mesh)
         if self.writes:
-            log.info("begins with the weights of %s", found)
+            log.info("begins with the weights of %s", found.path)
 
     def _refuse_another_order(self, found: checkpoint.Checkpoint, extra: Mapping[str, Any]) -> None:
         """Megatron's order is one of the whole run: in a run of another length, other samples come first."""

@@ -8,6 +8,7 @@ import pytest
 from support.runs import metrics_of, run_pretrain, tensors_of, tree_of, write_tokens
 
 from megatron_lite.errors import DataError
+from megatron_lite.exchange.convert import convert, open_source
 
 STILL = {"optim__lr": 1e-300, "train__valid_every": None}  # a step changes no weight
 
@@ -25,6 +26,12 @@ def data_dir(tmp_path_factory) -> Path:
 def weights(run_dir: Path, step: int, kind: str = "master") -> dict[str, bytes]:
     tensors = tensors_of(run_dir / "checkpoints" / f"step_{step}")
     return {key.replace(kind, "weight", 1): value for key, value in tensors.items() if f"/{kind}/" in key}
+
+
+def values(run_dir: Path, step: int) -> dict[str, list]:
+    """Logical parameters, whichever blocks they are stored in."""
+    parameters = open_source(run_dir / "checkpoints" / f"step_{step}").parameters
+    return {name: stored.read().tolist() for name, stored in parameters.items()}
 
 
 def index_of(run_dir: Path, step: int) -> dict:
@@ -51,7 +58,17 @@ def test_it_goes_on_from_its_own_checkpoints_then_on_any_layout(ranks, data_dir)
     assert [line["step"] for line in metrics_of(second)] == [1, 2, 3, 4]
     assert index_of(second, 4)["updates"] == 4
     tree["checkpoint"]["resume"] = "none"
-    with pytest.raises(DataError, match=r"gone holds no checkpoint"):
+    with pytest.raises(DataError, match=r"gone is no model: it must be"):
+        run_pretrain(tree, 1)
+
+
+def test_a_hugging_face_directory_will_do_on_any_layout(ranks, data_dir):
+    convert(data_dir / "first", data_dir / "hf", "hf")
+    tree = tree_of(data_dir / "from_hf", data_dir, **STILL, train__steps=1, checkpoint__init=str(data_dir / "hf"))
+    ranks.run(run_pretrain, 2, tree | {"parallel": {"pipeline": 2, "zero_regather": "step"}}, 2)
+    assert values(data_dir / "from_hf", 1) == values(data_dir / "first", 4)
+    tree["model"]["rope_theta"], tree["train"]["run_dir"] = 5e5, str(data_dir / "other_hf")
+    with pytest.raises(DataError, match=r"hf is of another model: it has model.rope_theta = 10000.0"):
         run_pretrain(tree, 1)
 
 
