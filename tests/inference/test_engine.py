@@ -191,25 +191,27 @@ def test_unlike_a_training_step_generation_could_make_its_connections_as_it_goes
     replay(later)
 
 
-def test_log_probabilities_are_those_of_the_training_forward(models, alone):
-    model = build_training(Layout())
-    asked = [
-        (request, one)
-        for request in requests()
-        if request.log_probabilities is not None
-        for one in alone[False][request.number]
-    ]
-    whole = torch.zeros(len(asked), LONGEST + 1, dtype=torch.int64)
-    for row, (request, one) in zip(whole, asked, strict=True):
+@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-12), ("float32", 1e-5), ("bfloat16", 0.05)])
+def test_log_probabilities_are_those_of_the_training_forward(dtype, bound):
+    layout = Layout(dtype=dtype)
+    asked = [request for request in requests() if request.log_probabilities is not None]
+    generating, training = build_to_ask(layout, length=LONGEST), build_training(layout)
+    with held(generating.stage):
+        answers = Engine(generating, FEW, decode).run(asked)
+    pairs = [(request, one) for request, samples in zip(asked, answers, strict=True) for one in samples]
+    whole = torch.zeros(len(pairs), LONGEST + 1, dtype=torch.int64)
+    for row, (request, one) in zip(whole, pairs, strict=True):
         text = [*request.prompt, *one.ids]
         row[: len(text)] = torch.tensor(text)
-    batches = microbatches_of(whole, model.config, 3)
-    outputs = model.outputs(batches, Explore(temperature=1.0))
-    truth = torch.cat([output.log_probability for output in outputs])
-    for row, (request, one) in zip(truth, asked, strict=True):
+    outputs = training.outputs(microbatches_of(whole, training.config, 3), Explore(temperature=1.0))
+    truth = torch.cat([output.log_probability for output in outputs]).double()
+    worst = 0.0
+    for row, (request, one) in zip(truth, pairs, strict=True):
         begin = len(request.prompt) - 1
         ours = torch.tensor([token.log_probability for token in one.tokens], dtype=torch.float64)
-        torch.testing.assert_close(ours, row[begin : begin + len(ours)], rtol=0, atol=1e-12)
+        worst = max(worst, (ours - row[begin : begin + len(ours)]).abs().max().item())
+    print(f"{dtype}: log-probabilities of decoding and of the training forward differ by {worst:.1e} at most")
+    assert worst <= bound
 
 
 def build_training(layout: Layout) -> Model:
