@@ -23,15 +23,14 @@ def product_with(weight: Weight, x: Tensor) -> Tensor:
     (tools/benchmark/reordered_weights.py), and oneDNN takes it in that form from the beginning, at the price of a
     second copy.
     """
-    if not (weight.pinned and _reorders(weight)):
-        return product(x, weight.data.t())
     if weight.reordered is None:
+        if not (weight.pinned and _reorders(weight.data)):
+            return product(x, weight.data.t())
         weight.reordered = torch.ops.mkldnn._reorder_linear_weight(weight.data, ROWS)
     return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.reordered, None, "none", [], "")
 
 
-def _reorders(weight: Weight) -> bool:
-    data = weight.data
+def _reorders(data: Tensor) -> bool:
     return data.device.type == "cpu" and data.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
