@@ -52,7 +52,9 @@ def model(tmp_path_factory) -> Path:
 def truth(model) -> dict[str, Tensor]:
     output = model.parent / "truth.safetensors"
     script = str(HERE / "smollm2_truth.py")
-    peers.run_with_peer("transformers_5", [script, str(model), str(PROMPTS), str(NEW), str(output)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        peers.run_with_peer("transformers_5", [script, str(model), str(PROMPTS), str(NEW), str(output)])
     return load_file(output)
 
 
