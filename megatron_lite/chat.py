@@ -5,7 +5,6 @@ an answer, not the program; under torchrun it ends all processes, as torchrun ha
 answered one by one.
 """
 
-import argparse
 import json
 import readline  # noqa: F401  `input` takes the line's editing and history from it
 import signal
@@ -18,15 +17,7 @@ from types import FrameType
 
 from megatron_lite.data.chat_template import ChatTemplate, Message
 from megatron_lite.errors import UsageError, run_command
-from megatron_lite.inference.arguments import (
-    add_model,
-    add_sampling,
-    asked_of,
-    limits_of,
-    parse,
-    sampling_of,
-    template_of,
-)
+from megatron_lite.inference.arguments import command_line, parse
 from megatron_lite.inference.engine import Engine, check_request
 from megatron_lite.inference.opening import Opened, opened_model
 from megatron_lite.inference.requests import Completion, Limits, Request
@@ -36,24 +27,14 @@ from megatron_lite.inference.text import chat_template_of
 from megatron_lite.parallel.words import Words
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m megatron_lite.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_model(parser)
-    parser.add_argument("--system", metavar="TEXT", help="what the model is told first")
-    add_sampling(parser, temperature=0.7, max_new_tokens=512)
-    return parse(parser)
-
-
 def main() -> None:
-    arguments = parse_arguments()
-    sampling, template = sampling_of(arguments), template_of(arguments)
-    with opened_model(asked_of(arguments)) as opened:
-        limits = limits_of(arguments, opened.tokenizer)
-        chat = Chat(opened, chat_template_of(opened.tokenizer, template), sampling, limits, arguments.seed)
-        chat.system = arguments.system
-        talk(chat, opened)
+    parser = command_line("chat", __doc__, temperature=0.7, max_new_tokens=512)
+    parser.add_argument("--system", metavar="TEXT", help="what the model is told first")
+    arguments, options = parse(parser)
+    with opened_model(options.asked) as opened:
+        template = chat_template_of(opened.tokenizer, options.template)
+        limits = options.limits_with(opened.tokenizer)
+        talk(Chat(opened, template, options.sampling, limits, arguments.seed, arguments.system), opened)
 
 
 @dataclass

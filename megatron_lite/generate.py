@@ -1,7 +1,7 @@
 """Continue prompts: `[torchrun ...] -m megatron_lite.generate CHECKPOINT --prompt "..." [parallel.tensor=2 ...]`.
 
-One prompt is printed with its continuation, as it is written. With --prompts, --output or --logprobs answers are lines
-of JSON in the prompts' order: prompt, completions: [{text, tokens, logprobs, finish_reason}].
+One prompt is printed with its continuation, as it is written. With --prompts, --output or log-probabilities answers are
+lines of JSON in the prompts' order: prompt, completions: [{text, tokens, logprobs, finish_reason}].
 """
 
 import argparse
@@ -12,15 +12,7 @@ from pathlib import Path
 
 from megatron_lite.errors import DataError, UsageError, run_command
 from megatron_lite.files import partial_path, publish
-from megatron_lite.inference.arguments import (
-    add_model,
-    add_sampling,
-    asked_of,
-    limits_of,
-    parse,
-    sampling_of,
-    template_of,
-)
+from megatron_lite.inference.arguments import Options, command_line, parse
 from megatron_lite.inference.engine import Engine, check_request, share_of
 from megatron_lite.inference.generation import ROWS, gathered, sizes_for
 from megatron_lite.inference.opening import Opened, opened_model
@@ -29,12 +21,8 @@ from megatron_lite.inference.text import Prompt, answer_of, plain_prompt, read_p
 from megatron_lite.progress import Progress
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m megatron_lite.generate", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add_model(parser)
+def parse_arguments() -> tuple[argparse.Namespace, Options]:
+    parser = command_line("generate", __doc__, temperature=0.8, max_new_tokens=100)
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", metavar="TEXT", help='what to continue; "" begins a document')
     prompts.add_argument(
@@ -46,40 +34,46 @@ def parse_arguments() -> argparse.Namespace:
         help="samples of each prompt (default: 1); after torchrun as -n, since it takes --n for an option of its own",
     )  # fmt: skip
     parser.add_argument("--logprobs", action="store_true", help="of each new token, at temperature 1")
+    parser.add_argument("--top-logprobs", type=int, metavar="K", help="also ids and those of the K most likely tokens")
     parser.add_argument("--batch", type=int, default=ROWS, metavar="N", help=f"sequences at once (default: {ROWS})")
-    add_sampling(parser, temperature=0.8, max_new_tokens=100)
-    return parse(parser)
+    arguments, options = parse(parser)
+    check(arguments)
+    return arguments, options
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Before anything is computed. Raises UsageError for what cannot be done."""
+    output = arguments.output
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise UsageError(f"--output {output}: must be a file in a directory that exists")
+    if arguments.batch < 1:
+        raise UsageError(f"--batch {arguments.batch}: must be 1 or more")
+    if arguments.top_logprobs is not None and arguments.top_logprobs < 1:
+        raise UsageError(f"--top-logprobs {arguments.top_logprobs}: must be 1 or more")
+    if arguments.chat_template is not None and arguments.prompts is None:
+        raise UsageError("--chat-template is for messages, which --prompts may hold: a --prompt is continued as it is")
 
 
 def main() -> None:
-    arguments = parse_arguments()
-    sampling, template = sampling_of(arguments), template_of(arguments)
-    check_output(arguments.output)
-    if arguments.batch < 1:
-        raise UsageError(f"--batch {arguments.batch}: must be 1 or more")
-    with opened_model(asked_of(arguments)) as opened:
+    arguments, options = parse_arguments()
+    wanted = arguments.top_logprobs or (0 if arguments.logprobs else None)
+    with opened_model(options.asked) as opened:
         if arguments.prompts is None:
             prompts = [plain_prompt(arguments.prompt, opened.tokenizer)]
         else:
-            prompts = read_prompts(arguments.prompts, opened.tokenizer, template)
-        limits, wanted = limits_of(arguments, opened.tokenizer), 0 if arguments.logprobs else None
+            prompts = read_prompts(arguments.prompts, opened.tokenizer, options.template)
+        limits = options.limits_with(opened.tokenizer)
         requests = [
-            Request(number, prompt.ids, limits, sampling, arguments.seed, arguments.n, wanted)
+            Request(number, prompt.ids, limits, options.sampling, arguments.seed, arguments.n, wanted)
             for number, prompt in enumerate(prompts)
         ]
         check_requests(requests, prompts, opened)
-        if arguments.prompts is None and arguments.output is None and not arguments.logprobs:
-            show(requests[0], opened)
+        if arguments.prompts is None and arguments.output is None and wanted is None:
+            show(requests[0], opened, arguments.batch)
             return
         lines = answer(requests, prompts, opened, arguments.batch)
         if opened.model.mesh.rank == 0:
             write(lines, arguments.output)
-
-
-def check_output(output: Path | None) -> None:
-    """Before anything is computed. Raises UsageError where the file could not be written."""
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise UsageError(f"--output {output}: must be a file in a directory that exists")
 
 
 def check_requests(requests: Sequence[Request], prompts: Sequence[Prompt], opened: Opened) -> None:
@@ -91,10 +85,10 @@ def check_requests(requests: Sequence[Request], prompts: Sequence[Prompt], opene
             raise UsageError(f"{prompt.place}: {error}") from None
 
 
-def show(request: Request, opened: Opened) -> None:
+def show(request: Request, opened: Opened, rows: int) -> None:
     """One prompt with its continuation, as it is written; of more samples one after the other, when all are."""
     writes, decode = opened.model.mesh.rank == 0, opened.tokenizer.decode
-    engine = Engine(opened.model, sizes_for([request], opened.model.longest), decode)
+    engine = Engine(opened.model, sizes_for([request], opened.model.longest, rows), decode)
 
     def say(text: str) -> None:
         if writes:

@@ -16,8 +16,8 @@ import argparse
 from collections.abc import Iterator
 
 from megatron_lite.config import Config, load_config, resolve
-from megatron_lite.config.tree import ParallelConfig
 from megatron_lite.errors import UsageError, run_command
+from megatron_lite.inference.opening import config_to_ask
 from megatron_lite.model.freezing import NOTHING
 from megatron_lite.model.model import schedule_of
 from megatron_lite.planning.generation_memory import GenerationMemory
@@ -151,17 +151,11 @@ def layouts_to_generate(config: Config, world_size: int) -> Iterator[tuple[int, 
     tensor, layers = config.parallel.tensor, config.model.num_hidden_layers
     if world_size < tensor:
         raise UsageError(f"--world-size {world_size}: must be at least parallel.tensor = {tensor}")
-    # Generation divides no positions, and each replica has all its weights.
-    parallel = {"tensor": tensor, "sequence": False, "zero_stage": 0, "zero_regather": "step"}
-    train = {"micro_batch_size": 1, "batch_ramp": None, "profile": None}
+    tree = config.model_dump(mode="json")
     doublings = range((world_size // tensor).bit_length())
     for gpus, stages in ((tensor << more, 1 << some) for more in doublings for some in range(more, -1, -1)):
         if stages <= layers:
-            sections = {
-                "parallel": ParallelConfig(**parallel, pipeline=stages),
-                "train": config.train.model_copy(update={**train, "global_batch_size": gpus}),
-            }
-            yield gpus, config.model_copy(update=sections)
+            yield gpus, config_to_ask(tree, gpus, [f"parallel.tensor={tensor}", f"parallel.pipeline={stages}"])
 
 
 def decode_table(config: Config, world_size: int, gibibytes: float) -> list[str]:

@@ -9,14 +9,14 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from megatron_lite.checkpoint.directory import named
-from megatron_lite.data.tokenizer import FILES, JSON, MODEL, TokenizerFiles
+from megatron_lite.data.tokenizer import JSON, MODEL
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.exchange import hugging_face, ours
 from megatron_lite.exchange.gguf import KIND as GGUF
 from megatron_lite.exchange.gguf import open_gguf_model
 from megatron_lite.exchange.gguf_file import is_gguf
 from megatron_lite.exchange.rounding import in_dtype, said_of
-from megatron_lite.exchange.source import Source
+from megatron_lite.exchange.source import Source, tokenizer_files
 from megatron_lite.exchange.tokenizers import hugging_face_files
 from megatron_lite.files import partial_path, sync
 
@@ -104,9 +104,10 @@ def convert(
 
 def _with_tokenizer_json(source: Source) -> tuple[Source, tuple[str, ...]]:
     """A SentencePiece model goes out beside one that every reader of Hugging Face's opens; why not, where it cannot."""
-    content = {name: source.carried[name] for name in FILES if name in source.carried}
+    files = tokenizer_files(source.path, source.carried)
+    assert files is not None  # a model is there
     try:
-        made = hugging_face_files(TokenizerFiles(str(source.path), MODEL, content))
+        made = hugging_face_files(files)
         return replace(source, carried={**source.carried, **made}), ()
     except DataError as reason:
         return source, (f"a {JSON} ({reason})",)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megatron_lite.checkpoint.index import TokenizerRecord
 from megatron_lite.config import ModelConfig
+from megatron_lite.data.tokenizer import FILES, JSON, MODEL, TokenizerFiles
 from megatron_lite.errors import DataError
 from megatron_lite.model.parameters import Specification
 
@@ -65,6 +66,13 @@ class Source:
     def size(self) -> int:
         """Parameters of the model."""
         return sum(prod(stored.shape) for stored in self.parameters.values())
+
+
+def tokenizer_files(path: Path, carried: Mapping[str, bytes]) -> TokenizerFiles | None:
+    """The tokenizer's among the files that go along; None where there is none."""
+    content = {name: carried[name] for name in FILES if name in carried}
+    main = next((name for name in (JSON, MODEL) if name in content), None)
+    return None if main is None else TokenizerFiles(str(path), main, content)
 
 
 def shapes_of(model: ModelConfig) -> dict[str, tuple[int, ...]]:

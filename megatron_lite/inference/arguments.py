@@ -1,6 +1,7 @@
 """The command line that all who ask a model share."""
 
 import argparse
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_lite.data.tokenizer import Tokenizer
@@ -9,12 +10,52 @@ from megatron_lite.inference.opening import Asked
 from megatron_lite.inference.requests import Limits
 from megatron_lite.inference.sampling import Sampling
 
-CHECKPOINT = "a step_N, a run (its newest), a Hugging Face directory or a GGUF file"
+
+@dataclass(frozen=True)
+class Options:
+    """What it says: of the model, of how tokens are drawn, of when an answer ends, and the chat template's text."""
+
+    asked: Asked
+    sampling: Sampling
+    limits: Limits
+    template: str | None
+
+    def limits_with(self, tokenizer: Tokenizer) -> Limits:
+        """An answer also ends where the tokenizer says so."""
+        stops = self.limits.stop_tokens | tokenizer.stop_ids
+        return replace(self.limits, eod=tokenizer.eod_id, vocab_size=tokenizer.vocab_size, stop_tokens=stops)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """CHECKPOINT, and how it is opened; `parse` takes keys of its layout among the options."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
+def command_line(name: str, description: str, temperature: float, max_new_tokens: int) -> argparse.ArgumentParser:
+    """A parser of CHECKPOINT, keys of its layout and the options below, to which a command adds its own."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m megatron_lite.{name}", description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    _add_model(parser)
+    _add_sampling(parser, temperature, max_new_tokens)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Options]:
+    """Options may stand between CHECKPOINT and keys. Raises UsageError for a value out of range, DataError for a chat
+    template that cannot be read.
+    """
+    found = parser.parse_intermixed_args()
+    asked = Asked(found.checkpoint, tuple(found.overrides), found.dtype, found.device, found.tokenizer)
+    sampling = Sampling(
+        found.temperature, found.top_k, found.top_p, found.min_p, found.repetition_penalty, found.presence_penalty,
+        found.frequency_penalty, dict(found.logit_bias),
+    )  # fmt: skip
+    stops = frozenset(found.stop_token)
+    limits = Limits(found.max_new_tokens, stop_tokens=stops, stop_strings=tuple(found.stop))
+    return found, Options(asked, sampling, limits, _template(found.chat_template))
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a step_N, a run (its newest), a Hugging Face directory or a GGUF file"
+    )
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*",
         help="of the layout and the kernels, as parallel.tensor=2; replicas take what processes are left",
@@ -27,58 +68,33 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat-template", metavar="FILE", type=Path, help="Jinja; default: the tokenizer's")
 
 
-def add_sampling(parser: argparse.ArgumentParser, temperature: float, max_new_tokens: int) -> None:
-    """How tokens are drawn, and when an answer ends."""
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=max_new_tokens, metavar="N",
-        help=f"fewer at a document's end or the trained length (default: {max_new_tokens})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--temperature", type=float, default=temperature, help=f"0 takes the likeliest (default: {temperature})"
-    )
-    parser.add_argument("--top-k", type=int, help="draw from the K most likely tokens")
-    parser.add_argument("--top-p", type=float, help="draw from the fewest tokens that have probability P together")
-    parser.add_argument("--min-p", type=float, help="draw from tokens with this share of the likeliest's probability")
-    parser.add_argument(
-        "--repetition-penalty", type=float, default=1.0, help="above 1 against what was written already"
-    )
-    parser.add_argument("--presence-penalty", type=float, default=0.0, help="subtracted once from logits of new tokens")
-    parser.add_argument("--frequency-penalty", type=float, default=0.0, help="subtracted for each time they were drawn")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
-    parser.add_argument("--seed", type=int, default=0)
+def _add_sampling(parser: argparse.ArgumentParser, temperature: float, max_new_tokens: int) -> None:
+    add = parser.add_argument
+    add("--max-new-tokens", type=int, default=max_new_tokens, metavar="N",
+        help=f"fewer at a document's end or the trained length (default: {max_new_tokens})")  # fmt: skip
+    add("--temperature", type=float, default=temperature, help=f"0 takes the likeliest (default: {temperature})")
+    add("--top-k", type=int, help="draw from the K most likely tokens")
+    add("--top-p", type=float, help="draw from the fewest tokens that have probability P together")
+    add("--min-p", type=float, help="draw from tokens with this share of the likeliest's probability")
+    add("--repetition-penalty", type=float, default=1.0, help="above 1 against what was written already")
+    add("--presence-penalty", type=float, default=0.0, help="subtracted once from logits of new tokens")
+    add("--frequency-penalty", type=float, default=0.0, help="subtracted for each time they were drawn")
+    add("--logit-bias", type=_bias, action="append", default=[], metavar="ID=B", help="added to a token's logit")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
+    add("--stop-token", type=int, action="append", default=[], metavar="ID", help="end with it; may be repeated")
+    add("--seed", type=int, default=0)
 
 
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Options may stand between CHECKPOINT and keys."""
-    return parser.parse_intermixed_args()
-
-
-def asked_of(arguments: argparse.Namespace) -> Asked:
-    return Asked(
-        arguments.checkpoint, tuple(arguments.overrides), arguments.dtype, arguments.device, arguments.tokenizer
-    )
-
-
-def sampling_of(arguments: argparse.Namespace) -> Sampling:
-    """Raises UsageError for a value out of range."""
-    return Sampling(
-        arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p, arguments.repetition_penalty,
-        arguments.presence_penalty, arguments.frequency_penalty,
-    )  # fmt: skip
-
-
-def limits_of(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Limits:
-    """Raises UsageError for a value out of range."""
-    return Limits(
-        arguments.max_new_tokens, tokenizer.eod_id, tokenizer.vocab_size, tokenizer.stop_ids, tuple(arguments.stop)
-    )
-
-
-def template_of(arguments: argparse.Namespace) -> str | None:
-    """The text of --chat-template. Raises DataError for a file that cannot be read."""
-    if arguments.chat_template is None:
-        return None
+def _bias(text: str) -> tuple[int, float]:
+    token, _, value = text.partition("=")
     try:
-        return arguments.chat_template.read_text(encoding="utf-8")
+        return int(token), float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must look like ID=NUMBER, as 5=-1.5") from None
+
+
+def _template(path: Path | None) -> str | None:
+    try:
+        return None if path is None else path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--chat-template {arguments.chat_template}: {error}") from None
+        raise DataError(f"--chat-template {path}: {error}") from None

@@ -14,7 +14,6 @@ from megatron_lite.inference.scheduler import Sizes
 from megatron_lite.mesh import Mesh
 
 ROWS = 64  # that run at once; the others wait
-BUDGET = 512  # new tokens of a step: nobody waits for the next token, as users of a server do
 
 
 def generate(model: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sampling, limits: Limits,
@@ -31,7 +30,7 @@ def generate(model: LanguageModel, prompts: Sequence[Sequence[int]], sampling: S
 
 def sizes_for(requests: Sequence[Request], longest: int, rows: int = ROWS) -> Sizes:
     """With which none of them ever gives way to another, so many at once. Raises UsageError for less than one."""
-    one = Sizes(1, rows=rows, budget=max(rows, BUDGET))
+    one = Sizes(1, rows=rows, budget=max(rows, Sizes.budget))
     lengths = (min(len(r.prompt) + r.limits.max_new_tokens, longest) for r in requests for _ in range(r.n))
     running = sorted(lengths, reverse=True)[:rows]
     # Whoever is let in leaves each that runs a block to grow into.

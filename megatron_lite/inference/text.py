@@ -10,11 +10,11 @@ from typing import Any
 from megatron_lite.checkpoint import Checkpoint
 from megatron_lite.data.chat_template import ChatTemplate
 from megatron_lite.data.open_tokenizer import open_tokenizer, tokenizer_of
-from megatron_lite.data.tokenizer import FILES, JSON, MODEL, Tokenizer, TokenizerFiles
+from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.exchange.origin import Origin
 from megatron_lite.exchange.ours import files_of
-from megatron_lite.exchange.source import Source
+from megatron_lite.exchange.source import Source, tokenizer_files
 from megatron_lite.inference.requests import Completion
 
 
@@ -65,17 +65,19 @@ def _prompt(line: bytes, place: str, tokenizer: Tokenizer, template: str | None)
 
 def answer_of(prompt: Prompt, completions: Sequence[Completion]) -> str:
     """A line of JSON: what stood in the prompt's row, the prompt's text, and its completions."""
-    made = [
-        {"text": one.text, "tokens": one.ids, "logprobs": _log_probabilities(one), "finish_reason": one.finish}
-        for one in completions
-    ]
+    made = [_completion(one) for one in completions]
     return json.dumps({**prompt.others, "prompt": prompt.text, "completions": made}, ensure_ascii=False)
 
 
-def _log_probabilities(completion: Completion) -> list[float] | None:
-    """Of each token; None where they were not asked for."""
-    found = [token.log_probability for token in completion.tokens if token.log_probability is not None]
-    return found if len(found) == len(completion.tokens) else None
+def _completion(one: Completion) -> dict[str, Any]:
+    """`logprobs` are null where they were not asked for; `top_logprobs` are there where they were."""
+    found = [token.log_probability for token in one.tokens if token.log_probability is not None]
+    made = {
+        "text": one.text, "tokens": one.ids, "logprobs": found if len(found) == len(one.tokens) else None,
+        "finish_reason": one.finish,
+    }  # fmt: skip
+    likely = [token.most_likely for token in one.tokens]
+    return {**made, "top_logprobs": likely} if any(likely) else made
 
 
 def chat_template_of(tokenizer: Tokenizer, given: str | None) -> ChatTemplate:
@@ -108,11 +110,10 @@ def find_tokenizer(origin: Origin, given: str | None) -> Tokenizer:
 
 
 def _carried(source: Source) -> Tokenizer:
-    content = {name: one for name, one in files_of(source).items() if name in FILES}
-    main = next((name for name in (JSON, MODEL) if name in content), None)
-    if main is None:
+    files = tokenizer_files(source.path, files_of(source))
+    if files is None:
         raise UsageError(f"{source.path} carries no tokenizer: give its tokenizer with --tokenizer")
-    return tokenizer_of(TokenizerFiles(str(source.path), main, content))
+    return tokenizer_of(files)
 
 
 def _recorded_path(checkpoint: Checkpoint) -> Path:
