@@ -159,6 +159,17 @@ def test_the_options_reach_the_sampler(base, monkeypatch, capsys):
     assert call(monkeypatch, capsys, str(run), *options, "") == f"{greedy.text}\n"
 
 
+def test_a_bias_forces_a_token_and_a_stop_token_ends_with_it(base, monkeypatch, capsys):
+    options = "--prompt bytes --logit-bias 40=1e9 --max-new-tokens 3 --top-logprobs 2".split()
+    (one,) = json.loads(call(monkeypatch, capsys, str(base / "runs" / "one"), *options))["completions"]
+    assert one["tokens"] == [40] * 3 and one["finish_reason"] == "length"
+    assert [len(likely) for likely in one["top_logprobs"]] == [2] * 3
+    assert all(mine <= likely[0][1] for mine, likely in zip(one["logprobs"], one["top_logprobs"], strict=True))
+    options += ["--stop-token", "40"]
+    (one,) = json.loads(call(monkeypatch, capsys, str(base / "runs" / "one"), *options))["completions"]
+    assert (one["tokens"], one["finish_reason"]) == ([40], "stop")
+
+
 def test_samples_of_one_prompt_come_one_after_the_other(base, monkeypatch, capsys):
     run = base / "runs" / "one"
     both = complete(run, "bytes", Sampling(), 8, n=2)
@@ -213,6 +224,9 @@ def test_every_layout_gives_the_same_answers(base, rows, answers, tmp_path, layo
         (["--prompt", "x", "--logprobs", "--batch", "0"], UsageError, "--batch 0: must be 1 or more"),
         (["--prompt", "x", "--max-new-tokens", "0"], UsageError, "max_new_tokens = 0: must be 1 or more"),
         (["--prompt", "x", "--output", "none/there"], UsageError, "--output none/there: must be a file in a directory"),
+        (["--prompt", "x", "--top-logprobs", "0"], UsageError, "--top-logprobs 0: must be 1 or more"),
+        (["--prompt", "x", "--logit-bias", "9999=1"], UsageError, "--prompt: logit_bias has token id 9999"),
+        (["--prompt", "x", "--chat-template", str(Path(__file__))], UsageError, "--chat-template is for messages"),
         (["--prompts", "none.jsonl"], DataError, "--prompts none.jsonl: No such file"),
         (["--prompts", "LINE{"], DataError, "rows.jsonl:2 is no JSON"),
         (["--prompts", 'LINE{"text": "x"}'], DataError, 'rows.jsonl:2 must hold either "prompt", a text, or'),

@@ -33,9 +33,10 @@ class ChatTemplate:
             raise DataError(f"the chat template of {tokenizer.path} is no Jinja: {error}") from None
 
     def render(self, messages: Sequence[Message], answer_next: bool = True, **others: Any) -> str:
-        """The conversation's text, up to where the assistant is to answer. Raises DataError for one that the template
-        refuses.
+        """The conversation's text, up to where the assistant is to answer. Raises DataError for what is none, and for
+        one that the template refuses.
         """
+        _check(messages)
         try:
             return self._template.render(
                 messages=list(messages), add_generation_prompt=answer_next, **self.tokenizer.named_tokens, **others
@@ -64,6 +65,15 @@ class ChatTemplate:
     @cached_property
     def _names(self) -> list[str]:
         return sorted(self.tokenizer.special_tokens, key=len, reverse=True)
+
+
+def _check(messages: Sequence[Message]) -> None:
+    """A template would make nothing of what lacks a role, without a word."""
+    if not messages:
+        raise DataError("messages is empty: must be a list of objects with a role")
+    for number, one in enumerate(messages):
+        if not isinstance(one, Mapping) or not isinstance(one.get("role"), str):
+            raise DataError(f"message {number} is {one!r:.80}: must be an object with a role, a text")
 
 
 def _each_string(value: Any, change: Any) -> Any:

@@ -21,6 +21,7 @@ LONGEST_BLOCK = 1 << 24  # characters; SentencePiece takes some 50 bytes of memo
 
 MODEL, JSON = "tokenizer.model", "tokenizer.json"  # one of them says how text becomes ids
 CONFIG, TEMPLATE, GENERATION = "tokenizer_config.json", "chat_template.jinja", "generation_config.json"
+ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}  # where nothing says so
 BESIDE = (CONFIG, TEMPLATE, GENERATION, "special_tokens_map.json")
 FILES = (MODEL, JSON, *BESIDE)  # by these names in a checkpoint and in a Hugging Face directory
 
@@ -115,8 +116,11 @@ class Tokenizer(ABC):
 
     @cached_property
     def named_tokens(self) -> dict[str, str]:
-        """The names of tokens with a role (bos_token, eos_token, ..), as transformers finds them."""
-        tree = {**self.files.tree("special_tokens_map.json"), **self.files.tree(CONFIG)}
+        """The names of tokens with a role (bos_token, eos_token, ..), as transformers finds them; where no file says
+        so, as a model that was trained here has them.
+        """
+        usual = {role: name for role, name in ROLES.items() if name in self.special_tokens}
+        tree = {**usual, **self.files.tree("special_tokens_map.json"), **self.files.tree(CONFIG)}
         named = {role: one.get("content") if isinstance(one, dict) else one for role, one in tree.items()}
         return {role: name for role, name in named.items() if role.endswith("_token") and isinstance(name, str)}
 

@@ -22,7 +22,6 @@ from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.data.tokenizer import CONFIG, JSON, SPACE_MARK, TEMPLATE, TokenizerFiles
 from megatron_lite.errors import DataError
 
-ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 WORD = "[^ ]+| +[^ ]*"  # and the spaces before it: no piece has a space behind another character
 
 
@@ -139,7 +138,7 @@ def beginning(token: str, index: int) -> dict[str, Any]:
 
 def _config(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     """tokenizer_config.json: transformers takes tokenizer.json as it is, and adds and cleans nothing."""
-    roles = {role: name for role, name in ROLES.items() if name in tokenizer.special_tokens}
+    roles = tokenizer.named_tokens
     others = [name for name in tokenizer.special_tokens if name not in roles.values()]
     return {
         "clean_up_tokenization_spaces": False,

@@ -76,6 +76,27 @@ def test_what_a_template_cannot_or_must_not_do_is_one_sentence(tokenizer, source
         ChatTemplate(source, tokenizer).render([user("x")])
 
 
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([], "must be a list of objects with a role"),
+        (["x"], "message 0 is 'x'"),
+        ([{"role": "user", "content": "a"}, {"content": "b"}], "message 1 is {'content': 'b'}"),
+        ([{"role": 3, "content": "b"}], "message 0 is {'role': 3, 'content': 'b'}"),
+    ],
+)
+def test_what_is_no_conversation_is_refused_before_a_template_makes_nothing_of_it(tokenizer, messages, said):
+    with pytest.raises(DataError, match=said):
+        ChatTemplate("{% for m in messages %}{{ m['role'] }}{% endfor %}", tokenizer).render(messages)
+
+
+def test_a_template_finds_the_control_tokens_of_a_model_that_nothing_describes(tmp_path):
+    """Beside a SentencePiece model that was trained here lies no tokenizer_config.json."""
+    plain = SentencePieceTokenizer(train_small_tokenizer(tmp_path))
+    template = ChatTemplate("{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}{{ pad_token }}", plain)
+    assert template.render([user("a")]) == "<s>a</s><pad>"
+
+
 def test_an_answer_ends_at_every_token_that_the_model_names(tmp_path):
     small = train_small_tokenizer(tmp_path)
     assert SentencePieceTokenizer(small).stop_ids == {SentencePieceTokenizer(small).eod_id}
