@@ -81,7 +81,9 @@ def command_line(description: str, keys: str, example: str) -> argparse.Argument
         description=description, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", metavar="CONFIG.yaml", help="the configuration file")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help=f"for example {example}; values are YAML")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help=f"for example {example}; values are YAML"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the whole resolved tree and exit")
     return parser
 

@@ -57,7 +57,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "checkpoint", metavar="CHECKPOINT", help="a step_N, a run (its newest), a Hugging Face directory or a GGUF file"
     )
     parser.add_argument(
-        "overrides", metavar="key=value", nargs="*",
+        "overrides", metavar="key=value", nargs="*", default=[],
         help="of the layout and the kernels, as parallel.tensor=2; replicas take what processes are left",
     )  # fmt: skip
     parser.add_argument(
