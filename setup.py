@@ -1,11 +1,14 @@
 """The parts of the build that pyproject.toml cannot say: the C++ extensions and the mapped `kernels/` folder."""
 
+import sys
 from glob import glob
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import find_packages, setup
 
 KERNELS = "megatron_lite.kernels"
+# PyTorch's threads are GNU's OpenMP on Linux, and these then share them; elsewhere there is but one.
+OPENMP = ["-fopenmp"] if sys.platform == "linux" else ["-Wno-unknown-pragmas"]
 
 setup(
     packages=[
@@ -49,6 +52,18 @@ setup(
             depends=glob("megatron_lite/curation/csrc/*.h"),
             cxx_std=17,
             extra_compile_args=["-O3", "-Wall", "-Wextra", "-ffp-contract=off"],
+        ),
+        Pybind11Extension(
+            "megatron_lite.inference._paged",
+            ["megatron_lite/inference/csrc/paged_attention.cpp"],
+            cxx_std=17,
+            extra_compile_args=[
+                *("-O3", "-Wall", "-Wextra"),
+                # What a compiler needs to know to sum in vectors; not -ffast-math, which changes the whole process.
+                *("-fno-math-errno", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"),
+                *OPENMP,
+            ],
+            extra_link_args=[flag for flag in OPENMP if flag == "-fopenmp"],
         ),
     ],
 )

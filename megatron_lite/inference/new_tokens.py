@@ -1,8 +1,8 @@
 """The new tokens of a step's rows as tensors, end to end without padding: products of weights see nothing but them.
 
-Attention alone knows rows. Those with equally many new tokens and tables of about one length are a group, which attends
-at once: a step of 1 prompt and 60 decodes is two or three groups, while padding would make 61 prompts of it. In a group
-a table is filled up to the longest, which is less than twice as long.
+Attention alone knows rows. Those with equally many new tokens are a group, which attends at once: a step of 1 prompt
+and 60 decodes is two groups, while padding would make 61 prompts of it. Where blocks are copied for it, a group has
+tables of about one length: each is filled up to the longest, which is less than twice as long.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,42 @@ GroupKey = tuple[bool, int, int]
 
 
 @dataclass(frozen=True)
-class Group:
-    """N rows of T new tokens each, those at `tokens` of the step's.
+class Beginning:
+    """N rows of T new tokens each, those at `tokens` of the step's, which see nothing but each other."""
 
-    tables   int64 [N M], each row's blocks; None where rows begin with these tokens, and see nothing but each other
+    tokens: slice
+    rows: int
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """N rows of one new token each, which reads its blocks where they lie.
+
+    tables   int32 [N, M], each row's blocks
+    lengths  int32 [N], positions of each with the new one
+    """
+
+    tokens: slice
+    rows: int
+    tables: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True)
+class Padded:
+    """N rows of T new tokens each, whose blocks are copied.
+
+    tables   int64 [N M], each row's blocks
     visible  what is added to scores [N, 1, T R, M size]: 0, or -inf; [N, 1, 1, M size] where T is 1
     """
 
     tokens: slice
     rows: int
-    tables: Tensor | None = None
-    visible: Tensor | None = None
+    tables: Tensor
+    visible: Tensor
+
+
+Group = Beginning | InPlace | Padded
 
 
 @dataclass(frozen=True)
@@ -60,20 +85,24 @@ class Form:
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def in_place(self) -> bool:
+        """Whether there is an attention that reads blocks where they lie (csrc/paged_attention.cpp)."""
+        return self.device.type == "cpu" and self.dtype in (torch.float32, torch.float64)
+
 
 def new_tokens(rows: Sequence[Row], form: Form) -> NewTokens:
     """Of a step with a row or more."""
-    order = sorted(range(len(rows)), key=lambda number: _key(rows[number]))
+    keys = [_key(row, form) for row in rows]
+    order = sorted(range(len(rows)), key=lambda number: keys[number])
     groups: list[Group] = []
     begins, begin = [0] * len(rows), 0
-    for (beginning, length, _), members in groupby(order, key=lambda number: _key(rows[number])):
+    for (_, length, _), members in groupby(order, key=lambda number: keys[number]):
         numbers = list(members)
         for place, number in enumerate(numbers):
             begins[number] = begin + place * length
         end = begin + len(numbers) * length
-        some = [rows[number] for number in numbers]
-        seen = () if beginning else _seen(some, length, form)
-        groups.append(Group(slice(begin, end), len(numbers), *seen))
+        groups.append(_group([rows[number] for number in numbers], slice(begin, end), form))
         begin = end
     inner = [rows[number] for number in order]
     return NewTokens(
@@ -86,21 +115,30 @@ def new_tokens(rows: Sequence[Row], form: Form) -> NewTokens:
     )
 
 
-def _key(row: Row) -> GroupKey:
-    """(whether it begins its sequence, new tokens, the table's length to a power of two)."""
-    return row.start == 0, len(row.tokens), 0 if row.start == 0 else len(row.table).bit_length()
+def _key(row: Row, form: Form) -> GroupKey:
+    """(whether it begins its sequence, new tokens, the table's length to a power of two where it is filled up)."""
+    length = len(row.tokens)
+    filled_up = row.start > 0 and not (form.in_place and length == 1)
+    return row.start == 0, length, len(row.table).bit_length() if filled_up else 0
 
 
-def _seen(rows: Sequence[Row], length: int, form: Form) -> tuple[Tensor, Tensor]:
-    """(tables, visible) of a group. Where a table is filled up nothing is visible."""
+def _group(rows: Sequence[Row], tokens: slice, form: Form) -> Group:
+    """Of rows with one key."""
+    length = len(rows[0].tokens)
+    if rows[0].start == 0:
+        return Beginning(tokens, len(rows))
     longest = max(len(row.table) for row in rows)
-    tables = _whole([[*row.table, *[0] * (longest - len(row.table))] for row in rows], form).flatten()
-    positions = _whole([row.start for row in rows], form)[:, None] + torch.arange(length, device=form.device)
+    tables = _whole([[*row.table, *[0] * (longest - len(row.table))] for row in rows], form)
+    starts = _whole([row.start for row in rows], form)
+    if form.in_place and length == 1:
+        return InPlace(tokens, len(rows), tables.to(torch.int32), (starts + 1).to(torch.int32))
+    positions = starts[:, None] + torch.arange(length, device=form.device)
     if length > 1:
         positions = positions.repeat_interleave(form.queries, 1)
+    # Where a table is filled up nothing is visible.
     hidden = torch.arange(longest * form.block, device=form.device) > positions[..., None]
     visible = torch.zeros(hidden.shape, dtype=form.dtype, device=form.device).masked_fill_(hidden, float("-inf"))
-    return tables, visible.unsqueeze(1)
+    return Padded(tokens, len(rows), tables.flatten(), visible.unsqueeze(1))
 
 
 def _whole(numbers: Sequence, form: Form) -> Tensor:

@@ -1,18 +1,16 @@
 """Attention that remembers: keys and values of all positions so far, in blocks that any sequence may have.
 
-Shapes: T new tokens of all rows, G key-value heads of this rank, R query heads a key-value head, D head dimension; M
-blocks of a table with `size` positions each. A layer's memory is [blocks, size, 2 G D], each position's keys and values
-together: a new token is one row of it and a block one piece, and the blocks of a table are copied piece by piece.
+Shapes: T new tokens of all rows, G key-value heads of this rank, R query heads a key-value head, D head dimension.
 """
 
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_lite.config import ModelConfig
-from megatron_lite.inference.new_tokens import Form, Group, NewTokens
+from megatron_lite.inference.new_tokens import Form, NewTokens
+from megatron_lite.inference.paged_attention import attended, turn_and_store
 from megatron_lite.inference.scheduler import Sizes
 from megatron_lite.model.operations import Angles, angles_of, rotate, unpack
 from megatron_lite.model.transformer import Block, Projection
@@ -38,37 +36,34 @@ class PagedCache:
         self.angles = angles_of(none, longest, model, numerics.compute)  # the tables
 
     def attention(self, block: Block, new: NewTokens) -> tuple[Projection, Projection]:
-        """What the block's transform takes: how packed queries and keys turn, and attention with a memory. Tokens are
-        [T, 1, ..].
+        """What the block's transform takes: how packed queries and keys turn, which stores them, and attention with a
+        memory. Tokens are [T, 1, ..].
         """
         angles = Angles(self.angles.cos, self.angles.sin, new.positions)
-        turn = partial(rotate, angles=angles, queries=block.queries, head_dim=block.model.head_dim,
-                       kernels=block.kernels)  # fmt: skip
-        return turn, partial(self._attend, block=block, new=new)
+        place = partial(self._place, block=block, new=new, angles=angles)
+        return place, partial(self._attend, block=block, new=new)
+
+    def _place(self, qkv: Tensor, block: Block, new: NewTokens, angles: Angles) -> Tensor:
+        """Turn and store all new keys and values before any attend: a row may see blocks that another row fills in this
+        step.
+        """
+        memory, packed = self.memories[block], self._unpacked(qkv, block)
+        if self.form.in_place:
+            turn_and_store(packed, angles, new.slots, memory)
+            return qkv
+        qkv = rotate(qkv, angles, block.queries, block.model.head_dim, block.kernels)
+        memory.flatten(0, 1).index_copy_(0, new.slots, packed[:, :, -2:].flatten(1))
+        return qkv
 
     def _attend(self, qkv: Tensor, block: Block, new: NewTokens) -> Tensor:
-        """Store all new keys and values, then attend: a row may see blocks that another row fills in this step."""
-        memory = self.memories[block]
-        packed = unpack(qkv, block.model.head_dim, block.queries).squeeze(1)  # [T, G, R + 2, D]
-        q, kv = packed.split([block.queries, 2], 2)
-        memory.flatten(0, 1).index_copy_(0, new.slots, kv.flatten(1))
-        parts = [_attended(q[group.tokens], kv[group.tokens], block, group, memory) for group in new.groups]
+        memory, packed = self.memories[block], self._unpacked(qkv, block)
+        parts = [attended(packed[group.tokens], memory, group, block.kernels) for group in new.groups]
         return torch.cat(parts).unsqueeze(1)
 
-
-def _attended(q: Tensor, kv: Tensor, block: Block, group: Group, memory: Tensor) -> Tensor:
-    """A group's q [N T, G, R, D] and new keys and values [N T, G, 2, D] -> [N T, G R D]."""
-    rows = q.unflatten(0, (group.rows, -1))  # [N, T, G, R, D]
-    if group.tables is None:
-        keys, values = kv.unflatten(0, (group.rows, -1)).permute(3, 0, 2, 1, 4)  # [N, G, T, D]
-        output, _ = block.kernels.attention(rows.permute(0, 2, 3, 1, 4), keys, values, True, None)
-        return output.transpose(1, 2).flatten(2).flatten(0, 1)
-    found = memory.index_select(0, group.tables)  # [N M, size, 2 G D]
-    keys, values = found.view(group.rows, -1, *kv.shape[1:]).permute(3, 0, 2, 1, 4)  # [N, G, M size, D]
-    # A key-value head's R queries are like R tokens: its keys need not be repeated for them.
-    tokens = rows.transpose(1, 2).flatten(2, 3)
-    output = F.scaled_dot_product_attention(tokens, keys, values, attn_mask=group.visible)
-    return output.unflatten(2, (-1, block.queries)).transpose(1, 2).flatten(2).flatten(0, 1)
+    @staticmethod
+    def _unpacked(qkv: Tensor, block: Block) -> Tensor:
+        """[T, 1, G (R + 2) D] -> [T, G, R + 2, D]."""
+        return unpack(qkv, block.model.head_dim, block.queries).squeeze(1)
 
 
 def _memory(block: Block, sizes: Sizes, numerics: Numerics) -> Tensor:

@@ -8,7 +8,7 @@ from support.generation import loaded, saved_model
 from support.layouts import Layout
 from support.reference import logits as reference_logits
 
-from megatron_lite.inference.new_tokens import Form, new_tokens
+from megatron_lite.inference.new_tokens import Beginning, Form, InPlace, Padded, new_tokens
 from megatron_lite.inference.paged_cache import cache_bytes
 from megatron_lite.inference.scheduler import Row, Sizes
 
@@ -73,18 +73,27 @@ def test_what_lies_in_blocks_beyond_a_sequence_is_not_seen(case):
     torch.testing.assert_close(found, torch.stack([truth(short)[-1], truth(long[:10])[-1]]), rtol=0, atol=1e-12)
 
 
-def test_rows_of_one_length_attend_together_and_nothing_is_padded():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_rows_of_one_length_attend_together_and_no_token_is_padded(dtype):
     text, table = list(range(50)), list(range(20))
     rows = [row(text[:40], 39, table), row(text[:7], 0, table), row(text[:5], 4, table), row(text[:37], 36, table),
             row(text[:12], 8, table, False)]  # fmt: skip
-    new = new_tokens(rows, Form(BLOCK, 2, torch.float64, torch.device("cpu")))
+    new = new_tokens(rows, Form(BLOCK, 2, dtype, torch.device("cpu")))
     assert len(new.tokens) == 1 + 7 + 1 + 1 + 4
     assert new.tokens[new.place].tolist() == [39, *range(7), 4, 36, *range(8, 12)]
     assert torch.equal(new.tokens[:, None], new.positions)
     assert new.tokens[new.last].tolist() == [39, 6, 4, 36]
-    shapes = [None if g.tables is None else (len(g.tables), *g.visible.shape) for g in new.groups]
-    assert sorted(shape for shape in shapes if shape) == [(2, 1, 1, 1, 6), (4, 1, 1, 8, 12), (28, 2, 1, 1, 42)]
-    assert shapes.count(None) == 1
+    beginning = [group for group in new.groups if isinstance(group, Beginning)]
+    padded = [group for group in new.groups if isinstance(group, Padded)]
+    assert [group.rows for group in beginning] == [1]
+    seen = {(len(group.tables), *group.visible.shape) for group in padded}
+    if dtype == torch.bfloat16:
+        assert seen == {(2, 1, 1, 1, 6), (4, 1, 1, 8, 12), (28, 2, 1, 1, 42)}
+        return
+    (single,) = (group for group in new.groups if isinstance(group, InPlace))
+    assert seen == {(4, 1, 1, 8, 12)}
+    assert single.tables.tolist() == [[*range(14)], [0, 1, *[0] * 12], [*range(13), 0]]
+    assert single.lengths.tolist() == [40, 5, 37]
 
 
 def test_bytes_are_a_closed_form():
