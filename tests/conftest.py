@@ -8,6 +8,12 @@ os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it where a kernel is define
 from support.ranks import Ranks
 
 
+def pytest_collection_modifyitems(items):
+    """Where tests are divided over processes, those that share ranks share a process, as do those of one file."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ranks" if "ranks" in item.fixturenames else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def ranks():
     """Gloo processes shared by all tests of the session."""
