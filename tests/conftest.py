@@ -8,6 +8,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it where a kernel is define
 from support.ranks import Ranks
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Where tests are divided over processes, those that share ranks share a process, as do those of one file."""
     for item in items:
