@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import orjson
 
 from megatron_lite.data.tokenizer import CONFIG, GENERATION, JSON, SPACE_MARK, Tokenizer, TokenizerFiles, read_files
@@ -25,7 +26,7 @@ CONTROLS = [byte for byte in (*range(0x20), 0x7F) if chr(byte) not in "\t\n\r"]
 PLANES = {lead: (0x40000 * (lead - 0xF0), min(0x40000 * (lead - 0xEF) - 1, 0x10FFFF)) for lead in range(0xF1, 0xF5)}
 NO_TEXT = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))  # UTF-8 has none of these
 RARE = frozenset((*CONTROLS, *PLANES))  # a vocabulary without them is one that the text it was made from had none of
-BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+BYTES = dict.fromkeys(f"<0x{byte:02X}>" for byte in range(256))
 
 
 class JsonTokenizer(Tokenizer):
@@ -75,6 +76,18 @@ class JsonTokenizer(Tokenizer):
             raise IndexError(f"token id {wrong[0]} is outside the vocabulary of {self.vocab_size}")
         return self._library.decode([i for i in ids if i not in self._special], skip_special_tokens=False)
 
+    def byte_lengths(self) -> np.ndarray:
+        """As the base class says; an id without a token has 0."""
+        tree = self.files.tree(JSON)
+        length = len if "ByteLevel" in _kinds(tree.get("decoder"), "decoders") else _bytes_of_piece
+        lengths = np.zeros(self.vocab_size, np.int64)
+        for name, token in tree["model"]["vocab"].items():
+            lengths[token] = length(name)
+        for token, one in self._library.get_added_tokens_decoder().items():
+            lengths[token] = len(one.content.encode())
+        lengths[list(self._special)] = 0
+        return lengths
+
     def _checked_vocabulary(self, tree: Mapping[str, Any]) -> tuple[Mapping[str, int], list[int]]:
         """The model's own, and which bytes it lacks of those that text can have."""
         model = tree.get("model")
@@ -82,11 +95,9 @@ class JsonTokenizer(Tokenizer):
             raise DataError(f"tokenizer {self.path} is no tokenizer.json: it has no model with a vocab")
         if model.get("type", "BPE") != "BPE" or "merges" not in model:
             raise DataError(f"tokenizer {self.path} is {model.get('type')}: of a tokenizer.json only BPE is read")
-        parts = [tree.get("decoder") or {}, tree.get("pre_tokenizer") or {}]
-        kinds = [{part.get("type"), *(one["type"] for one in part.get("decoders", part.get("pretokenizers", ())))}
-                 for part in parts]  # fmt: skip
+        kinds = [_kinds(tree.get("decoder"), "decoders"), _kinds(tree.get("pre_tokenizer"), "pretokenizers")]
         if all("ByteLevel" in kind for kind in kinds):
-            needed = _byte_letters()
+            needed: Iterable[str] = _byte_letters()
         elif model.get("byte_fallback") and "ByteFallback" in kinds[0]:
             needed = BYTES
         else:
@@ -154,6 +165,16 @@ class JsonTokenizer(Tokenizer):
         whole = self.encode_block(text)
         ends = [word.end() for word in self.word_end.finditer(text)]
         return all(self.encode_block(text[:end]) + self.encode_block(text[end:]) == whole for end in ends)
+
+
+def _kinds(part: Mapping[str, Any] | None, several: str) -> set[str]:
+    """The types of a part of a tokenizer.json, and of those that it is a sequence of."""
+    return {part["type"], *(one["type"] for one in part.get(several, ()))} if part else set()
+
+
+def _bytes_of_piece(name: str) -> int:
+    """Of a piece of characters, with the mark for a space, or of one byte."""
+    return 1 if name in BYTES else len(name.replace(SPACE_MARK, " ").encode())
 
 
 def _byte_letters() -> list[str]:

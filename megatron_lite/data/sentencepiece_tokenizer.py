@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from sentencepiece import SentencePieceProcessor
 
 from megatron_lite.data.tokenizer import SPACE_MARK, Tokenizer, TokenizerFiles, read_files
@@ -57,6 +58,22 @@ class SentencePieceTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._processor.decode([int(i) for i in ids])
+
+    def byte_lengths(self) -> np.ndarray:
+        model, ids = self._processor, range(self.vocab_size)
+        if not any(model.is_byte(token) for token in ids):
+            raise DataError(f"tokenizer {self.path} has no byte pieces: its <unk> may stand for any text")
+        inside = SPACE_MARK if SPACE_MARK in model.normalize("a b") else " "
+        silent = set(self.special_tokens.values())
+        return np.array(
+            [
+                0 if token in silent
+                else 1 if model.is_byte(token)
+                else len(model.id_to_piece(token).replace(inside, " ").encode())
+                for token in ids
+            ],
+            np.int64,
+        )  # fmt: skip
 
     def is_byte(self, token: int) -> bool:
         """Whether a token spells one byte of what the vocabulary lacks."""

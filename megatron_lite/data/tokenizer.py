@@ -149,6 +149,16 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; control tokens have none. Raises IndexError for an id outside the vocabulary."""
 
+    @abstractmethod
+    def byte_lengths(self) -> np.ndarray:
+        """int64 [vocab_size]: how many bytes of UTF-8 each token spells; a text's tokens together as many as it has.
+
+        A space is one however it is written inside, a piece that stands for a byte is one, control tokens are none.
+        Where a text does not come back as it was, the sum is that of the text which was read: normalized, with the
+        space that a model puts before it, without what it leaves out. Raises DataError where a token may stand for any
+        text.
+        """
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text. Raises ValueError for more than LONGEST_BLOCK characters with no place to cut them."""
         return [token for block in self.blocks(text) for token in self.encode_block(block)]
