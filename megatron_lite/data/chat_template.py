@@ -46,15 +46,18 @@ class ChatTemplate:
 
     def encode(self, messages: Sequence[Message], answer_next: bool = True, **others: Any) -> list[int]:
         """The ids of that text."""
-        mark = self._mark(messages)
-        kept_apart = _each_string(messages, lambda text: self._apart(text, mark))
-        text = self.render(kept_apart, answer_next, **others)
+        mark = self._mark([messages, others])
+        kept_apart, beside = _each_string([messages, others], lambda text: self._apart(text, mark))
+        text = self.render(kept_apart, answer_next, **beside)
         return self.tokenizer.encode_marked(text, but=mark)
 
-    def _mark(self, messages: Sequence[Message]) -> str:
-        """A character that is nowhere in the messages."""
-        text = json.dumps(messages, ensure_ascii=False, default=str)
-        return next(mark for mark in MARKS if mark not in text)
+    def _mark(self, given: Any) -> str:
+        """A character that is nowhere in what is given."""
+        text = json.dumps(given, ensure_ascii=False, default=str)
+        mark = next((mark for mark in MARKS if mark not in text), None)
+        if mark is None:
+            raise DataError("the messages hold every one of the noncharacters U+FDD0 to U+FDEF: leave one out")
+        return mark
 
     def _apart(self, text: str, mark: str) -> str:
         """A mark within each name of a control token, so that it is none."""
@@ -77,11 +80,11 @@ def _check(messages: Sequence[Message]) -> None:
 
 
 def _each_string(value: Any, change: Any) -> Any:
-    """The same tree with each string in it changed."""
+    """The same tree with each string in it changed, names of fields too: a tool names its parameters by them."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _each_string(inner, change) for key, inner in value.items()}
+        return {_each_string(key, change): _each_string(inner, change) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_each_string(inner, change) for inner in value]
     return value

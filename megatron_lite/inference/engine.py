@@ -66,7 +66,8 @@ class _Sample:
     def draw(self) -> Draw:
         """How its next token is drawn."""
         request = self.request
-        key = key_of(request.seed, request.number, self.number, self.length)
+        number = request.number if request.drawn_as is None else request.drawn_as
+        key = key_of(request.seed, number, self.number, self.length)
         return Draw(request.sampling, key, request.prompt, [t.id for t in self.tokens], request.limits.vocab_size)
 
     def put(self, token: Token, longest: int) -> Completion | None:

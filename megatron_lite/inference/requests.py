@@ -38,7 +38,9 @@ class Limits:
 class Request:
     """`n` samples of what follows a prompt. Their random numbers are those of (seed, number, sample, position).
 
-    number             names it among all that are asked with this seed, on all replicas
+    number             names it among all that run, on all replicas
+    drawn_as           the number whose random numbers it has, where that is another: equal requests of several users,
+                       with equal seeds, have equal answers
     log_probabilities  None for none, else those of the drawn tokens and of so many most likely ones
     """
 
@@ -49,6 +51,7 @@ class Request:
     seed: int = 0
     n: int = 1
     log_probabilities: int | None = None
+    drawn_as: int | None = None
 
     def __post_init__(self) -> None:
         if self.n < 1:

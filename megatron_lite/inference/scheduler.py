@@ -120,6 +120,14 @@ class Scheduler:
     def busy(self) -> bool:
         return bool(self._sequences)
 
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
     def add(self, name: int, tokens: Sequence[int], longest: int) -> None:
         """A sequence, under a name of its own, that may grow to `longest` tokens before it leaves.
 

@@ -70,6 +70,12 @@ class Words:
         if self.store is not None and self.size > 1:
             self.store.set("failed", f"rank {self.rank}: {reason}")
 
+    def failure(self) -> str | None:
+        """Which rank has said that it is gone, and why; None where none has."""
+        if self.store is None or not self.store.check(["failed"]):
+            return None
+        return self.store.get("failed").decode()
+
     def part(self, site: str) -> None:
         """A barrier that rank 0 is the last to leave: its process may hold the store, and may end next."""
         self.exchange("", site)
