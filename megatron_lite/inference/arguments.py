@@ -27,13 +27,19 @@ class Options:
 
 
 def command_line(name: str, description: str, temperature: float, max_new_tokens: int) -> argparse.ArgumentParser:
-    """A parser of CHECKPOINT, keys of its layout and the options below, to which a command adds its own."""
+    """A parser of a model and of how it writes, to which a command adds its own options."""
+    parser = model_command_line(name, description)
+    _add_sampling(parser, temperature, max_new_tokens)
+    return parser
+
+
+def model_command_line(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser of CHECKPOINT, keys of its layout, and what else belongs to a model alone."""
     parser = argparse.ArgumentParser(
         prog=f"python -m megatron_lite.{name}", description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     _add_model(parser)
-    _add_sampling(parser, temperature, max_new_tokens)
     return parser
 
 
@@ -41,15 +47,24 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Options]
     """Options may stand between CHECKPOINT and keys. Raises UsageError for a value out of range, DataError for a chat
     template that cannot be read.
     """
-    found = parser.parse_intermixed_args()
-    asked = Asked(found.checkpoint, tuple(found.overrides), found.dtype, found.device, found.tokenizer)
+    found, asked, template = parse_model(parser)
     sampling = Sampling(
         found.temperature, found.top_k, found.top_p, found.min_p, found.repetition_penalty, found.presence_penalty,
         found.frequency_penalty, dict(found.logit_bias),
     )  # fmt: skip
     stops = frozenset(found.stop_token)
     limits = Limits(found.max_new_tokens, stop_tokens=stops, stop_strings=tuple(found.stop))
-    return found, Options(asked, sampling, limits, _template(found.chat_template))
+    return found, Options(asked, sampling, limits, template)
+
+
+def parse_model(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Asked, str | None]:
+    """What a line of `model_command_line` says: all of it, the model, and the chat template's text if one is given.
+
+    Raises DataError for a chat template that cannot be read.
+    """
+    found = parser.parse_intermixed_args()
+    asked = Asked(found.checkpoint, tuple(found.overrides), found.dtype, found.device, found.tokenizer)
+    return found, asked, _template(found.chat_template)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
