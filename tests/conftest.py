@@ -8,16 +8,9 @@ os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it where a kernel is define
 from support.ranks import Ranks
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Where tests are divided over processes, those that share ranks share a process, as do those of one file."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ranks" if "ranks" in item.fixturenames else str(item.path)))
-
-
 @pytest.fixture(scope="session")
 def ranks():
-    """Gloo processes shared by all tests of the session."""
+    """Gloo processes shared by all tests of a process."""
     pool = Ranks()
     yield pool
     pool.stop()

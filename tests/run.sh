@@ -5,6 +5,6 @@ cd "$(dirname "$0")/.."
 bash tools/install.sh dev,data
 export OMP_NUM_THREADS=1 # many ranks share the cores
 export CUDA_VISIBLE_DEVICES="" HIP_VISIBLE_DEVICES="" # the proofs are of the CPU, also where GPUs are
-# The whole suite on two processes: while ranks keep one busy the other has the rest. What is asked for by name runs alone.
-[ $# -gt 0 ] || set -- --numprocesses 2 --dist loadgroup
+# The whole suite on two processes, each file on one of them; what is asked for runs alone.
+[ $# -gt 0 ] || set -- --numprocesses 2 --dist loadfile
 exec .venv/bin/python -m pytest "$@"
