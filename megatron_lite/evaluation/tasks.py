@@ -1,0 +1,176 @@
+"""Finds what an evaluation asks for: the harness's tasks, over documents of a package or of a folder of the user's.
+
+Imports lm-eval, so only rank 0 of an evaluation imports this module, and late.
+"""
+
+import contextlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import lm_eval
+from lm_eval.api.group import Group
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+
+from megatron_lite.config.complaints import suggest
+from megatron_lite.errors import UsageError
+from megatron_lite.evaluation.battery import (
+    BATTERY,
+    BENCHMARKS,
+    BY_TASK,
+    EXECUTES_CODE,
+    GROUPS,
+    MMLU_GROUPS,
+    MMLU_TASKS,
+    PACKAGE,
+    Benchmark,
+    expand,
+)
+from megatron_lite.evaluation.documents import Split, dataset, find_splits
+
+STOCK = Path(lm_eval.__file__).parent / "tasks"
+DOCUMENTS = "megatron_lite.evaluation.documents.dataset"
+LOADING = logging.getLogger("lm_eval.api.task")
+FUNCTIONS = "megatron_lite.evaluation.human_eval"  # in place of the harness's, which execute code without limits
+
+
+@dataclass(frozen=True)
+class Found:
+    """`tasks` and `manager` go to `simple_evaluate`; `missing` has a reason for each part of a group that is not here.
+
+    `tasks` are loaded, of `names` in their order: groups of the harness, or single tasks.
+    """
+
+    names: tuple[str, ...]
+    tasks: tuple[Task | Group, ...]
+    manager: TaskManager
+    missing: Mapping[str, str]
+
+
+def find_tasks(
+    names: Sequence[str], include: Path | None = None, code_execution: bool = False, shots: int | None = None
+) -> Found:
+    """The tasks of `names`: those of the folder `include` first, then the battery and its groups, then the harness's.
+
+    What a group names and nothing carries goes to `missing`. Raises UsageError for a name that nothing knows, for one
+    that is asked for itself and is not here, for code that may not be executed, and for shots that a task cannot show.
+    """
+    own = _names_in(include)
+    splits = {b.task: find_splits(b, include) for b in BENCHMARKS if b.task not in own}
+    lacks = {task: lack for task in splits if (lack := _lack(BY_TASK[task], splits[task], include, code_execution))}
+    if mmlu := [lack for task, lack in lacks.items() if task in MMLU_TASKS]:
+        lacks |= dict.fromkeys(set(MMLU_GROUPS) - own, mmlu[0])
+    asked = expand(names, own)
+    for name in set(names) & lacks.keys():
+        raise UsageError(f"--tasks {name}: {lacks[name]}")
+    here = tuple(name for name in asked if name not in lacks)
+    with tempfile.TemporaryDirectory() as folder:
+        for task in splits.keys() - lacks.keys():
+            _write_task(Path(folder), BY_TASK[task], splits[task])
+        for group in MMLU_GROUPS:
+            (Path(folder) / f"_{group}.yaml").write_text(f"include: {STOCK}/mmlu/default/_{group}.yaml\n")
+        manager = TaskManager(include_path=[folder, include] if include else folder, include_defaults=False)
+        with _quiet():
+            tasks = tuple(part for name in here for part in _load(manager, name, include))
+    _refuse_other_code(tasks)
+    _refuse_shots(tasks, shots)
+    return Found(here, tasks, manager, {name: lacks[name] for name in asked if name in lacks})
+
+
+def _names_in(include: Path | None) -> set[str]:
+    if include is None:
+        return set()
+    if not include.is_dir():
+        raise UsageError(f"--include-path {include}: must be a folder with task files or documents")
+    return set(TaskManager(include_path=str(include), include_defaults=False).all_tasks)
+
+
+def _lack(benchmark: Benchmark, splits: Mapping[str, Split], include: Path | None, code_execution: bool) -> str | None:
+    """Why a benchmark cannot be asked."""
+    if benchmark.task in EXECUTES_CODE and not code_execution:
+        return "executes the code that the model writes: give --allow-code-execution"
+    own = f"DIR/{benchmark.task}/{benchmark.evaluated}.jsonl"
+    if splits and (benchmark.evaluated not in splits or not splits[benchmark.evaluated].file.is_file()):
+        return f"its split {benchmark.evaluated} is not where its others are: give {own} by --include-path DIR"
+    if not splits and benchmark.sources:
+        return f"its documents come with the package {PACKAGE}: install that, or give {own} by --include-path DIR"
+    return None if splits else f"no package carries its documents: give {own} by --include-path DIR"
+
+
+def _write_task(folder: Path, benchmark: Benchmark, splits: Mapping[str, Split]) -> None:
+    """The harness's task file over other documents; nothing that makes a prompt or a metric is said again."""
+    shown = benchmark.shown if benchmark.shown in splits else None
+    stock = STOCK / benchmark.file
+    if benchmark.task in EXECUTES_CODE:  # an included file's functions are imported, and these would reach for a hub
+        stock = folder / f"{benchmark.task}.stock"
+        text = (STOCK / benchmark.file).read_text(encoding="utf-8")
+        stock.write_text(text.replace("!function utils.", f"!function {FUNCTIONS}."), encoding="utf-8")
+    fields = {
+        "include": str(stock),
+        "task": benchmark.task,
+        "dataset_kwargs": {"splits": {n: {"file": str(s.file), "form": s.form} for n, s in splits.items()}},
+        "training_split": None,
+        "validation_split": benchmark.evaluated if benchmark.evaluated == "validation" else None,
+        "test_split": benchmark.evaluated if benchmark.evaluated == "test" else None,
+        "fewshot_split": shown,
+        "num_fewshot": benchmark.shots if shown == benchmark.shown else 0,
+    }
+    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]  # JSON is YAML
+    text = "\n".join([*lines, f"custom_dataset: !function {DOCUMENTS}", ""])
+    (folder / f"{benchmark.task}.yaml").write_text(text, encoding="utf-8")
+
+
+def _load(manager: TaskManager, name: str, include: Path | None) -> list[Task | Group]:
+    """The group or the tasks of a name that `manager` knows, or else the harness."""
+    if name not in manager.all_tasks:
+        manager = TaskManager(include_path=include)
+    if name not in manager.all_tasks:
+        known = {*manager.all_tasks, *GROUPS, BATTERY}
+        raise UsageError(f"--tasks {name}: neither the harness nor --include-path knows it{suggest(name, known)}")
+    try:
+        loaded = manager.load([name])
+    except (OSError, ValueError) as error:  # what `datasets` raises for a data set that it can neither find nor fetch
+        raise UsageError(f"--tasks {name}: its documents are not here: {' '.join(str(error).split())}") from None
+    groups: Mapping[str, Group] = loaded.get("groups", {})
+    return [groups[name]] if name in groups else list(loaded["tasks"].values())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the harness says of every task with documents of its own, and bars of work that takes a second."""
+    datasets.disable_progress_bars()
+    LOADING.addFilter(_says_something)
+    try:
+        yield
+    finally:
+        LOADING.removeFilter(_says_something)
+        datasets.enable_progress_bars()
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    return "Custom kwargs can be passed" not in record.getMessage()
+
+
+def _leaves(tasks: Sequence[Task | Group]) -> list[Task]:
+    return [leaf for task in tasks for leaf in (task.get_all_tasks() if isinstance(task, Group) else [task])]
+
+
+def _refuse_other_code(tasks: Sequence[Task | Group]) -> None:
+    for task in _leaves(tasks):
+        if task.get_config("unsafe_code") and task.get_config("custom_dataset") is not dataset:
+            raise UsageError(
+                f"--tasks {task.task_name}: the harness would execute its code without limits; "
+                f"only {', '.join(EXECUTES_CODE)} is executed here"
+            )
+
+
+def _refuse_shots(tasks: Sequence[Task | Group], shots: int | None) -> None:
+    """The harness would ask a task that states 0 shots without any, whatever was asked for."""
+    for task in _leaves(tasks):
+        if shots and task.get_config("num_fewshot") == 0:
+            raise UsageError(f"--shots {shots}: {task.task_name} has no examples that could be shown")
