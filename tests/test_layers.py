@@ -17,8 +17,8 @@ FLOORS = (
     {"checkpoint"},
     {"exchange"},
     {"training", "inference"},
-    {"planning"},
-    {"pretrain", "generate", "chat"},
+    {"planning", "evaluation", "serving"},
+    {"pretrain", "generate", "chat", "evaluate", "serve"},
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 

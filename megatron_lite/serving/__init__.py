@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server over a running batch, on any layout."""
