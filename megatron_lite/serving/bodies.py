@@ -2,7 +2,6 @@
 could only be ignored.
 """
 
-import json
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -160,7 +159,7 @@ def _refusal(error: ValidationError) -> Refusal:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = first["loc"]
     name = "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in _named(place)).lstrip(".")
-    if first["type"] in ("json_invalid", "model_type", "model_attributes_type") and not place:
+    if not place:
         return Refusal(400, f"the body is no JSON object: {first['msg']}")
     if first["type"] in ("extra_forbidden", "none_required"):
         return Refusal(400, f"{name} is not supported by this server", name, "unsupported_parameter")
@@ -173,4 +172,4 @@ def _named(place: tuple[int | str, ...]) -> list[int | str]:
     """Without what pydantic adds to tell one type of several from another, and no longer than a line."""
     types = ("str", "int")
     kept = [one for one in place if isinstance(one, int) or (one.replace("_", "").isalnum() and one not in types)]
-    return [one if isinstance(one, int) else one[:80] for one in kept] or [json.dumps(str(place[0]))[:80]]
+    return [one if isinstance(one, int) else one[:80] for one in kept] or [repr(one)[:80] for one in place[:1]]

@@ -115,8 +115,8 @@ class Lead:
     loop: asyncio.AbstractEventLoop | None = None
 
     def end(self) -> None:
-        """As a signal does, from any thread; nothing before it serves."""
-        if self.loop is not None:
+        """As a signal does, from any thread; nothing before it serves, and after it."""
+        if self.loop is not None and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.told_to_end.set)
 
     def run(self, place: socket.socket, ready: Callable[[str], None]) -> None:
@@ -181,6 +181,7 @@ class Lead:
         return uvicorn.Config(
             application(office), http=connection_of(settings.header_seconds, settings.unread_seconds), ws="none",
             lifespan="off", loop="asyncio", log_config=None, log_level="error", access_log=False, server_header=False,
+            proxy_headers=False,
             limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=CLOSING_SECONDS,
         )  # fmt: skip
 
