@@ -16,6 +16,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Decay = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(min_length=1)]
 # YAML has lists only, so tuples are the one place where validation is not strict.
 Blend = Annotated[tuple["BlendEntry", ...], Field(strict=False)]
 
@@ -267,6 +268,27 @@ class ProfileConfig(Section):
         return self.start + self.steps - 1
 
 
+class EvaluateConfig(Section):
+    """Benchmarks in a run, after each `every` steps and after the last: `tasks` by lm-evaluation-harness's names, of
+    each at most `limit` documents (null: all); `include_path` is a folder with more task files (null: none).
+    """
+
+    every: Positive
+    tasks: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
+    limit: Positive | None = None
+    include_path: str | None = None
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Self:
+        if twice := next((one for one in self.tasks if self.tasks.count(one) > 1), None):
+            raise UsageError(f"train.evaluate.tasks: {twice} stands twice; name each once")
+        return self
+
+    def is_due(self, step: int, last: int) -> bool:
+        """After a step, counted from 1, of a run that ends with `last`."""
+        return step == last or step % self.every == 0
+
+
 class TrainConfig(Section):
     """The run. `device: auto` takes an accelerator where the node has one for each of its ranks. `timeout` is in
     seconds, for every message between ranks; `peak_flops` per device and second (null: from the table of devices).
@@ -274,8 +296,8 @@ class TrainConfig(Section):
     `valid_batches` bounds a validation to that many global batches (null: the whole set); the last step's validation
     always reads the whole set. `trainable` are patterns of parameters' names, such as "*.mlp.*": all others are frozen
     (null: nothing is). `ema` is the decay of a moving average of the trained weights, kept beside them and saved with
-    them, which tools/convert_checkpoint.py --ema takes (null: there is none). `check_transcripts` compares every rank's
-    communication, call by call, for finding a hang.
+    them, which tools/convert_checkpoint.py --ema takes (null: there is none). `evaluate` runs benchmarks meanwhile
+    (null: none). `check_transcripts` compares every rank's communication, call by call, for finding a hang.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -292,6 +314,7 @@ class TrainConfig(Section):
     z_loss: NonNegativeFloat = 0.0
     valid_every: Positive | None = 1000
     valid_batches: Positive | None = None
+    evaluate: EvaluateConfig | None = None
     timeout: PositiveFloat = 600.0
     check_transcripts: bool = False
     profile: ProfileConfig | None = None
@@ -345,6 +368,12 @@ class Config(Section):
         # Steps that are not a number are complained about under their own name.
         derived = {"decay_steps": train["steps"]} if type(train.get("steps")) is int else {}
         return tree | {"optim": given | derived}
+
+    @model_validator(mode="after")
+    def _check_evaluate(self) -> Self:
+        if self.train.evaluate is not None and self.data.tokenizer is None:
+            raise UsageError("data.tokenizer = null: must be the run's tokenizer, since train.evaluate asks in text")
+        return self
 
     @model_validator(mode="after")
     def _refuse_what_is_not_built(self) -> Self:

@@ -27,6 +27,7 @@ from megatron_lite.model.model import Model, schedule_of
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.collectives import default_store
 from megatron_lite.parallel.transcript import TranscriptChecker
+from megatron_lite.training.benchmarks import PREFIX, Evaluate, numbers_after
 from megatron_lite.training.boundaries import microbatches_of
 from megatron_lite.training.flops import flops_per_token, model_flops_utilization, peak_flops
 from megatron_lite.training.metrics import MetricsWriter, StepMetrics
@@ -34,7 +35,8 @@ from megatron_lite.training.profile import Trace
 from megatron_lite.training.report import write_report
 from megatron_lite.training.run_files import write_run_files
 from megatron_lite.training.step import StepResult, Trainer
-from megatron_lite.training.validation import Validation
+from megatron_lite.training.text_bytes import TextBytes
+from megatron_lite.training.validation import Validated, Validation
 
 log = logging.getLogger("megatron_lite")
 
@@ -58,8 +60,8 @@ class StopRequest:
                 signal.signal(number, handler)
 
 
-def pretrain(config: Config, resolved: Resolved, world: World) -> str:
-    """Train to `train.steps` or until a signal; returns why it ended."""
+def pretrain(config: Config, resolved: Resolved, world: World, evaluate: Evaluate | None = None) -> str:
+    """Train to `train.steps` or until a signal; returns why it ended. `evaluate` is called as `train.evaluate` says."""
     if config.model.head != "logits":
         raise UsageError(f"model.head = {config.model.head}: pretraining predicts tokens, which takes logits")
     shape = MeshShape.of(resolved)
@@ -85,7 +87,7 @@ def pretrain(config: Config, resolved: Resolved, world: World) -> str:
     with StopRequest().listening() as stop:
         trainer = Trainer(Model(config, resolved, mesh, recorder=recorder))
         trainer.rehearse()
-        return Run(config, resolved, trainer, datasets, stop).train()
+        return Run(config, resolved, trainer, datasets, stop, evaluate).train()
 
 
 def checker_of(config: Config, resolved: Resolved) -> TranscriptChecker | None:
@@ -99,13 +101,16 @@ def checker_of(config: Config, resolved: Resolved) -> TranscriptChecker | None:
 class Run:
     """One training run on one rank. Rank 0 writes the files that people read."""
 
-    def __init__(self, config: Config, resolved: Resolved, trainer: Trainer, datasets: Datasets, stop: StopRequest):
+    def __init__(self, config: Config, resolved: Resolved, trainer: Trainer, datasets: Datasets, stop: StopRequest,
+                 evaluate: Evaluate | None):  # fmt: skip
         self.config, self.resolved, self.trainer, self.stop = config, resolved, trainer, stop
+        self.evaluate = evaluate
         self.mesh = trainer.mesh
         self.run_dir = Path(config.train.run_dir)
         self.writes = self.mesh.rank == 0
         self.loader = self._loader(datasets.train)
-        self.validation = Validation(datasets.valid, trainer, datasets.eod_id)
+        text = TextBytes.of(datasets, config) if self.writes and datasets.valid else None
+        self.validation = Validation(datasets.valid, trainer, datasets.eod_id, text)
         self.tokenizer, self.end_of_document = datasets.tokenizer, datasets.eod_id
         self.done = 0  # steps
         self.samples = 0  # consumed: the loader's whole state
@@ -126,6 +131,8 @@ class Run:
             writer or nullcontext(),
             Trace(self.config.train.profile, self.run_dir, self.mesh.rank, self.done) as trace,
         ):
+            if self._owes_evaluation(writer):
+                self._evaluate(writer)
             while self.done < total and not stopped:
                 with trace.step(self.done + 1):
                     stopped = self._step(writer)
@@ -150,13 +157,34 @@ class Run:
         batch = batch_size_after(self.samples, train)
         self.samples += batch
         stopped = bool(result.stop.item() > 0)
-        valid_losses = self.validation.losses(step) if not stopped else None
+        validated = self.validation.after(step) if not stopped else None
         if writer is not None:
-            writer.write(self._metrics(batch, rate, (seconds, data_seconds), loss, result, valid_losses))
+            writer.write(self._metrics(batch, rate, (seconds, data_seconds), loss, result, validated))
         every = self.config.checkpoint.every
         if stopped or step == train.steps or (every and step % every == 0):
             self._save()
+        if not stopped and self._evaluation_is_due():
+            self._evaluate(writer)  # what may take long, or fail, comes after what must not be lost
         return stopped
+
+    def _evaluate(self, writer: MetricsWriter | None) -> None:
+        assert self.evaluate is not None  # it is due
+        numbers = numbers_after(self.done, self.trainer.model, self.evaluate)
+        if writer is not None:
+            writer.add(self.done, numbers)
+
+    def _evaluation_is_due(self) -> bool:
+        """After the last step that was done."""
+        asked = self.config.train.evaluate
+        return self.evaluate is not None and asked is not None and asked.is_due(self.done, self.config.train.steps)
+
+    def _owes_evaluation(self, writer: MetricsWriter | None) -> bool:
+        """Whether the run that is resumed ended before the benchmarks of its last step; rank 0 knows, and tells."""
+        if self.done == 0 or not self._evaluation_is_due():
+            return False
+        line = {} if writer is None else writer.last()
+        owes = line.get("step") == self.done and not any(name.startswith(PREFIX) for name in line)
+        return self.mesh.words.exchange("owed" if owes else "", "evaluation")[0] == "owed"
 
     def _metrics(
         self,
@@ -165,7 +193,7 @@ class Run:
         times: tuple[float, float],
         loss: float,
         result: StepResult,
-        valid_losses: dict[str, float] | None,
+        validated: Validated | None,
     ) -> StepMetrics:
         train, (seconds, data_seconds) = self.config.train, times
         tokens = batch * train.sequence_length
@@ -186,8 +214,8 @@ class Run:
             memory_reserved_bytes=int(result.reserved.item()) if accelerator else None,
             memory_free_bytes=int(result.free.item()) if accelerator else None,
             z_loss=result.numbers["z_loss"].item() if train.z_loss else None,
-            valid_loss=self.validation.mean(valid_losses) if valid_losses else None,
-            valid_losses=valid_losses,
+            valid_loss=self.validation.mean(validated.losses) if validated else None,
+            named=self.validation.named(validated) if validated else {},
         )
 
     def _check_finite(self, step: int, result: StepResult) -> None:

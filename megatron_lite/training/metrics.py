@@ -4,7 +4,8 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from megatron_lite.errors import DataError
 
 LOG_INTERVAL = 10.0  # seconds between plain progress lines
+LONGEST_LINE = 1 << 20  # bytes of a step's numbers, benchmarks among them
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class StepMetrics:
     memory_free_bytes: int | None = None  # on the accelerator with the least left, all processes counted
     z_loss: float | None = None
     valid_loss: float | None = None
-    valid_losses: dict[str, float] | None = None  # of each validation set; written as valid_loss/NAME
+    named: Mapping[str, float] = field(default_factory=dict)  # further ones, such as valid_loss/NAME of each set
 
     def to_json(self) -> str:
         """The line, with every digit of every float (json writes floats by repr)."""
@@ -43,8 +45,7 @@ class StepMetrics:
     def fields(self) -> dict[str, Any]:
         """Names and values as they are written."""
         fields = asdict(self)
-        losses = fields.pop("valid_losses") or {}
-        return fields | {f"valid_loss/{name}": loss for name, loss in losses.items()}
+        return fields | fields.pop("named")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -88,9 +89,9 @@ class MetricsWriter:
         from torch.utils.tensorboard import SummaryWriter
 
         run_dir.mkdir(parents=True, exist_ok=True)
-        path = run_dir / "metrics.jsonl"
-        rewind(path, start_step)
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        self.path = run_dir / "metrics.jsonl"
+        rewind(self.path, start_step)
+        self._file: TextIO = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
         self._progress = ProgressBar(start_step=start_step, total_steps=total_steps)
 
@@ -101,6 +102,25 @@ class MetricsWriter:
             if isinstance(value, int | float) and name != "step":
                 self._board.add_scalar(name, value, metrics.step)
         self._progress.show(metrics)
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Further numbers of the step that was written last, at the end of its line. Raises ValueError for another."""
+        if not numbers:
+            return
+        if self.last().get("step") != step:
+            raise ValueError(f"step {step} is not the last in {self.path}")
+        with self.path.open("r+b") as file:  # in one piece: a crash leaves the line without them, or with all
+            file.seek(-len("}\n"), os.SEEK_END)
+            file.write(f", {json.dumps(dict(numbers))[1:]}\n".encode())
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
+
+    def last(self) -> dict[str, Any]:
+        """The last line; empty where there is none."""
+        with self.path.open("rb") as file:
+            file.seek(max(0, self.path.stat().st_size - LONGEST_LINE))
+            lines = file.read().splitlines()
+        return json.loads(lines[-1]) if lines else {}
 
     def close(self) -> None:
         self._file.close()

@@ -75,6 +75,16 @@ def test_a_run_cut_short_may_end_within_its_warmup(path: Path) -> None:
     assert load_config(path, ["optim.warmup_steps=20", "train.steps=3"]).optim.decay_steps == 3
 
 
+def test_benchmarks_in_a_run_are_due_every_few_steps_and_after_the_last(path: Path) -> None:
+    overrides = ["data.tokenizer=t.model", "train.evaluate={every: 4, tasks: [piqa, arc_easy]}"]
+    evaluate = load_config(path, overrides).train.evaluate
+    assert evaluate is not None and (evaluate.tasks, evaluate.limit, evaluate.include_path) == (
+        ("piqa", "arc_easy"), None, None,
+    )  # fmt: skip
+    assert [step for step in range(1, 11) if evaluate.is_due(step, 10)] == [4, 8, 10]
+    assert load_config(path).train.evaluate is None
+
+
 def test_the_dumped_tree_loads_as_the_same_configuration(path: Path, tmp_path: Path) -> None:
     config = load_config(path, ["parallel.stage_layers=[3,2]", "data.seed=5"])
     (tmp_path / "dumped.yaml").write_text(dump(config))
@@ -107,6 +117,15 @@ def test_a_configuration_cannot_be_changed(path: Path) -> None:
         ("train.steps=true", ["train.steps = true", "integer"]),
         ("train.dtype=fp32", ["train.dtype = fp32", "did you mean float32?"]),
         ("train={steps: 3}", ["train.global_batch_size", "missing"]),
+        ("train.evaluate={tasks: [piqa]}", ["train.evaluate.every", "missing"]),
+        ("train.evaluate={every: 0, tasks: [piqa]}", ["train.evaluate.every = 0", "greater than or equal to 1"]),
+        ("train.evaluate={every: 1, tasks: []}", ["train.evaluate.tasks = []", "at least 1 item"]),
+        ("train.evaluate={every: 1, tasks: piqa}", ["train.evaluate.tasks = piqa", "list"]),
+        ("train.evaluate={every: 1, tasks: ['']}", ["train.evaluate.tasks[0] = ", "at least 1 character"]),
+        ("train.evaluate={every: 1, tasks: [a, b, a]}", ["train.evaluate.tasks: a stands twice"]),
+        ("train.evaluate={every: 1, tasks: [a], limit: 0}", ["train.evaluate.limit = 0", "greater than or equal to 1"]),
+        ("train.evaluate={every: 1, task: [a]}", ["train.evaluate.task = [", "did you mean train.evaluate.tasks?"]),
+        ("train.evaluate={every: 1, tasks: [a]}", ["data.tokenizer = null: must be the run's tokenizer"]),
         ("parallel.zero_stage=4", ["parallel.zero_stage = 4", "less than or equal to 3"]),
         ("parallel.zero_regather=steps", ["parallel.zero_regather = steps", "did you mean step?"]),
         ("parallel.recompute=every_0", ["parallel.recompute = every_0", "every_N"]),

@@ -58,10 +58,10 @@ def test_validation_loss_and_z_loss_stand_only_on_the_steps_that_have_them() -> 
 
 
 def test_each_validation_set_has_its_loss_under_its_name(tmp_path: Path) -> None:
-    metrics = replace(STEP, valid_loss=2.0, valid_losses={"web": 1.5, "code/python": 2.5})
+    metrics = replace(STEP, valid_loss=2.0, named={"valid_loss/web": 1.5, "valid_loss/code/python": 2.5})
     line = json.loads(metrics.to_json())
     assert (line["valid_loss/web"], line["valid_loss/code/python"]) == (1.5, 2.5)
-    assert "valid_losses" not in line
+    assert "named" not in line
     with MetricsWriter(tmp_path, start_step=0, total_steps=1) as writer:
         writer.write(metrics)
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
