@@ -31,6 +31,7 @@ from megatron_lite.evaluation.battery import (
     Benchmark,
     expand,
 )
+from megatron_lite.evaluation.code_execution import check_confinement
 from megatron_lite.evaluation.documents import Split, dataset, find_splits
 
 STOCK = Path(lm_eval.__file__).parent / "tasks"
@@ -69,6 +70,8 @@ def find_tasks(
     for name in set(names) & lacks.keys():
         raise UsageError(f"--tasks {name}: {lacks[name]}")
     here = tuple(name for name in asked if name not in lacks)
+    if set(here) & set(EXECUTES_CODE) - own:
+        check_confinement()
     with tempfile.TemporaryDirectory() as folder:
         for task in splits.keys() - lacks.keys():
             _write_task(Path(folder), BY_TASK[task], splits[task])
