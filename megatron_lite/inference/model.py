@@ -101,17 +101,28 @@ class LanguageModel:
 
     @torch.no_grad()
     def score(self, rows: Sequence[Row], labels: Tensor, cache: PagedCache) -> Outputs:
-        """What labels int64 [T], row after row, are worth after the new tokens, each [T], on every stage:
-        log-probabilities, and whether nothing is more likely. Labels outside the vocabulary do not count.
+        """What labels int64 [T], row after row, are worth after the new tokens, as `score_at` has it."""
+        return self.score_at(rows, torch.arange(len(labels), device=self.device), labels, cache)
+
+    @torch.no_grad()
+    def score_at(self, rows: Sequence[Row], places: Tensor, labels: Tensor, cache: PagedCache) -> Outputs:
+        """What labels int64 [L] are worth after the new tokens at places int64 [L], counted row after row, each [L], on
+        every stage: log-probabilities, and whether nothing is more likely. Labels outside the vocabulary do not count.
+        A place may have several labels, or none, and then the head does not see it.
         """
         new = new_tokens(rows, cache.form)
         x, made = self._run(new, cache), None
-        if x is not None:
-            head, inner = self._head(), torch.empty_like(labels)
-            inner[new.place] = labels
-            made = head.per_token(head.hidden(x, 1.0), inner.unsqueeze(1), DISTRIBUTION)[:, new.place, 0]
-        exact = torch.promote_types(self.dtype, torch.float32)
-        return Outputs(*self.everywhere(made, (DISTRIBUTION.count, len(labels)), exact))
+        if x is not None and len(places):
+            head = self._head()
+            h = head.hidden(x[new.place[places]], 1.0)
+            made = head.per_token(h, labels.unsqueeze(1), DISTRIBUTION).squeeze(-1)
+        elif x is not None:
+            made = x.new_empty(DISTRIBUTION.count, 0, dtype=self._exact)
+        return Outputs(*self.everywhere(made, (DISTRIBUTION.count, len(labels)), self._exact))
+
+    @property
+    def _exact(self) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.float32)
 
     def everywhere(self, made: Tensor | None, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """What was made where the model ends, on every stage, which all know its form; elsewhere `made` is None."""

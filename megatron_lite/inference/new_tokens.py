@@ -2,7 +2,8 @@
 
 Attention alone knows rows. Those with equally many new tokens are a group, which attends at once: a step of 1 prompt
 and 60 decodes is two groups, while padding would make 61 prompts of it. Where blocks are copied for it, a group has
-tables of about one length: each is filled up to the longest, which is less than twice as long.
+tables of about one length: each is filled up to the longest, which is less than twice as long. Where they are read in
+place every token attends by itself, and rows of a few tokens are one group, however many each has.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 from megatron_lite.inference.scheduler import Row
 
 GroupKey = tuple[bool, int, int]
+FEW = 64  # new tokens of a row that read its blocks one by one; of more a copy of the blocks is read at once
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,13 @@ class Beginning:
 
 @dataclass(frozen=True)
 class InPlace:
-    """N rows of one new token each, which reads its blocks where they lie.
+    """N new tokens of any rows, each of which reads its row's blocks where they lie.
 
-    tables   int32 [N, M], each row's blocks
-    lengths  int32 [N], positions of each with the new one
+    tables   int32 [N, M], each one's blocks
+    lengths  int32 [N], positions that each sees, its own the last
     """
 
     tokens: slice
-    rows: int
     tables: Tensor
     lengths: Tensor
 
@@ -97,11 +98,11 @@ def new_tokens(rows: Sequence[Row], form: Form) -> NewTokens:
     order = sorted(range(len(rows)), key=lambda number: keys[number])
     groups: list[Group] = []
     begins, begin = [0] * len(rows), 0
-    for (_, length, _), members in groupby(order, key=lambda number: keys[number]):
-        numbers = list(members)
-        for place, number in enumerate(numbers):
-            begins[number] = begin + place * length
-        end = begin + len(numbers) * length
+    for _, members in groupby(order, key=lambda number: keys[number]):
+        numbers, end = list(members), begin
+        for number in numbers:
+            begins[number] = end
+            end += len(rows[number].tokens)
         groups.append(_group([rows[number] for number in numbers], slice(begin, end), form))
         begin = end
     inner = [rows[number] for number in order]
@@ -116,22 +117,27 @@ def new_tokens(rows: Sequence[Row], form: Form) -> NewTokens:
 
 
 def _key(row: Row, form: Form) -> GroupKey:
-    """(whether it begins its sequence, new tokens, the table's length to a power of two where it is filled up)."""
-    length = len(row.tokens)
-    filled_up = row.start > 0 and not (form.in_place and length == 1)
-    return row.start == 0, length, len(row.table).bit_length() if filled_up else 0
+    """(whether it begins its sequence, new tokens, the table's length to a power of two), where these matter."""
+    if row.start == 0:
+        return True, len(row.tokens), 0
+    return (False, 0, 0) if _in_place(row, form) else (False, len(row.tokens), len(row.table).bit_length())
+
+
+def _in_place(row: Row, form: Form) -> bool:
+    return form.in_place and len(row.tokens) <= FEW
 
 
 def _group(rows: Sequence[Row], tokens: slice, form: Form) -> Group:
     """Of rows with one key."""
-    length = len(rows[0].tokens)
     if rows[0].start == 0:
         return Beginning(tokens, len(rows))
     longest = max(len(row.table) for row in rows)
     tables = _whole([[*row.table, *[0] * (longest - len(row.table))] for row in rows], form)
-    starts = _whole([row.start for row in rows], form)
-    if form.in_place and length == 1:
-        return InPlace(tokens, len(rows), tables.to(torch.int32), (starts + 1).to(torch.int32))
+    if _in_place(rows[0], form):
+        counts = _whole([len(row.tokens) for row in rows], form)
+        lengths = _whole([row.start + i + 1 for row in rows for i in range(len(row.tokens))], form)
+        return InPlace(tokens, tables.to(torch.int32).repeat_interleave(counts, 0), lengths.to(torch.int32))
+    length, starts = len(rows[0].tokens), _whole([row.start for row in rows], form)
     positions = starts[:, None] + torch.arange(length, device=form.device)
     if length > 1:
         positions = positions.repeat_interleave(form.queries, 1)

@@ -47,7 +47,7 @@ def _among_themselves(packed: Tensor, group: Beginning, kernels: Kernels) -> Ten
 def _in_place(packed: Tensor, memory: Tensor, group: InPlace) -> Tensor:
     """On a CPU, in C++: PyTorch's attention would need a copy of all keys and values, for every layer and token."""
     heads, both, head_dim = packed.shape[1:]
-    output = packed.new_empty(group.rows, heads, both - 2, head_dim)
+    output = packed.new_empty(len(packed), heads, both - 2, head_dim)
     _paged.paged_attention(
         packed.numpy(), _by_head(memory, packed).numpy(), group.tables.numpy(), group.lengths.numpy(), output.numpy(),
         torch.get_num_threads(),

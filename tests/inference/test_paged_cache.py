@@ -8,7 +8,7 @@ from support.generation import loaded, saved_model
 from support.layouts import Layout
 from support.reference import logits as reference_logits
 
-from megatron_lite.inference.new_tokens import Beginning, Form, InPlace, Padded, new_tokens
+from megatron_lite.inference.new_tokens import FEW, Beginning, Form, InPlace, Padded, new_tokens
 from megatron_lite.inference.paged_cache import cache_bytes
 from megatron_lite.inference.scheduler import Row, Sizes
 
@@ -91,9 +91,19 @@ def test_rows_of_one_length_attend_together_and_no_token_is_padded(dtype):
         assert seen == {(2, 1, 1, 1, 6), (4, 1, 1, 8, 12), (28, 2, 1, 1, 42)}
         return
     (single,) = (group for group in new.groups if isinstance(group, InPlace))
-    assert seen == {(4, 1, 1, 8, 12)}
-    assert single.tables.tolist() == [[*range(14)], [0, 1, *[0] * 12], [*range(13), 0]]
-    assert single.lengths.tolist() == [40, 5, 37]
+    assert not seen
+    chunk = [[0, 1, 2, 3, *[0] * 10]] * 4  # each of its tokens by itself
+    assert single.tables.tolist() == [[*range(14)], [0, 1, *[0] * 12], [*range(13), 0], *chunk]
+    assert single.lengths.tolist() == [40, 5, 37, 9, 10, 11, 12]
+
+
+def test_of_many_new_tokens_a_copy_is_read_at_once():
+    form = Form(BLOCK, 2, torch.float64, torch.device("cpu"))
+    rows = [row(list(range(50)), start, list(range(20)), False) for start in (50 - FEW % 50, 1)]
+    several = [row(list(range(FEW + 1 + more)), 1, list(range(40)), False) for more in (0, 1)]
+    kinds = [type(group) for group in new_tokens([*rows, *several], form).groups]
+    assert kinds == [InPlace, Padded]
+    assert [len(one.tokens) for one in several] == [FEW, FEW + 1]
 
 
 def test_bytes_are_a_closed_form():
