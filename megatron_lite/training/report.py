@@ -22,6 +22,7 @@ from megatron_lite.model.model import schedule_of
 from megatron_lite.page import render
 from megatron_lite.parallel.pipeline.drawing import timeline_svg
 from megatron_lite.parallel.pipeline.simulator import Costs, simulate
+from megatron_lite.training.benchmarks import PREFIX
 from megatron_lite.training.charts import Level, Series, format_number, line_chart
 from megatron_lite.training.flops import flops_per_token, matmul_parameters
 from megatron_lite.training.mesh_drawing import MAX_PANELS, describe, mesh_svg
@@ -54,6 +55,7 @@ def write_report(run_dir: str | Path) -> Path:
         "figures": key_figures(run),
         "charts": charts(run),
         "validation": validation_rows(run.records),
+        "benchmarks": benchmark_charts(run.records),
         "timeline": pipeline_timeline(run.config, run.layout),
         "mesh": mesh(run.config, run.layout),
         "corpus": corpus_rows(run.corpus) if run.corpus else None,
@@ -115,6 +117,9 @@ def key_figures(run: RecordedRun) -> list[tuple[str, str, str]]:
     figures = []
     if validated:
         figures.append((f"{validated[-1]['valid_loss']:.3f}", "validation loss", "nats a token, on unseen documents"))
+        if "valid_bits_per_byte" in validated[-1]:
+            bits = validated[-1]["valid_bits_per_byte"]
+            figures.append((f"{bits:.3f}", "bits per byte", "of the same documents' text"))
     if run.unigram is not None:
         gap = "nats a token"
         if validated:
@@ -160,15 +165,35 @@ def charts(run: RecordedRun) -> dict[str, Markup]:
     return drawn
 
 
-def validation_rows(records: Records) -> list[tuple[str, str, str]]:
-    """(validation set, its first loss, its last) where there are several."""
-    prefix = "valid_loss/"
-    validated = [record for record in records if any(key.startswith(prefix) for key in record)]
-    names = [key.removeprefix(prefix) for key in (validated[-1] if validated else ()) if key.startswith(prefix)]
+def benchmark_charts(records: Records) -> list[Markup]:
+    """One a task, with a line for each of its metrics; one that is no share of 1, such as perplexity, has its own.
+    Standard errors are left to metrics.jsonl.
+    """
+    charts: dict[str, list[Series]] = {}
+    for key in sorted({key for record in records for key in record if key.startswith(PREFIX)}):
+        task, metric = key.removeprefix(PREFIX).rsplit("/", 1)
+        points = _points(records, key)
+        if not points or "_stderr" in metric:
+            continue
+        share = all(0 <= value <= 1 for _, value in points)
+        lines = charts.setdefault(task if share else f"{task}, {metric}", [])
+        lines.append(Series(metric, points, ("train", "valid", "faint")[min(len(lines), 2)], dots=True))
+    return [Markup(line_chart(title, lines, size=(320, 220))) for title, lines in sorted(charts.items())]
+
+
+def validation_rows(records: Records) -> list[tuple[str, str, str, str]]:
+    """(validation set, its first loss, its last, bits per byte where they are known) where there are several."""
+    loss, bits = "valid_loss/", "valid_bits_per_byte/"
+    validated = [record for record in records if any(key.startswith(loss) for key in record)]
+    names = [key.removeprefix(loss) for key in (validated[-1] if validated else ()) if key.startswith(loss)]
     if len(names) < 2:
         return []
     first, last = validated[0], validated[-1]
-    return [(name, f"{first[prefix + name]:.3f}", f"{last[prefix + name]:.3f}") for name in names]
+    return [
+        (name, f"{first[loss + name]:.3f}", f"{last[loss + name]:.3f}",
+         f"{last[bits + name]:.3f}" if bits + name in last else "")
+        for name in names
+    ]  # fmt: skip
 
 
 def pipeline_timeline(config: Config, layout: Resolved) -> dict[str, Any] | None:

@@ -68,6 +68,24 @@ def test_each_validation_set_has_its_loss_under_its_name(tmp_path: Path) -> None
     assert [event.value for event in board.Scalars("valid_loss/code/python")] == [2.5]
 
 
+def test_numbers_can_be_added_to_the_last_step_and_to_no_other(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path, start_step=0, total_steps=3) as writer:
+        assert writer.last() == {}
+        for step in (1, 2):
+            writer.write(replace(STEP, step=step))
+        writer.add(2, {})
+        assert writer.last() == json.loads(replace(STEP, step=2).to_json())
+        writer.add(2, {"evaluation/piqa/acc": 0.1 + 0.2})
+        with pytest.raises(ValueError, match="step 1 is not the last"):
+            writer.add(1, {"evaluation/piqa/acc": 0.5})
+        writer.write(replace(STEP, step=3))
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [record.get("evaluation/piqa/acc") for record in records] == [None, 0.1 + 0.2, None]
+    assert records[1] == json.loads(replace(STEP, step=2).to_json()) | {"evaluation/piqa/acc": 0.1 + 0.2}
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("evaluation/piqa/acc")] == [2]
+
+
 def test_every_step_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path, start_step=0, total_steps=2) as writer:
         writer.write(STEP)

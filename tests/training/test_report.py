@@ -107,9 +107,38 @@ def test_several_validation_sets_are_told_apart_and_one_is_not_told_twice(tmp_pa
         line |= {"valid_loss/web": web, "valid_loss/code": code}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "bits per byte" not in page
     for name, first, last in (("web", "4.500", "3.125"), ("code", "5.250", "3.500")):
         row = rf"<td>{name}</td><td class=\"number\">{first}</td><td class=\"number\">{last}</td>"
         assert re.search(row, page), name
+
+
+def test_bits_per_byte_stand_beside_the_losses(tmp_path: Path) -> None:
+    path = make_run(tmp_path, world_size=1) / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines[-1] |= {"valid_loss/web": 4.5, "valid_loss/code": 5.25, "valid_bits_per_byte": 1.4375}
+    lines[-1] |= {"valid_bits_per_byte/web": 1.25, "valid_bits_per_byte/code": 1.625}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert re.search(r"bits per byte</dt><dd class=\"value\">1.438<", page)
+    for name, bits in (("web", "1.250"), ("code", "1.625")):
+        assert re.search(rf"<td>{name}</td>.*<td class=\"number\">{bits}</td></tr>", page), name
+
+
+def test_each_benchmark_has_a_chart_of_its_metrics_without_their_errors(tmp_path: Path) -> None:
+    path = make_run(tmp_path, world_size=1) / "metrics.jsonl"
+    assert "Benchmarks" not in write_report(tmp_path).read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for line in (lines[2], lines[5]):
+        line |= {"evaluation/piqa/acc": 0.5, "evaluation/piqa/acc_stderr": 0.1, "evaluation/piqa/acc_norm": 0.25}
+        line |= {"evaluation/lambada/acc": 0.75, "evaluation/lambada/perplexity": 12.5}
+        line |= {"evaluation/other/perplexity": float("inf")}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    charts = page[page.index("<h2>Benchmarks</h2>") : page.index("<h2>Throughput")]
+    assert re.findall(r"role=\"img\">\s*<title>(.*?)</title>", charts) == ["lambada", "lambada, perplexity", "piqa"]
+    assert len(re.findall(r" at [36]: ", charts)) == 2 * 4  # points
+    assert "stderr" not in charts and "acc_norm" in charts
 
 
 def test_the_time_spent_waiting_for_data_is_told_as_a_share(tmp_path: Path) -> None:
