@@ -47,9 +47,12 @@ class ChatTemplate:
     def encode(self, messages: Sequence[Message], answer_next: bool = True, **others: Any) -> list[int]:
         """The ids of that text."""
         mark = self._mark([messages, others])
+        return self.tokenizer.encode_marked(self.marked(mark, messages, answer_next, **others), but=mark)
+
+    def marked(self, mark: str, messages: Sequence[Message], answer_next: bool = True, **others: Any) -> str:
+        """The conversation's text with a mark within each name of a control token that is not the template's."""
         kept_apart, beside = _each_string([messages, others], lambda text: self._apart(text, mark))
-        text = self.render(kept_apart, answer_next, **beside)
-        return self.tokenizer.encode_marked(text, but=mark)
+        return self.render(kept_apart, answer_next, **beside)
 
     def _mark(self, given: Any) -> str:
         """A character that is nowhere in what is given."""

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import torch
+import xxhash
+
 from megatron_lite.checkpoint import Checkpoint, load_weights, open_base, open_checkpoint
 from megatron_lite.checkpoint.agreement import together
 from megatron_lite.checkpoint.directory import named
@@ -28,6 +31,17 @@ def open_foreign(path: str | Path) -> Source | None:
 def open_origin(path: str | Path, mesh: Mesh) -> Origin:
     """What a path means. All ranks call it. Raises DataError for what is none, or not whole."""
     return open_foreign(path) or open_checkpoint(path, mesh)
+
+
+def identity_of(origin: Origin) -> str:
+    """A checksum of its weights: of all of them, or of an index that has those of their files."""
+    if not isinstance(origin, Source):
+        return origin.index.xxh3
+    state = xxhash.xxh3_128()
+    for name, stored in origin.parameters.items():
+        state.update(f"{name} {stored.dtype} {stored.shape}\n".encode())
+        state.update(stored.read().contiguous().view(torch.uint8).numpy().data)
+    return state.hexdigest()
 
 
 def load_origin(origin: Origin, model: ModelConfig, stage: Stage, mesh: Mesh) -> None:

@@ -52,11 +52,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that is held for good, its tokenizer, and words with all ranks."""
+    """A model that is held for good, its tokenizer, words with all ranks, and where its weights came from (None: they
+    were made here).
+    """
 
     model: LanguageModel
     tokenizer: Tokenizer
     words: Words
+    origin: Origin | None = None
 
 
 @contextmanager
@@ -76,7 +79,7 @@ def opened_model(asked: Asked) -> Iterator[Opened]:
         tokenizer = find_tokenizer(origin, asked.tokenizer)
         model = load_model(origin, mesh, asked.overrides, asked.dtype)
         with told_to_others(world.words):
-            yield Opened(model, tokenizer, world.words)
+            yield Opened(model, tokenizer, world.words, origin)
 
 
 @contextmanager

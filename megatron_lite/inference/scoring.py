@@ -84,7 +84,8 @@ def check_question(question: Question, model: LanguageModel) -> None:
 def shares(questions: Sequence[Question], replicas: int) -> list[list[int]]:
     """Numbers of questions for each replica, of about equal work, so that those stay together that begin alike."""
     order = in_order(questions)
-    work, before = [], ()
+    work: list[int] = []
+    before: tuple[int, ...] = ()
     for number in order:
         read = questions[number].read
         work.append(len(read) - alike(read, before) + 1)
