@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from pydantic import ConfigDict, TypeAdapter
 
 from megatron_lite.inference.engine import Engine
@@ -116,10 +117,11 @@ def follow(share: Share, messages: Messages, words: Words) -> None:
 
 @contextmanager
 def one_reason(words: Words) -> Iterator[None]:
-    """A rank whose message broke off because another failed ends with that one's reason, where it has said one."""
+    """A rank whose message broke off because another is gone ends with that one's reason, where it has said one."""
     try:
         yield
     except RuntimeError as error:
-        if words.size > 1 and (reason := words.failure()) is not None:
-            raise LostRank(f"serve: {reason}") from error
-        raise
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        reason = words.failure() or f"another rank is gone without a word: {str(error).partition(chr(10))[0]}"
+        raise LostRank(f"serve: {reason}") from error

@@ -65,8 +65,13 @@ def sizes_of(opened: Opened, rows: int, memory: int) -> Sizes:
 def listening(host: str, port: int) -> socket.socket:
     """Raises UsageError where nobody can listen."""
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)[0]
+        # asyncio sends small pieces at once only where the socket says that it is TCP; else each waits for some 40 ms.
+        place = socket.socket(found[0], socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(found[4])
+        place.listen(1024)
+        return place
     except (OSError, OverflowError) as error:
         raise UsageError(f"--host {host} --port {port}: cannot listen there: {error}") from None
 

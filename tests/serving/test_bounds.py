@@ -19,7 +19,8 @@ from megatron_lite.serve import template_of
 from megatron_lite.serving.settings import Settings
 
 KEY = "a secret"
-LONG = {"model": NAME, "prompt": "the model", "max_tokens": 180, "seed": 1, "temperature": 3.0}
+FORBIDDEN = {"2": -100, "3": -100}  # what would end an answer
+LONG = {"model": NAME, "prompt": "the model", "max_tokens": 180, "seed": 1, "logit_bias": FORBIDDEN}
 QUEUE, BODY = 2, 4000
 PATIENCE = {"header_seconds": 0.4, "body_seconds": 0.4, "unread_seconds": 1.0}
 
@@ -41,6 +42,19 @@ def server(served):
 @pytest.fixture(scope="module")
 def client(server):
     return openai.OpenAI(base_url=f"{server.address}/v1", api_key=KEY, max_retries=0, timeout=60)
+
+
+@pytest.fixture
+def slow(server, monkeypatch):
+    """Each step takes 20 ms or more, so that an answer of 180 tokens takes seconds."""
+    engine = server.lead.batch.share.engine
+    step = engine.step
+
+    def slow_step() -> None:
+        time.sleep(0.02)
+        step()
+
+    monkeypatch.setattr(engine, "step", slow_step)
 
 
 def place(server) -> tuple[str, int]:
@@ -127,6 +141,7 @@ def test_a_prompt_or_an_answer_beyond_the_bound_is_refused(client):
         assert (caught.value.param, caught.value.code) == (name, "context_length_exceeded")
 
 
+@pytest.mark.usefixtures("slow")
 def test_more_than_run_and_wait_are_told_to_come_back(server, client):
     streams = [client.completions.create(**LONG, stream=True) for _ in range(ROWS + QUEUE)]
     with pytest.raises(openai.RateLimitError) as caught:
@@ -140,6 +155,7 @@ def test_more_than_run_and_wait_are_told_to_come_back(server, client):
     assert client.completions.create(**LONG | {"max_tokens": 1}).choices
 
 
+@pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_away_frees_its_place(server, stream):
     begun = measured(server, "generated_tokens_total")
@@ -165,6 +181,16 @@ def test_headers_and_bodies_that_do_not_come_are_not_waited_for(server):
             assert 0.2 < time.monotonic() - begun < 5
 
 
+def test_small_pieces_are_sent_at_once(server):
+    """Where they wait for each other, each takes 40 ms."""
+    with closing(http.client.HTTPConnection(*place(server), timeout=30)) as connection:
+        begun = time.monotonic()
+        for _ in range(50):
+            connection.request("GET", "/health")
+            connection.getresponse().read()
+        assert time.monotonic() - begun < 50 * 0.02
+
+
 def test_other_pages_may_read_answers_only_where_they_are_named(server):
     mine, others = "http://page.example", "http://other.example"
     for origin, allowed in ((mine, mine), (others, None)):
@@ -176,7 +202,7 @@ def test_other_pages_may_read_answers_only_where_they_are_named(server):
 
 def test_metrics_count_what_was_done(server, client):
     before = {name: measured(server, name) for name in ("generated_tokens_total", "prompt_tokens_total")}
-    made = client.completions.create(**LONG | {"max_tokens": 9, "n": 2, "logit_bias": {"2": -100, "3": -100}})
+    made = client.completions.create(**LONG | {"max_tokens": 9, "n": 2})
     assert measured(server, "generated_tokens_total") - before["generated_tokens_total"] == 18
     assert measured(server, "prompt_tokens_total") - before["prompt_tokens_total"] == made.usage.prompt_tokens
     assert measured(server, "tokens_per_second") > 0
