@@ -166,4 +166,4 @@ def _refuse_shots(tasks: Sequence[Task | Group], shots: int | None) -> None:
     """The harness would ask a task that states 0 shots without any, whatever was asked for."""
     for task in _leaves(tasks):
         if shots and task.get_config("num_fewshot") == 0:
-            raise UsageError(f"--shots {shots}: {task.task_name} has no examples that could be shown")
+            raise UsageError(f"{shots} shots: {task.task_name} has no examples that could be shown")

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from megatron_lite.curation.rules.evaluation_ngrams import open_table
-from tools.index_evaluation import files_of
+from megatron_lite.errors import UsageError
+from tools.index_evaluation import files_of, main
 
 TOOL = Path(__file__).parents[2] / "tools" / "index_evaluation.py"
 QUESTION = "How many of the nine birds that sat on the old wire flew away at noon?"
@@ -73,22 +76,25 @@ def test_benchmarks_are_indexed_by_the_names_of_the_evaluation(tmp_path: Path) -
     assert not table.find("left out of what is looked for, left out of what is looked for").passages
 
 
-def test_benchmarks_that_are_unknown_or_not_here_end_with_one_line(tmp_path: Path) -> None:
-    output = ("--output", str(tmp_path / "t"))
-    done = run(*output, "--tasks", "piqqa")
-    assert (done.returncode, done.stderr) == (
-        2,
-        "error: --tasks piqqa: no benchmark of the battery; did you mean piqa?\n",
-    )
-    done = run(*output, "--tasks", "toxigen")
-    assert done.returncode == 2 and done.stderr.startswith("error: --tasks toxigen: no package carries its documents")
-    done = run(*output, "--tasks", "battery", "--include-path", str(tmp_path / "none"))
-    assert (done.returncode, done.stderr) == (
-        2,
-        f"error: --include-path {tmp_path}/none: must be a folder with documents\n",
-    )
-    done = run(*output)
-    assert (done.returncode, done.stderr) == (
-        2,
-        "error: nothing to index: give --tasks, or sets as NAME=FILES\n",
-    )
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--tasks", "piqqa"], "--tasks piqqa: no benchmark of the battery; did you mean piqa?"),
+        (
+            ["--tasks", "toxigen"],
+            "--tasks toxigen: no package carries its documents: give DIR/toxigen/test.jsonl by --include-path DIR",
+        ),
+        (
+            ["--tasks", "piqa", "--include-path", "no/folder"],
+            "--include-path no/folder: must be a folder with documents",
+        ),
+        ([], "nothing to index: give --tasks, or sets as NAME=FILES"),
+    ],
+)
+def test_benchmarks_that_are_unknown_or_not_here_are_named(
+    arguments: list[str], complaint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as raised:
+        main(["--output", str(tmp_path / "t"), *arguments])
+    assert str(raised.value) == complaint
+    assert not (tmp_path / "t").exists()
