@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megatron_lite.config import parse_arguments, resolve
 from megatron_lite.errors import run_command
+from megatron_lite.evaluation.in_a_run import evaluation_of
 from megatron_lite.launch import Ending, joined_world, run_job
 from megatron_lite.place import find_place
 from megatron_lite.planning.regather import decided
@@ -23,7 +24,7 @@ def main() -> None:
         with joined_world(place, train.device, timeout, Path(train.run_dir) / "flight") as world:
             ending.ranks_have_met(world.words)
             chosen = decided(config, place, world)
-            return pretrain(chosen, resolve(chosen, place.world_size), world)
+            return pretrain(chosen, resolve(chosen, place.world_size), world, evaluation_of(chosen, world))
 
     run_job(Path(config.train.run_dir), place, job)
 

@@ -31,6 +31,12 @@ def numbers_after(step: int, model: Model, evaluate: Evaluate) -> dict[str, floa
     return {PREFIX + name: value for name, value in found.items()}
 
 
+def shown(numbers: Mapping[str, float]) -> str:
+    """In a line, without standard errors."""
+    some = {name.removeprefix(PREFIX): value for name, value in numbers.items() if "_stderr" not in name}
+    return ", ".join(f"{name} {value:.4g}" for name, value in some.items()) or "no numbers"
+
+
 @contextmanager
 def _same_random_numbers(device: torch.device) -> Iterator[None]:
     """Afterwards every generator that a library may have drawn from or seeded is as before."""

@@ -27,7 +27,7 @@ from megatron_lite.model.model import Model, schedule_of
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.collectives import default_store
 from megatron_lite.parallel.transcript import TranscriptChecker
-from megatron_lite.training.benchmarks import PREFIX, Evaluate, numbers_after
+from megatron_lite.training.benchmarks import PREFIX, Evaluate, numbers_after, shown
 from megatron_lite.training.boundaries import microbatches_of
 from megatron_lite.training.flops import flops_per_token, model_flops_utilization, peak_flops
 from megatron_lite.training.metrics import MetricsWriter, StepMetrics
@@ -169,9 +169,11 @@ class Run:
 
     def _evaluate(self, writer: MetricsWriter | None) -> None:
         assert self.evaluate is not None  # it is due
+        begin = time.perf_counter()
         numbers = numbers_after(self.done, self.trainer.model, self.evaluate)
         if writer is not None:
             writer.add(self.done, numbers)
+            log.info("evaluated after step %d in %.1f s: %s", self.done, time.perf_counter() - begin, shown(numbers))
 
     def _evaluation_is_due(self) -> bool:
         """After the last step that was done."""
