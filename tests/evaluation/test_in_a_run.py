@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
+import subprocess
 import sys
 
 import pytest
-from support.runs import start_pretrain, tree_of, world_here, write_tokens
-from support.text import train_small_tokenizer
+from support.runs import metrics_of, start_pretrain, tensors_of, tree_of, world_here, write_tokens
+from support.text import random_texts, train_small_tokenizer, write_dataset
 
 from megatron_lite.config import config_from_tree
+from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.errors import UsageError
 from megatron_lite.evaluation.in_a_run import (
     evaluation_of,
@@ -79,3 +82,50 @@ def test_what_cannot_be_asked_ends_a_run_before_its_first_step_with_code_2(tmp_p
     assert output.count(f"error: {ended['reason']}") == 1
     assert "in evaluation_of" not in output  # torchrun alone has a traceback, its own
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+NANO = {"preset": "nano", "vocab_size": 400}
+TASKS, LIMIT = ("arc_easy", "sciq"), 20
+CUBE = {"parallel__tensor": 2, "parallel__pipeline": 2}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "layout", [CUBE, CUBE | {"parallel__schedule": "zb_v", "parallel__virtual_stages": 2}], ids=["1F1B", "V"]
+)
+def test_real_benchmarks_in_a_run_on_8_ranks_are_those_of_its_checkpoints_and_change_nothing(tmp_path, layout):
+    """With lm-eval and its documents; the checkpoints are asked by the command, on one process, in float64."""
+    tokenizer = SentencePieceTokenizer(train_small_tokenizer(tmp_path))
+    documents = [[[*tokenizer.encode(text), tokenizer.eod_id]] for text in random_texts(0, 400)]
+    for name in ("train", "valid"):
+        write_dataset(tmp_path / name, documents, tokenizer=tokenizer.identity)
+    settings = layout | {
+        "data__tokenizer": tokenizer.path, "train__sequence_length": 64, "train__steps": 4, "checkpoint__every": 2,
+    }  # fmt: skip
+    asked = {"every": 2, "tasks": list(TASKS), "limit": LIMIT}
+    for name, evaluate in (("with", asked), ("without", None)):
+        tree = tree_of(tmp_path / name, tmp_path, **settings, train__evaluate=evaluate) | {"model": NANO}
+        output, _ = (process := start_pretrain(tree, 8)).communicate(timeout=400)
+        assert process.returncode == 0, output
+    for step in (2, 4):
+        checkpoint = f"checkpoints/step_{step}"
+        assert tensors_of(tmp_path / "with" / checkpoint) == tensors_of(tmp_path / "without" / checkpoint)
+    for ours, theirs in zip(metrics_of(tmp_path / "with"), metrics_of(tmp_path / "without"), strict=True):
+        names = ("step", "loss", "grad_norm", "valid_loss", "valid_bits_per_byte")
+        assert [ours.get(name) for name in names] == [theirs.get(name) for name in names]
+        found = {name.removeprefix("evaluation/"): ours[name] for name in ours if name.startswith("evaluation/")}
+        if ours["step"] % 2:
+            assert not found
+            continue
+        alone = evaluated_alone(tmp_path / "with" / f"checkpoints/step_{ours['step']}", tmp_path / "alone.json")
+        assert found == numbers_of(alone)
+        assert {f"{task}/acc_norm" for task in TASKS} < found.keys()
+        kept = json.loads((tmp_path / "with" / "evaluation" / f"step_{ours['step']}.json").read_text(encoding="utf-8"))
+        assert kept["results"] == alone["results"]
+
+
+def evaluated_alone(checkpoint, output):
+    command = [sys.executable, "-m", "megatron_lite.evaluate", str(checkpoint), "--tasks", ",".join(TASKS)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--limit", str(LIMIT), "--output", str(output)], env=environment, check=True)
+    return json.loads(output.read_text(encoding="utf-8"))
