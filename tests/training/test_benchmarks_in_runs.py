@@ -24,9 +24,10 @@ CUBE = {"parallel__tensor": 2, "parallel__pipeline": 2, "train__dtype": "bfloat1
 STEP = {"parallel__zero_regather": "step"}
 INTERLEAVED = {"parallel__schedule": "interleaved_1f1b", "parallel__virtual_stages": 2}
 VEE = {"parallel__schedule": "zb_v", "parallel__virtual_stages": 2}
+SHARDED = "tensor, data, each step regathers"
 LAYOUTS = {
     "one process": (1, {}),
-    "tensor, data, each step regathers": (4, {"parallel__tensor": 2} | STEP),
+    SHARDED: (4, {"parallel__tensor": 2} | STEP),
     "cube, virtual stages, each microbatch regathers": (8, CUBE | INTERLEAVED | {"train__ema": 0.9}),
 }
 MORE = {
@@ -132,11 +133,15 @@ def test_a_run_with_benchmarks_has_the_bits_of_one_without(ranks, tmp_path, data
         assert tensors_of(with_ / f"checkpoints/step_{step}") == tensors_of(without / f"checkpoints/step_{step}")
 
 
-def test_a_resumed_run_with_benchmarks_has_the_bits_and_the_numbers_of_an_unbroken_one(tmp_path, data_dir):
+@pytest.mark.parametrize("layout", ["one process", pytest.param(SHARDED, marks=pytest.mark.nightly)])
+def test_a_resumed_run_with_benchmarks_has_the_bits_and_the_numbers_of_an_unbroken_one(
+    ranks, tmp_path, data_dir, layout
+):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    run(tree(whole, data_dir), 1, "score")
-    run(tree(resumed, data_dir, train__steps=2, train__valid_every=None), 1, "score")
-    run(tree(resumed, data_dir), 1, "score")
+    world, changes = LAYOUTS[layout]
+    start(ranks, tree(whole, data_dir, **changes), world, "score")
+    start(ranks, tree(resumed, data_dir, **changes, train__steps=2, train__valid_every=None), world, "score")
+    start(ranks, tree(resumed, data_dir, **changes), world, "score")
     assert without_times(resumed)[2:] == without_times(whole)[2:]
     assert evaluated(without_times(resumed)) == {2: 2, 4: 4, 5: 5}
     last = "checkpoints/step_5"
