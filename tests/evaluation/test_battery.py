@@ -1,5 +1,7 @@
 """The battery's groups hold what they are named for, and each name is a benchmark once."""
 
+from pathlib import Path
+
 from megatron_lite.evaluation.battery import (
     BATTERY,
     BENCHMARKS,
@@ -54,3 +56,24 @@ def test_names_come_once_and_in_order() -> None:
 
 def test_a_name_set_apart_is_not_taken_for_a_group() -> None:
     assert expand(["science", "code"], {"science"}) == ("science", "humaneval")
+
+
+def test_the_documentation_states_split_documents_and_shots_of_each_benchmark() -> None:
+    """As docs/evaluation.md's table has them: a line a task, by the settings that are asked."""
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    lines = {name: row for row in table for name in expand(["battery"]) if len(row) == 6 and f"`{name}`" in row[1]}
+    assert lines.keys() == set(expand(["battery"]))
+    for name, (_, _, split, shots, carried, published) in lines.items():
+        benchmark = BY_TASK["mmlu_virology" if name == "mmlu" else name]
+        setting = MMLU if name == "mmlu" else benchmark.published
+        assert split.split()[0].rstrip(";") == benchmark.evaluated and int(shots) == benchmark.shots
+        assert carried == (
+            "no" if not benchmark.sources else "Arrow" if "hf_datasets" in benchmark.sources[0].file else "requests"
+        )
+        if setting:
+            as_published = (setting.split, setting.shots) == (benchmark.evaluated, benchmark.shots)
+            assert published.startswith("yes" if as_published else "no")
+            assert f"{setting.documents:,}" in split
+        else:
+            assert published == "none known"
