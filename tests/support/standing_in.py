@@ -1,4 +1,4 @@
-"""A server that speaks what the page asks for, and answers a question as the question says: for tests of the page alone."""
+"""A server that speaks what the page asks for, and answers each question as it says."""
 
 import json
 import threading
@@ -55,8 +55,6 @@ def pieces_of(question: str) -> tuple[list[str], float]:
 
 def handler_of(kept: Kept) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
         def log_message(self, *_: object) -> None:
             """Says nothing on stderr."""
 
@@ -103,7 +101,6 @@ def handler_of(kept: Kept) -> type[BaseHTTPRequestHandler]:
         def stream(self, question: str) -> None:
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
-            self.send_header("Connection", "close")
             self.end_headers()
             pieces, pause = pieces_of(question)
             try:
