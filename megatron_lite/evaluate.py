@@ -53,7 +53,8 @@ def main() -> None:
         if results is not None:
             print(table(results))
             if output is not None:
-                write(results, output)
+                assert opened.origin is not None  # it was read from a path
+                write({"checkpoint": str(opened.origin.path.resolve()), **results}, output)
 
 
 def asked_of(arguments: argparse.Namespace, chat: str | None, identity: str | None) -> Asked:
