@@ -170,10 +170,19 @@ def dataset(splits: Mapping[str, Mapping[str, str]], **metadata: Any) -> Mapping
     """What a task file names as its `custom_dataset`: by split a `datasets.Dataset` of the documents.
 
     `splits` has a file and a form by split, as `dataset_kwargs` of the file; the harness adds the task's metadata.
+    Raises DataError for a split without documents, or with fields that are of several types.
     """
-    import datasets
+    return {name: _dataset_of(Split(Path(split["file"]), split["form"])) for name, split in splits.items()}
 
-    return {
-        name: datasets.Dataset.from_list(read_documents(Split(Path(split["file"]), split["form"])))
-        for name, split in splits.items()
-    }
+
+def _dataset_of(split: Split) -> Any:
+    import datasets
+    import pyarrow
+
+    documents = read_documents(split)
+    if not documents:
+        raise DataError(f"{split.file}: must have a document or more")
+    try:
+        return datasets.Dataset.from_list(documents)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{split.file}: a field must be of one type in all documents: {error}") from None

