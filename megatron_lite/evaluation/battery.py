@@ -72,6 +72,10 @@ MMLU_OTHERS = tuple(
 MMLU = Published("test", 5, 14042, ("acc",), "Hendrycks et al. 2021, arXiv:2009.03300")
 
 
+HUMANEVAL = _requests("test", "codex_humaneval/gold_bpb_0shot", "humaneval")
+PASS_AT_1 = Published("test", 0, 164, ("pass@1",), "Chen et al. 2021, arXiv:2107.03374")
+
+
 def _mmlu(subject: str) -> Benchmark:
     path = f"hails/mmlu_no_train/{subject}"
     sources = _rows("test", path) + _rows("dev", path)
@@ -133,12 +137,10 @@ BENCHMARKS = (
         sources=_requests("test", "openbookqa/test_rc_5shot", "openbookqa"),
         published=Published("test", 0, 500, ACCURACY, LLAMA),
     ),
-    Benchmark(
-        "humaneval",
-        "humaneval/humaneval.yaml",
-        sources=_requests("test", "codex_humaneval/gold_bpb_0shot", "humaneval"),
-        published=Published("test", 0, 164, ("pass@1",), "Chen et al. 2021, arXiv:2107.03374"),
-    ),
+    Benchmark("humaneval", "humaneval/humaneval.yaml", sources=HUMANEVAL, published=PASS_AT_1),
+    Benchmark("humaneval_64", "humaneval/humaneval_64.yaml", sources=HUMANEVAL),
+    Benchmark("humaneval_instruct", "humaneval/humaneval_instruct.yaml", sources=HUMANEVAL),
+    Benchmark("humaneval_64_instruct", "humaneval/humaneval_64_instruct.yaml", sources=HUMANEVAL),
     Benchmark(
         "gsm8k_cot",
         "gsm8k/gsm8k-cot.yaml",
@@ -186,7 +188,7 @@ BY_TASK = {benchmark.task: benchmark for benchmark in BENCHMARKS}
 MMLU_TASKS = tuple(benchmark.task for benchmark in BENCHMARKS if benchmark.task.startswith("mmlu_"))
 MMLU_GROUPS = ("mmlu", "mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities")  # the harness's own
 MMLU_PARTS = {*MMLU_TASKS, *MMLU_GROUPS}
-EXECUTES_CODE = ("humaneval",)
+EXECUTES_CODE = tuple(benchmark.task for benchmark in BENCHMARKS if benchmark.sources == HUMANEVAL)
 
 GROUPS = {
     "knowledge": ("mmlu", "arc_easy", "arc_challenge", "sciq"),

@@ -1,4 +1,4 @@
-"""What HumanEval's task file names as functions, with its programs executed under confinement."""
+"""What HumanEval's task files name as functions, with its programs executed under confinement."""
 
 from collections.abc import Sequence
 from math import prod
@@ -10,6 +10,11 @@ from megatron_lite.evaluation.code_execution import execute
 def build_predictions(answers: Sequence[Sequence[str]], docs: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Of each document, the programs that its answers make: the beginning that was the prompt, and what came after."""
     return [[doc["prompt"] + answer for answer in given] for given, doc in zip(answers, docs, strict=True)]
+
+
+def build_predictions_instruct(answers: Sequence[Sequence[str]], docs: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """As `build_predictions`, of answers that go on after their code: what stands behind ``` is left out."""
+    return build_predictions([[answer.partition("```")[0] for answer in given] for given in answers], docs)
 
 
 def pass_at_k(references: Sequence[str], predictions: Sequence[Sequence[str]], k: Sequence[int]) -> dict[str, float]:

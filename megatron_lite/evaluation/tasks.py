@@ -38,6 +38,7 @@ STOCK = Path(lm_eval.__file__).parent / "tasks"
 DOCUMENTS = "megatron_lite.evaluation.documents.dataset"
 WITHOUT_LEAVE = "executes the code that the model writes: give --allow-code-execution"
 LOADING = logging.getLogger("lm_eval.api.task")
+CONFINED = "confined"
 FUNCTIONS = "megatron_lite.evaluation.human_eval"  # in place of the harness's, which execute code without limits
 
 
@@ -79,11 +80,9 @@ def find_tasks(
         raise UsageError(f"nothing of {', '.join(names)} is here; {asked[0]}: {lacks[asked[0]]}")
     if set(here) & set(EXECUTES_CODE) - own:
         check_confinement()
-    with tempfile.TemporaryDirectory() as folder:
-        for task in splits.keys() - lacks.keys():
-            _write_task(Path(folder), BY_TASK[task], splits[task])
-        for group in MMLU_GROUPS:
-            (Path(folder) / f"_{group}.yaml").write_text(f"include: {STOCK}/mmlu/default/_{group}.yaml\n")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "tasks"
+        _write_files(folder, {task: splits[task] for task in splits if task not in lacks})
         manager = TaskManager(include_path=[folder, include] if include else folder, include_defaults=False)
         with _quiet():
             tasks = tuple(part for name in here for part in _load(manager, name, include))
@@ -101,16 +100,28 @@ def _names_in(include: Path | None) -> set[str]:
     return set(TaskManager(include_path=str(include), include_defaults=False).all_tasks)
 
 
+def _write_files(folder: Path, splits: Mapping[str, Mapping[str, Split]]) -> None:
+    """Task files into `folder`, which is new, and beside it those of the harness that execute code, with our functions:
+    whatever an included file names is imported, and the harness's would reach for a hub and execute without limits.
+    """
+    folder.mkdir()
+    for task, found in splits.items():
+        _write_task(folder, BY_TASK[task], found)
+    for group in MMLU_GROUPS:
+        (folder / f"_{group}.yaml").write_text(f"include: {STOCK}/mmlu/default/_{group}.yaml\n", encoding="utf-8")
+    for file in (STOCK / "humaneval").glob("*.yaml"):
+        copy = folder.parent / CONFINED / "humaneval" / file.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        text = file.read_text(encoding="utf-8").replace("!function utils.", f"!function {FUNCTIONS}.")
+        copy.write_text(text, encoding="utf-8")
+
+
 def _write_task(folder: Path, benchmark: Benchmark, splits: Mapping[str, Split]) -> None:
     """The harness's task file over other documents; nothing that makes a prompt or a metric is said again."""
     shown = benchmark.shown if benchmark.shown in splits else None
-    stock = STOCK / benchmark.file
-    if benchmark.task in EXECUTES_CODE:  # an included file's functions are imported, and these would reach for a hub
-        stock = folder / f"{benchmark.task}.stock"
-        text = (STOCK / benchmark.file).read_text(encoding="utf-8")
-        stock.write_text(text.replace("!function utils.", f"!function {FUNCTIONS}."), encoding="utf-8")
+    stock = folder.parent / CONFINED if benchmark.task in EXECUTES_CODE else STOCK
     fields = {
-        "include": str(stock),
+        "include": str(stock / benchmark.file),
         "task": benchmark.task,
         "dataset_kwargs": {"splits": {n: {"file": str(s.file), "form": s.form} for n, s in splits.items()}},
         "training_split": None,

@@ -4,7 +4,12 @@ from itertools import combinations
 
 import pytest
 
-from megatron_lite.evaluation.human_eval import build_predictions, estimate_pass_at_k, pass_at_k
+from megatron_lite.evaluation.human_eval import (
+    build_predictions,
+    build_predictions_instruct,
+    estimate_pass_at_k,
+    pass_at_k,
+)
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5, 8])
@@ -28,3 +33,11 @@ def test_answers_are_executed_with_the_tests_of_their_document() -> None:
     (programs,) = build_predictions([answers], [doc])
     tests = f"{doc['test']}\ncheck({doc['entry_point']})"
     assert pass_at_k([tests], [programs], [1, 3]) == pytest.approx({"pass@1": 2 / 4, "pass@3": 1.0})
+
+
+def test_what_an_answer_says_behind_its_code_is_not_executed() -> None:
+    doc = {"prompt": "def double(x):\n"}
+    answers = ["    return 2 * x\n```\nThis doubles x.\n```", "    return x + x"]
+    assert build_predictions_instruct([answers], [doc]) == [
+        ["def double(x):\n    return 2 * x\n", "def double(x):\n    return x + x"]
+    ]

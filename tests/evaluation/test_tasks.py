@@ -1,6 +1,7 @@
 """The battery asks what the harness's own tasks ask of the same documents: with lm-eval and the package of these."""
 
 import gzip
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -222,6 +223,17 @@ def test_every_solution_of_humaneval_passes_and_none_that_returns_nothing_does()
     assert evaluate(found, Knowing(right), None)["results"]["humaneval"]["pass@1,create_test"] == 1.0
     empty = evaluate(found, Knowing(lambda document: "    pass\n"), None)
     assert empty["results"]["humaneval"]["pass@1,create_test"] == 0.0
+
+
+def test_other_forms_of_humaneval_execute_their_programs_confined_too() -> None:
+    """humaneval_64 has 64 answers a document: where half of them pass, pass@2 is 1 - C(32, 2) / C(64, 2)."""
+    turns = itertools.cycle([True, False])
+    half = Knowing(lambda document: right(document) if next(turns) else "    pass\n")
+    numbers = evaluate(find("humaneval_64", code_execution=True), half, 1)["results"]["humaneval_64"]
+    assert numbers["pass@2,create_test"] == pytest.approx(1 - (32 * 31) / (64 * 63), abs=1e-12)
+    fenced = Knowing(lambda document: f"{right(document)}```\nThis is it.")
+    numbers = evaluate(find("humaneval_instruct", code_execution=True), fenced, 2)["results"]["humaneval_instruct"]
+    assert numbers["pass@1,create_test"] == 1.0
 
 
 def test_a_users_documents_are_asked_by_the_harness_own_task(tmp_path: Path) -> None:
