@@ -22,14 +22,35 @@ BROKEN = Refusal(500, "the server has failed, and ends")
 
 @dataclass(eq=False)
 class Ticket:
-    """Of one body that was let in. `unfinished` are samples of it; `numbers` its requests', in the prompts' order."""
+    """Of one body that was let in. `unfinished` are samples of it; `numbers` its requests', in the prompts' order.
+
+    What is written waits in `written`. A stream is woken for each piece, a whole answer once: waking a task takes as
+    long as a tenth of a small model's step, and the model's thread waits meanwhile.
+    """
 
     asked: Asked
     numbers: tuple[int, ...]
     unfinished: int
     since: float
-    written: asyncio.Queue[Addition | Refusal] = field(default_factory=asyncio.Queue)
+    written: list[Addition] = field(default_factory=list)
+    refused: Refusal | None = None  # why nothing more comes
+    news: asyncio.Event = field(default_factory=asyncio.Event)
     first_seen: bool = False
+
+    def put(self, addition: Addition) -> None:
+        self.written.append(addition)
+        self.unfinished -= addition.finish is not None
+        if self.asked.stream or not self.unfinished:
+            self.news.set()
+
+    async def taken(self) -> list[Addition]:
+        """All that was written since the last time, once there is some. Raises Refusal where nothing more comes."""
+        await self.news.wait()
+        self.news.clear()
+        if self.refused is not None:
+            raise self.refused
+        taken, self.written = self.written, []
+        return taken
 
 
 @dataclass
@@ -82,7 +103,8 @@ class Desk:
         """Nobody else is let in; with `at_once` those who wait are told the same."""
         self.closed = why
         for ticket in {id(ticket): ticket for ticket in self._open.values()}.values() if at_once else ():
-            ticket.written.put_nowait(why)
+            ticket.refused = why
+            ticket.news.set()
             self.leave(ticket)
 
     async def pieces(self, ticket: Ticket) -> AsyncIterator[Piece]:
@@ -90,24 +112,22 @@ class Desk:
         asked, choices = ticket.asked, {}
         for place, (number, request) in enumerate(zip(ticket.numbers, asked.requests, strict=True)):
             for sample in range(asked.n):
-                detokenizer = Detokenizer(self.tokenizer.decode, request.prompt)
+                placed = bool(request.limits.stop_strings) or request.log_probabilities is not None
+                detokenizer = Detokenizer(self.tokenizer.decode, request.prompt) if placed else None
                 choices[number, sample] = Choice(place * asked.n + sample, request.limits, detokenizer)
         left = len(choices)
         while left:
-            addition = await ticket.written.get()
-            if isinstance(addition, Refusal):
-                raise addition
-            left -= addition.finish is not None
-            yield choices[addition.request, addition.sample].put(addition)
+            for addition in await ticket.taken():
+                left -= addition.finish is not None
+                yield choices[addition.request, addition.sample].put(addition)
 
     def _hand_out(self, addition: Addition) -> None:
         ticket = self._open[addition.request]
         if not ticket.first_seen and addition.token is not None:
             ticket.first_seen = True
             self.metrics.first_token.observe(time.monotonic() - ticket.since)
-        ticket.written.put_nowait(addition)
+        ticket.put(addition)
         if addition.finish is not None:
-            ticket.unfinished -= 1
             self._sequences -= 1
             if not ticket.unfinished:
                 for number in ticket.numbers:

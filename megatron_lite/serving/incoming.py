@@ -15,8 +15,9 @@ from megatron_lite.serving.settings import Settings
 T = TypeVar("T")
 OPEN = ("/", "/health")  # without a key
 CLOSE = {"Connection": "close"}
-# A body that is too long is read on for a little and thrown away: an answer to a client that still sends gets lost.
-THROWN_AWAY, THROWING_SECONDS = 8, 2.0
+# A body that is too long is read on for a little and thrown away, since an answer to a client that still sends gets
+# lost. It is read slowly, some 64 KiB at a time: whoever sends without an end should not keep the processor busy.
+THROWN_AWAY, THROWING_SECONDS, THROWING_PAUSE = 8, 2.0, 0.01
 
 
 class ClientGone(Exception):
@@ -54,6 +55,8 @@ async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes
         async with asyncio.timeout(settings.body_seconds):
             while not body.whole:
                 body.put(await receive())
+                if body.size > body.most:
+                    await asyncio.sleep(THROWING_PAUSE)
     except TimeoutError:
         raise Refusal(408, f"the body did not come within {settings.body_seconds:g} s", headers=CLOSE) from None
     if body.size > settings.body:

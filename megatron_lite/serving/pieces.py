@@ -42,19 +42,24 @@ class Piece:
 class Choice:
     """One sample while it is written.
 
-    A token counts as sent when its text does: neither one that ended the answer, nor those of a stop string.
+    A token counts as sent when its text does: neither one that ended the answer, nor those of a stop string. Where
+    tokens begin has to be known for that only with stop strings or log-probabilities: else there is no `detokenizer`.
     """
 
     number: int
     limits: Limits
-    detokenizer: Detokenizer
+    detokenizer: Detokenizer | None
     length: int = 0  # of the text of all tokens, where it would go on
     sent: int = 0
     waiting: deque[tuple[Token, int]] = field(default_factory=deque)
 
     def put(self, addition: Addition) -> Piece:
         token = addition.token
-        if token is not None and not self.limits.ends_at(token.id):
+        if token is not None and self.limits.ends_at(token.id):
+            token = None
+        if self.detokenizer is None:
+            return Piece(self.number, addition.text, () if token is None else ((token, 0),), addition.finish)
+        if token is not None:
             self.waiting.append((token, self.length))
             self.length += len(self.detokenizer.put(token.id))
         self.sent += len(addition.text)
