@@ -28,7 +28,7 @@ Key = tuple[str, str, str, str, int]  # task, metric, split, shots, documents
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One file: `run` and `step` are those of a checkpoint run/checkpoints/step_N, else its name and None."""
+    """A file. `run` and `step` are those of RUN/checkpoints/step_N (or RUN/evaluation/step_N.json), else a name and None."""
 
     run: str
     step: int | None
@@ -57,7 +57,7 @@ def read_evaluation(path: Path) -> Evaluated:
         found = {_key(row): row for row in _outer_rows(results)}
         directions = results.get("higher_is_better", {})
         better = {key: directions.get(row.task, {}).get(row.metric.split(" ")[0]) for key, row in found.items()}
-        checkpoint = Path(str(results.get("checkpoint", path.with_suffix(""))))
+        checkpoint = Path(str(results.get("checkpoint", path.resolve().with_suffix(""))))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -68,7 +68,7 @@ def read_evaluation(path: Path) -> Evaluated:
     run = checkpoint.name
     if step is not None:
         above = checkpoint.parent
-        run = (above.parent if above.name == "checkpoints" else above).name or "run"
+        run = (above.parent if above.name in ("checkpoints", "evaluation") else above).name or "run"
     known = {key: value for key, value in better.items() if value is not None}
     return Evaluated(run, int(step[1]) if step else None, found, known)
 

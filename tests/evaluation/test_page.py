@@ -119,9 +119,11 @@ def test_names_are_text_and_nothing_else(tmp_path):
     assert not re.findall(r"(src|href)=", page)
 
 
-def test_a_step_is_found_in_the_files_own_name_where_it_names_no_checkpoint(tmp_path):
-    (tmp_path / "mine").mkdir()
-    read = read_evaluation(write(tmp_path / "mine" / "step_300.json", {"p": (0.5, 0.1)}))
+@pytest.mark.parametrize("place", ["", "evaluation"])
+def test_a_step_is_found_in_the_files_own_name_where_it_names_no_checkpoint(tmp_path, place):
+    directory = tmp_path / "mine" / place
+    directory.mkdir(parents=True)
+    read = read_evaluation(write(directory / "step_300.json", {"p": (0.5, 0.1)}))
     assert (read.run, read.step) == ("mine", 300)
 
 
