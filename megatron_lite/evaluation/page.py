@@ -28,7 +28,7 @@ Key = tuple[str, str, str, str, int]  # task, metric, split, shots, documents
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A file. `run` and `step` are those of RUN/checkpoints/step_N (or RUN/evaluation/step_N.json), else a name and None."""
+    """A file. `run` and `step`: of RUN/checkpoints/step_N or RUN/evaluation/step_N.json, else a name and None."""
 
     run: str
     step: int | None
