@@ -36,14 +36,15 @@ def evaluation_of(config: Config, world: World) -> Evaluate | None:
     if world.words.rank == 0:
         refuse_what_cannot_be_asked(asked)
     world.words.exchange("", "evaluation")
-    directory = Path(config.train.run_dir) / "evaluation"
+    run_dir = Path(config.train.run_dir).resolve()
 
     def run(model: Model, step: int) -> Mapping[str, float]:
         with held(model.stage):
             results = evaluate(language_model_of(model), tokenizer, world.words, asked)
         if results is None:
             return {}
-        write_results(directory / f"step_{step}.json", results)
+        checkpoint = str(run_dir / "checkpoints" / f"step_{step}")  # of these weights, where the run saves them
+        write_results(run_dir / "evaluation" / f"step_{step}.json", {"checkpoint": checkpoint, **results})
         return numbers_of(results)
 
     return run

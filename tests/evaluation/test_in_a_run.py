@@ -19,6 +19,7 @@ from megatron_lite.evaluation.in_a_run import (
     refuse_what_cannot_be_asked,
     write_results,
 )
+from megatron_lite.evaluation.page import read_evaluation
 from megatron_lite.evaluation.run import Asked
 
 RESULTS = {
@@ -120,8 +121,9 @@ def test_real_benchmarks_in_a_run_on_8_ranks_are_those_of_its_checkpoints_and_ch
         alone = evaluated_alone(tmp_path / "with" / f"checkpoints/step_{ours['step']}", tmp_path / "alone.json")
         assert found == numbers_of(alone)
         assert {f"{task}/acc_norm" for task in TASKS} < found.keys()
-        kept = json.loads((tmp_path / "with" / "evaluation" / f"step_{ours['step']}.json").read_text(encoding="utf-8"))
-        assert kept["results"] == alone["results"]
+        path = tmp_path / "with" / "evaluation" / f"step_{ours['step']}.json"
+        assert json.loads(path.read_text(encoding="utf-8"))["results"] == alone["results"]
+        assert (read_evaluation(path).run, read_evaluation(path).step) == ("with", ours["step"])
 
 
 def evaluated_alone(checkpoint, output):
