@@ -23,11 +23,14 @@ class _End:
 
 @dataclass
 class Batch:
-    """Of rank 0. `join`, `leave` and `end` may be called from any thread; `run` is the thread's own work."""
+    """Of rank 0. `join`, `leave` and `end` may be called from any thread; `run` is the thread's own work. With nothing
+    to do it tells the other ranks so every `heartbeat` seconds.
+    """
 
     share: Share
     messages: Messages
     words: Words
+    heartbeat: float = HEARTBEAT
     _inbox: SimpleQueue[Request | _Leave | _End] = field(default_factory=SimpleQueue)
     _unfinished: dict[int, int] = field(default_factory=dict)  # samples, by the request's number
     _turn: int = 0
@@ -56,7 +59,7 @@ class Batch:
         """All that came in. Without a request that goes on, waits for something to come."""
         found = []
         if not self._unfinished:
-            patience = HEARTBEAT if self.words.size > 1 else None
+            patience = self.heartbeat if self.words.size > 1 else None
             try:
                 found.append(self._inbox.get(timeout=patience))
             except Empty:

@@ -138,15 +138,18 @@ class Lead:
             work = threading.Thread(target=self._work, args=(office.desk, self.loop), name="model", daemon=True)
             work.start()
             serving = asyncio.create_task(server.serve([place]))
-            while not server.started and not serving.done():
-                await asyncio.sleep(0.01)
-            host, port = place.getsockname()[:2]
-            ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-            await self._drained(office.desk)
-            server.should_exit = True
-            await serving
-            self.batch.end()
-            await asyncio.to_thread(work.join)
+            serving.add_done_callback(lambda _: self.told_to_end.set())  # where it cannot serve
+            try:
+                while not server.started and not serving.done():
+                    await asyncio.sleep(0.01)
+                host, port = place.getsockname()[:2]
+                ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+                await self._drained(office.desk)
+            finally:
+                server.should_exit = True
+                await serving
+                self.batch.end()
+                await asyncio.to_thread(work.join)
 
     async def _drained(self, desk: Desk) -> None:
         """When it is told to end and all requests are answered, or their time is over, or the model has failed."""

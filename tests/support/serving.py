@@ -67,7 +67,8 @@ class Running:
 def running(served: Served, settings: Settings) -> Iterator[Running]:
     """Ended, and joined, with the body. What the server raised is raised here."""
     engine = Engine(served.opened.model, served.sizes, served.opened.tokenizer.decode)
-    lead = Lead(served, settings, Batch(Share(engine), Messages(served.opened.model.mesh), served.opened.words))
+    messages = Messages(served.opened.model.mesh)
+    lead = Lead(served, settings, Batch(Share(engine), messages, served.opened.words, heartbeat=0.02))
     told: SimpleQueue[str] = SimpleQueue()
     raised: list[BaseException] = []
 
