@@ -165,9 +165,9 @@ def charts(run: RecordedRun) -> dict[str, Markup]:
     return drawn
 
 
-def benchmark_charts(records: Records) -> list[Markup]:
-    """One a task, with a line for each of its metrics; one that is no share of 1, such as perplexity, has its own.
-    Standard errors are left to metrics.jsonl.
+def benchmark_charts(records: Records) -> list[tuple[str, Markup]]:
+    """(its name, the chart): one a task, with a line for each of its metrics; one that is no share of 1, such as
+    perplexity, has its own. Standard errors are left to metrics.jsonl.
     """
     charts: dict[str, list[Series]] = {}
     for key in sorted({key for record in records for key in record if key.startswith(PREFIX)}):
@@ -178,7 +178,8 @@ def benchmark_charts(records: Records) -> list[Markup]:
         share = all(0 <= value <= 1 for _, value in points)
         lines = charts.setdefault(task if share else f"{task}, {metric}", [])
         lines.append(Series(metric, points, ("train", "valid", "faint")[min(len(lines), 2)], dots=True))
-    return [Markup(line_chart(title, lines, size=(320, 220))) for title, lines in sorted(charts.items())]
+    titles = {name: lines[0].name if len(lines) == 1 else name for name, lines in charts.items()}
+    return [(name, Markup(line_chart(titles[name], charts[name], size=(440, 260)))) for name in sorted(charts)]
 
 
 def validation_rows(records: Records) -> list[tuple[str, str, str, str]]:
