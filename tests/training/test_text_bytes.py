@@ -68,13 +68,13 @@ def test_of_each_set_and_their_mean_by_weight(tmp_path, data_dir, tokenizer, mas
         assert line["valid_bits_per_byte"] == pytest.approx(mean, rel=1e-14)
 
 
-def test_on_layouts_they_are_those_of_one_process(ranks, tmp_path, data_dir, tokenizer):
-    one, cube = tmp_path / "one", tmp_path / "cube"
+def test_of_rows_shared_out_over_data_ranks_they_are_those_of_one_process(ranks, tmp_path, data_dir, tokenizer):
+    one, two = tmp_path / "one", tmp_path / "two"
     run_pretrain(tree(one, data_dir, tokenizer), 1)
-    ranks.run(run_pretrain, 4, tree(cube, data_dir, tokenizer, parallel__pipeline=2), 4)
+    ranks.run(run_pretrain, 2, tree(two, data_dir, tokenizer), 2)
     names = [name for name in metrics_of(one)[0] if name.startswith("valid_bits")]
     assert len(names) == 3
-    for ours, theirs in zip(metrics_of(cube), metrics_of(one), strict=True):
+    for ours, theirs in zip(metrics_of(two), metrics_of(one), strict=True):
         assert [ours[name] for name in names] == pytest.approx([theirs[name] for name in names], rel=1e-10)
 
 
