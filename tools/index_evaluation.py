@@ -21,7 +21,7 @@ from megatron_lite.config.complaints import suggest
 from megatron_lite.curation.rules.evaluation_ngrams import LEAST_WORDS, MOST_ITEMS, WORDS, build_table
 from megatron_lite.errors import UsageError, run_command
 from megatron_lite.evaluation.battery import BATTERY, BY_TASK, GROUPS, MMLU_TASKS, expand
-from megatron_lite.evaluation.documents import find_splits, lack, read_documents, text_of
+from megatron_lite.evaluation.documents import evaluated_split, find_splits, lack, read_documents, text_of
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -73,7 +73,7 @@ def write_benchmarks(names: Sequence[str], include: Path | None, folder: Path) -
             continue
         path = folder / f"{task}.jsonl"
         with path.open("w", encoding="utf-8") as file:
-            for document in read_documents(splits[benchmark.evaluated]):
+            for document in read_documents(splits[evaluated_split(benchmark, splits)]):
                 file.write(json.dumps(list(text_of(document))) + "\n")
         files.setdefault(name, []).append(str(path))
     for name, reason in missing.items():

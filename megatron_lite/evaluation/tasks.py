@@ -32,7 +32,7 @@ from megatron_lite.evaluation.battery import (
     expand,
 )
 from megatron_lite.evaluation.code_execution import check_confinement
-from megatron_lite.evaluation.documents import Split, dataset, find_splits, lack
+from megatron_lite.evaluation.documents import Split, dataset, evaluated_split, find_splits, lack
 
 STOCK = Path(lm_eval.__file__).parent / "tasks"
 DOCUMENTS = "megatron_lite.evaluation.documents.dataset"
@@ -118,6 +118,7 @@ def _write_files(folder: Path, splits: Mapping[str, Mapping[str, Split]]) -> Non
 
 def _write_task(folder: Path, benchmark: Benchmark, splits: Mapping[str, Split]) -> None:
     """The harness's task file over other documents; nothing that makes a prompt or a metric is said again."""
+    evaluated = evaluated_split(benchmark, splits)
     shown = benchmark.shown if benchmark.shown in splits else None
     stock = folder.parent / CONFINED if benchmark.task in EXECUTES_CODE else STOCK
     fields = {
@@ -125,8 +126,8 @@ def _write_task(folder: Path, benchmark: Benchmark, splits: Mapping[str, Split])
         "task": benchmark.task,
         "dataset_kwargs": {"splits": {n: {"file": str(s.file), "form": s.form} for n, s in splits.items()}},
         "training_split": None,
-        "validation_split": benchmark.evaluated if benchmark.evaluated == "validation" else None,
-        "test_split": benchmark.evaluated if benchmark.evaluated == "test" else None,
+        "validation_split": evaluated if evaluated == "validation" else None,
+        "test_split": evaluated if evaluated == "test" else None,
         "fewshot_split": shown,
         "num_fewshot": benchmark.shots if shown == benchmark.shown else 0,
     }

