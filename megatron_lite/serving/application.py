@@ -30,6 +30,7 @@ from megatron_lite.serving.refusals import Refusal, json_response
 from megatron_lite.serving.settings import Settings
 
 PAGE = Path(__file__).parent / "page.html"
+UNFRAMED = {"Content-Security-Policy": "frame-ancestors 'none'"}  # the one rule that the page cannot say itself
 NOTHING = Piece(0)
 EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -143,7 +144,7 @@ def application(office: Office) -> Starlette:
         return Response(office.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def page(request: Request) -> Response:
-        return HTMLResponse(PAGE.read_bytes())
+        return HTMLResponse(PAGE.read_bytes(), headers=UNFRAMED)
 
     routes = [
         Route("/", page),
