@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_lite.errors import DataError, UsageError, run_command
+from megatron_lite.errors import UsageError, run_command
 from megatron_lite.evaluation.run import Asked, evaluate, without_samples
 from megatron_lite.evaluation.table import table
 from megatron_lite.exchange.origin import identity_of
-from megatron_lite.files import partial_path, publish
+from megatron_lite.files import check_output, publish_output
 from megatron_lite.inference.arguments import model_command_line, parse_model
 from megatron_lite.inference.opening import Opened, opened_model
 from megatron_lite.inference.text import chat_template_of
@@ -38,9 +38,8 @@ def command_line() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments, model, template = parse_model(command_line())
-    output: Path | None = arguments.output
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise UsageError(f"--output {output}: must be a file in a directory that exists")
+    if arguments.output is not None:
+        check_output(arguments.output)
     if template is not None and not arguments.apply_chat_template:
         raise UsageError("--chat-template is for --apply-chat-template, which is not given")
     asked_of(arguments, None, None)  # what is wrong with the line is said before a model is read
@@ -52,9 +51,9 @@ def main() -> None:
         results = evaluate(opened.model, opened.tokenizer, opened.words, asked)
         if results is not None:
             print(table(results))
-            if output is not None:
+            if arguments.output is not None:
                 assert opened.origin is not None  # it was read from a path
-                write({"checkpoint": str(opened.origin.path.resolve()), **results}, output)
+                publish_output(arguments.output, json_of({"checkpoint": str(opened.origin.path.resolve()), **results}))
 
 
 def asked_of(arguments: argparse.Namespace, chat: str | None, identity: str | None) -> Asked:
@@ -72,14 +71,8 @@ def identity_in(opened: Opened) -> str:
     return f"{identity_of(opened.origin)} {opened.model.dtype} {opened.tokenizer.sha256}"
 
 
-def write(results: Mapping[str, Any], output: Path) -> None:
-    """The whole file, or none of it. Raises DataError where the disk refuses it."""
-    text = json.dumps(without_samples(results), indent=2, ensure_ascii=False, default=str)
-    try:
-        partial_path(output).write_text(text + "\n", encoding="utf-8")
-        publish(output)
-    except OSError as error:
-        raise DataError(f"--output {output}: {error.strerror}") from None
+def json_of(results: Mapping[str, Any]) -> str:
+    return json.dumps(without_samples(results), indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from megatron_lite.errors import DataError, UsageError, run_command
-from megatron_lite.files import partial_path, publish
+from megatron_lite.errors import UsageError, run_command
+from megatron_lite.files import check_output, publish_output
 from megatron_lite.inference.arguments import Options, command_line, parse
 from megatron_lite.inference.engine import Engine, check_request, share_of
 from megatron_lite.inference.generation import ROWS, gathered, sizes_for
@@ -43,9 +43,8 @@ def parse_arguments() -> tuple[argparse.Namespace, Options]:
 
 def check(arguments: argparse.Namespace) -> None:
     """Before anything is computed. Raises UsageError for what cannot be done."""
-    output = arguments.output
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise UsageError(f"--output {output}: must be a file in a directory that exists")
+    if arguments.output is not None:
+        check_output(arguments.output)
     if arguments.batch < 1:
         raise UsageError(f"--batch {arguments.batch}: must be 1 or more")
     if arguments.top_logprobs is not None and arguments.top_logprobs < 1:
@@ -128,16 +127,11 @@ def answer(requests: Sequence[Request], prompts: Sequence[Prompt], opened: Opene
 
 
 def write(lines: Sequence[str], output: Path | None) -> None:
-    """The whole file, or none of it. Raises DataError where the disk refuses it."""
     text = "".join(f"{line}\n" for line in lines)
     if output is None:
         sys.stdout.write(text)
-        return
-    try:
-        partial_path(output).write_text(text, encoding="utf-8")
-        publish(output)
-    except OSError as error:
-        raise DataError(f"--output {output}: {error.strerror}") from None
+    else:
+        publish_output(output, text)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the ground up; rooms of one floor do not know each other.
 FLOORS = (
-    {"place", "lines", "files", "progress", "compression", "page", "kernels"},
+    {"place", "lines", "progress", "compression", "page", "kernels"},
     {"errors"},
+    {"files"},
     {"device", "workers", "config"},
     {"parallel", "data"},
     {"mesh", "curation", "launch"},

@@ -8,9 +8,9 @@ A checkpoint of ours has its step and its run from the name that the file holds;
 import argparse
 from pathlib import Path
 
-from megatron_lite.errors import UsageError, run_command
+from megatron_lite.errors import run_command
 from megatron_lite.evaluation.page import comparison, read_evaluation
-from megatron_lite.files import partial_path, publish
+from megatron_lite.files import check_output, publish_output
 
 
 def main() -> None:
@@ -18,13 +18,9 @@ def main() -> None:
     parser.add_argument("files", metavar="F.json", type=Path, nargs="+", help="results, one file a checkpoint")
     parser.add_argument("--output", metavar="PAGE.html", type=Path, required=True)
     arguments = parser.parse_args()
-    output: Path = arguments.output
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise UsageError(f"--output {output}: must be a file in a directory that exists")
-    page = comparison([read_evaluation(path) for path in arguments.files])
-    partial_path(output).write_text(page, encoding="utf-8")
-    publish(output)
-    print(output)
+    check_output(arguments.output)
+    publish_output(arguments.output, comparison([read_evaluation(path) for path in arguments.files]))
+    print(arguments.output)
 
 
 if __name__ == "__main__":
