@@ -1,6 +1,8 @@
 """Many clients at once, and one that means harm: nothing fails, nothing is kept, and the batch stays as fast.
 
-The model has 15 million parameters in float32; prompts are of 4 to 67 words, answers of 16 to 79 tokens.
+Prompts are of 4 to 67 words, answers of 16 to 79 tokens. Speed is that of a model of 15 million parameters in float32.
+What the server keeps is measured with a tiny one in float64: in float32 oneDNN has a cache of its own, of what it made
+for up to 1,024 shapes, which takes minutes to be full.
 """
 
 import json
@@ -17,6 +19,7 @@ from statistics import median
 
 import pytest
 from support.layouts import Layout, build_trainer, reshaped
+from support.serving import save_small
 from support.text import train_small_tokenizer
 
 from megatron_lite.checkpoint import save
@@ -50,10 +53,11 @@ def python(*arguments: str, **others) -> subprocess.Popen:
 class Server:
     process: subprocess.Popen
     address: str
+    model: str
 
     def clients(self, count: int, seconds: float) -> dict:
         """What so many did."""
-        return json.loads(self.client("load_clients", "nano", str(count), str(seconds), "2").communicate()[0])
+        return json.loads(self.client("load_clients", self.model, str(count), str(seconds), "2").communicate()[0])
 
     def client(self, script: str, *arguments: str) -> subprocess.Popen:
         return python(str(HERE / f"{script}.py"), self.address, *arguments)
@@ -74,7 +78,7 @@ class Server:
 def server_of(run: Path) -> Iterator[Server]:
     process = python("-m", "megatron_lite.serve", str(run), "--port", "0", "--batch", str(CLIENTS))
     try:
-        yield Server(process, process.stdout.readline().split()[-1])
+        yield Server(process, process.stdout.readline().split()[-1], run.name)
     finally:
         process.terminate()
         assert process.wait(60) == 0
@@ -96,9 +100,9 @@ def batch(offline: subprocess.Popen) -> float:
     return float(offline.stdout.readline())
 
 
-def test_two_minutes_of_many_clients_fail_nothing_and_keep_nothing(run, capsys):
-    with server_of(run) as server:
-        warm = server.clients(CLIENTS, 40)  # every block of the cache was touched once
+def test_two_minutes_of_many_clients_fail_nothing_and_keep_nothing(tmp_path, capsys):
+    with server_of(save_small(tmp_path)) as server:
+        warm = server.clients(CLIENTS, 10)  # every block of the cache was touched once
         assert not warm["failures"]
         before = server.megabytes(), server.descriptors()
         done = server.clients(CLIENTS, 120)
@@ -138,7 +142,7 @@ def test_one_that_means_harm_takes_its_share_and_no_more(run, capsys):
         for _ in range(5):
             done = server.clients(16, 8)
             calm.append(done["tokens"] / done["seconds"])
-            hostile = server.client("load_hostile", "nano", "12")
+            hostile = server.client("load_hostile", server.model, "12")
             done = server.clients(16, 8)
             assert not done["failures"]
             harmed.append(done["tokens"] / done["seconds"])
