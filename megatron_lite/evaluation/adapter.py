@@ -20,12 +20,12 @@ from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.errors import UsageError
 from megatron_lite.evaluation.cache import Answers
 from megatron_lite.evaluation.replicas import Item, Kind, Prompt, Replica, prompt_item, question_item
+from megatron_lite.evaluation.tasks import NEW
 from megatron_lite.inference.shared_beginnings import Question
 from megatron_lite.progress import Progress
 
 MARK = MARKS[0]  # keeps apart what is a control token's name in a message; no data set has this noncharacter
 BATCH = {"score": 16_384, "write": 4_096}  # tokens that each replica gets at once: what a killed evaluation loses
-NEW = 256  # tokens, where a task does not say
 # Of a task's generation_kwargs; `do_sample` says whether all but the last count.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 

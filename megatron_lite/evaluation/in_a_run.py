@@ -34,7 +34,7 @@ def evaluation_of(config: Config, world: World) -> Evaluate | None:
     assert config.data.tokenizer is not None  # the configuration says so
     asked, tokenizer = _asked(config.train.evaluate), open_tokenizer(config.data.tokenizer)
     if world.words.rank == 0:
-        refuse_what_cannot_be_asked(asked)
+        refuse_what_cannot_be_asked(asked, config.train.sequence_length)
     world.words.exchange("", "evaluation")
     run_dir = Path(config.train.run_dir).resolve()
 
@@ -50,9 +50,9 @@ def evaluation_of(config: Config, world: World) -> Evaluate | None:
     return run
 
 
-def refuse_what_cannot_be_asked(asked: Asked) -> None:
-    """Raises UsageError without lm-eval, and for tasks that are unknown or whose documents are not here. What a group
-    lacks is left out, and a line says so.
+def refuse_what_cannot_be_asked(asked: Asked, longest: int) -> None:
+    """Raises UsageError without lm-eval, and for tasks that are unknown, whose documents are not here, or whose answers
+    are too long for a model of `longest` tokens. What a group lacks is left out, and a line says so.
     """
     try:
         from megatron_lite.evaluation.tasks import find_tasks
@@ -61,7 +61,7 @@ def refuse_what_cannot_be_asked(asked: Asked) -> None:
             f"train.evaluate: takes lm-eval, and {error.name} is missing: pip install 'megatron_lite[eval]'"
         ) from None
     try:
-        found = find_tasks(asked.tasks, asked.include)
+        found = find_tasks(asked.tasks, asked.include, longest=longest)
     except UsageError as error:
         raise UsageError(f"train.evaluate: {error}") from None
     for name, reason in found.missing.items():

@@ -80,7 +80,8 @@ def _run_harness(replica: Replica, asked: Asked) -> dict[str, Any]:
         from megatron_lite.evaluation.adapter import Adapter, Texts
         from megatron_lite.evaluation.tasks import find_tasks
 
-        found = find_tasks(asked.tasks, asked.include, asked.code_execution, asked.shots)
+        longest = replica.model.longest
+        found = find_tasks(asked.tasks, asked.include, asked.code_execution, asked.shots, longest)
         chat = None if asked.chat is None else ChatTemplate(asked.chat, replica.tokenizer)
         with _answers(asked) as answers:
             results = simple_evaluate(

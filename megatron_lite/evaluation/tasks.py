@@ -16,6 +16,7 @@ import lm_eval
 from jinja2 import UndefinedError
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 
 from megatron_lite.config.complaints import suggest
@@ -35,6 +36,7 @@ from megatron_lite.evaluation.code_execution import check_confinement
 from megatron_lite.evaluation.documents import Split, dataset, evaluated_split, find_splits, lack
 
 STOCK = Path(lm_eval.__file__).parent / "tasks"
+NEW = 256  # tokens of an answer, where a task does not say
 DOCUMENTS = "megatron_lite.evaluation.documents.dataset"
 WITHOUT_LEAVE = "executes the code that the model writes: give --allow-code-execution"
 LOADING = logging.getLogger("lm_eval.api.task")
@@ -56,11 +58,13 @@ class Found:
 
 
 def find_tasks(
-    names: Sequence[str], include: Path | None = None, code_execution: bool = False, shots: int | None = None
-) -> Found:
+    names: Sequence[str], include: Path | None = None, code_execution: bool = False, shots: int | None = None,
+    longest: int | None = None,
+) -> Found:  # fmt: skip
     """The tasks of `names`: those of the folder `include` first, then the battery and its groups, then the harness's.
 
-    What a group names and nothing carries goes to `missing`. Raises UsageError for a name that nothing knows, for one
+    What a group names and nothing carries goes to `missing`, as does what may be answered with as many tokens as the
+    model can read, `longest`, or more. Raises UsageError for a name that nothing knows, for one
     that is asked for itself and is not here, where nothing is here, for code that may not be executed, for a task in
     two of the names, and for shots that a task cannot show; DataError for documents that are not what a task asks for.
     """
@@ -89,7 +93,8 @@ def find_tasks(
     _refuse_twice(tasks)
     _refuse_other_code(tasks)
     _refuse_shots(tasks, shots)
-    return Found(here, tasks, manager, {name: lacks[name] for name in asked if name in lacks})
+    found = Found(here, tasks, manager, {name: lacks[name] for name in asked if name in lacks})
+    return found if longest is None else _without_long_answers(found, names, longest)
 
 
 def _names_in(include: Path | None) -> set[str]:
@@ -171,6 +176,32 @@ def _says_something(record: logging.LogRecord) -> bool:
 
 def _leaves(tasks: Sequence[Task | Group]) -> list[Task]:
     return [leaf for task in tasks for leaf in (task.get_all_tasks() if isinstance(task, Group) else [task])]
+
+
+def _without_long_answers(found: Found, names: Sequence[str], longest: int) -> Found:
+    """Raises UsageError where one of them was asked for by its name, or nothing is left."""
+    most = {_name(task): max(map(_new_tokens, _leaves([task]))) for task in found.tasks}
+    long = {
+        name: f"may be answered with {new} tokens: must be fewer than the {longest} that the model reads"
+        for name, new in most.items()
+        if new >= longest
+    }
+    for name in long:
+        if name in names or long.keys() == most.keys():
+            raise UsageError(f"task {name}: {long[name]}")
+    kept = tuple(task for task in found.tasks if _name(task) not in long)
+    return Found(tuple(n for n in found.names if n not in long), kept, found.manager, {**found.missing, **long})
+
+
+def _name(task: Task | Group) -> str:
+    return task.name if isinstance(task, Group) else task.task_name
+
+
+def _new_tokens(task: Task) -> int:
+    """That an answer may have at most."""
+    if task.OUTPUT_TYPE != "generate_until":
+        return 0
+    return normalize_gen_kwargs(dict(task.get_config("generation_kwargs") or {}), NEW)["max_gen_toks"]
 
 
 def _refuse_twice(tasks: Sequence[Task | Group]) -> None:

@@ -69,7 +69,7 @@ def test_a_missing_harness_is_one_sentence(monkeypatch):
     monkeypatch.delitem(sys.modules, "megatron_lite.evaluation.tasks", raising=False)
     said = r"train\.evaluate: takes lm-eval, and \w+ is missing: pip install 'megatron_lite\[eval\]'"
     with pytest.raises(UsageError, match=said):
-        refuse_what_cannot_be_asked(Asked(("arc_easy",)))
+        refuse_what_cannot_be_asked(Asked(("arc_easy",)), 512)
 
 
 def test_what_cannot_be_asked_ends_a_run_before_its_first_step_with_code_2(tmp_path):

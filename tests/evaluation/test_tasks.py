@@ -304,12 +304,22 @@ def test_code_that_the_harness_would_execute_without_limits_is_refused(tmp_path:
         ),
         ("piqa", {"include": Path("no/folder")}, "--include-path no/folder: must be a folder"),
         ("piqa", {"shots": 5}, "5 shots: piqa has no examples that could be shown"),
+        ("gsm8k_cot", {"longest": 256}, "task gsm8k_cot: may be answered with 256 tokens: must be fewer than the 256"),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(name: str, options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UsageError) as raised:
         find(name, **options)
     assert str(raised.value).startswith(complaint) and "\n" not in str(raised.value)
+
+
+def test_a_group_goes_without_what_a_short_model_cannot_answer() -> None:
+    found = find("code", "mathematics", "language", code_execution=True, longest=512)
+    assert found.names == ("gsm8k_cot", "lambada_openai") == tuple(task.task_name for task in found.tasks)
+    expected = "may be answered with 1024 tokens: must be fewer than the 512 that the model reads"
+    assert found.missing == {"humaneval": expected}
+    with pytest.raises(UsageError, match="task humaneval: may be answered with 1024 tokens"):
+        find("code", code_execution=True, longest=1024)
 
 
 def test_without_the_package_each_of_its_benchmarks_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
