@@ -23,14 +23,16 @@ KERNELS = Path(megatron_lite.kernels.__file__).parent  # setup.py maps them into
 # The rooms that make a training step, and those that generate.
 STEP_ROOMS = ("model", "optim", "parallel", "training")
 GENERATING_ROOMS = ("inference",)
-# Rooms without a call site.
+# Rooms without a call site, or whose messages are text that is right or cannot be read.
 OTHER_ROOMS = {
     "checkpoint": "ranks agree by words",
     "config": "a single process",
     "curation": "processes without a mesh",
     "data": "a rank and a number of ranks",
+    "evaluation": "ranks hand out requests by words",
     "exchange": "a single process",
     "planning": "counts what the others send",
+    "serving": "requests and answers as JSON: tests/serving/test_layouts.py",
 }
 # The code that makes the numbers of a step, or of what is generated.
 NUMERIC = (
@@ -66,12 +68,14 @@ NUMERIC = (
 )
 # Where what is divided is no number of a step.
 NO_NUMBERS = {
+    "inference.scoring": "replicas' shares of the work",
     "inference.text": "paths",
     "model.rope": "stretched frequencies: tests/model/test_rope.py, beside transformers' own",
     "parallel.pipeline.drawing": "lengths on a picture",
     "parallel.pipeline.simulator": "the share of time that a schedule is idle",
     "parallel.words": "seconds to wait",
     "training.charts": "lengths on a picture",
+    "training.text_bytes": "of a loss that is measured already: tests/training/test_text_bytes.py",
     "training.flops": "the share of a device's peak",
     "training.loop": "paths, seconds, rates that are reported",
     "training.mesh_drawing": "lengths on a picture",
