@@ -5,13 +5,10 @@ parts, and what task files in --include-path add. A killed evaluation goes on fr
 """
 
 import argparse
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from megatron_lite.errors import UsageError, run_command
-from megatron_lite.evaluation.run import Asked, evaluate, without_samples
+from megatron_lite.evaluation.run import Asked, as_json, evaluate
 from megatron_lite.evaluation.table import table
 from megatron_lite.exchange.origin import identity_of
 from megatron_lite.files import check_output, publish_output
@@ -53,7 +50,7 @@ def main() -> None:
             print(table(results))
             if arguments.output is not None:
                 assert opened.origin is not None  # it was read from a path
-                publish_output(arguments.output, json_of({"checkpoint": str(opened.origin.path.resolve()), **results}))
+                publish_output(arguments.output, as_json(results, opened.origin.path.resolve()))
 
 
 def asked_of(arguments: argparse.Namespace, chat: str | None, identity: str | None) -> Asked:
@@ -69,10 +66,6 @@ def identity_in(opened: Opened) -> str:
     """All that an answer depends on beside what is asked."""
     assert opened.origin is not None  # it was read from a path
     return f"{identity_of(opened.origin)} {opened.model.dtype} {opened.tokenizer.sha256}"
-
-
-def json_of(results: Mapping[str, Any]) -> str:
-    return json.dumps(without_samples(results), indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 if __name__ == "__main__":

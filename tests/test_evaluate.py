@@ -1,12 +1,9 @@
 """The command: what is wrong with its line is said before a model is read."""
 
-import random
 import sys
 from typing import cast
 
-import numpy as np
 import pytest
-import torch
 from support.asking import build_to_ask
 from support.layouts import Layout
 
@@ -14,7 +11,7 @@ from megatron_lite import evaluate
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.errors import UsageError
 from megatron_lite.evaluation import run
-from megatron_lite.evaluation.run import Asked, random_numbers_kept
+from megatron_lite.evaluation.run import Asked
 from megatron_lite.parallel.words import Words
 
 
@@ -39,20 +36,3 @@ def test_without_the_harness_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(run, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"to evaluate takes lm-eval: install megatron_lite\[eval\]"):
         run.evaluate(build_to_ask(Layout()), cast(Tokenizer, None), Words.alone(), Asked(("a",)))
-
-
-def test_random_numbers_go_on_as_if_nothing_had_been():
-    def drawn() -> tuple:
-        return random.random(), np.random.rand(), torch.rand(1).item()
-
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    expected = drawn()
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
-    with random_numbers_kept(torch.device("cpu")):
-        random.seed(0)
-        np.random.seed(1)
-        torch.manual_seed(2)
-        drawn()
-    assert drawn() == expected

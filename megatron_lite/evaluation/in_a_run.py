@@ -3,7 +3,6 @@
 What may be wrong with the question is found before the first step: a missing package, a task that nobody knows.
 """
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 from megatron_lite.config import Config, EvaluateConfig
 from megatron_lite.data.open_tokenizer import open_tokenizer
 from megatron_lite.errors import UsageError
-from megatron_lite.evaluation.run import Asked, evaluate, without_samples
+from megatron_lite.evaluation.run import Asked, as_json, evaluate
 from megatron_lite.files import partial_path, publish
 from megatron_lite.inference.model import language_model_of
 from megatron_lite.launch import World
@@ -43,8 +42,7 @@ def evaluation_of(config: Config, world: World) -> Evaluate | None:
             results = evaluate(language_model_of(model), tokenizer, world.words, asked)
         if results is None:
             return {}
-        checkpoint = str(run_dir / "checkpoints" / f"step_{step}")  # of these weights, where the run saves them
-        write_results(run_dir / "evaluation" / f"step_{step}.json", {"checkpoint": checkpoint, **results})
+        write_results(run_dir, step, results)
         return numbers_of(results)
 
     return run
@@ -82,11 +80,12 @@ def numbers_of(results: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def write_results(path: Path, results: Mapping[str, Any]) -> None:
+def write_results(run_dir: Path, step: int, results: Mapping[str, Any]) -> None:
     """lm-eval's JSON without each document's answers, whole or not at all."""
+    path = run_dir / "evaluation" / f"step_{step}.json"
     path.parent.mkdir(exist_ok=True)
-    text = json.dumps(without_samples(results), indent=2, default=str)
-    partial_path(path).write_text(f"{text}\n", encoding="utf-8")
+    checkpoint = run_dir / "checkpoints" / path.stem  # of these weights, where the run saves them
+    partial_path(path).write_text(as_json(results, checkpoint), encoding="utf-8")
     publish(path)
 
 

@@ -1,15 +1,12 @@
 """One evaluation: rank 0 runs the harness, the others follow it."""
 
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+import json
+from collections.abc import Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from megatron_lite.data.chat_template import ChatTemplate
 from megatron_lite.data.tokenizer import Tokenizer
@@ -57,8 +54,8 @@ def evaluate(model: LanguageModel, tokenizer: Tokenizer, words: Words, asked: As
     """The harness's results on rank 0, None on others; all ranks call it, with weights held. `missing` in them has a
     reason for each task of a group that could not be asked.
 
-    No generator of random numbers is left changed. Raises UsageError on rank 0, and LostRank on the others, for what
-    cannot be asked.
+    The harness seeds every generator of random numbers that rank 0 has. Raises UsageError there, and LostRank on the
+    others, for what cannot be asked.
     """
     replica = Replica(model, tokenizer, words)
     with patient(words):
@@ -73,22 +70,21 @@ def evaluate(model: LanguageModel, tokenizer: Tokenizer, words: Words, asked: As
 def _run_harness(replica: Replica, asked: Asked) -> dict[str, Any]:
     if find_spec("lm_eval") is None:
         raise UsageError("to evaluate takes lm-eval: install megatron_lite[eval]")
-    with random_numbers_kept(replica.model.device):
-        # These import the harness, which takes seconds, and is not there where nothing is evaluated.
-        from lm_eval import simple_evaluate
+    # These import the harness, which takes seconds, and is not there where nothing is evaluated.
+    from lm_eval import simple_evaluate
 
-        from megatron_lite.evaluation.adapter import Adapter, Texts
-        from megatron_lite.evaluation.tasks import find_tasks
+    from megatron_lite.evaluation.adapter import Adapter, Texts
+    from megatron_lite.evaluation.tasks import find_tasks
 
-        longest = replica.model.longest
-        found = find_tasks(asked.tasks, asked.include, asked.code_execution, asked.shots, longest)
-        chat = None if asked.chat is None else ChatTemplate(asked.chat, replica.tokenizer)
-        with _answers(asked) as answers:
-            results = simple_evaluate(
-                Adapter(replica, Texts(replica.tokenizer, chat), answers), tasks=list(found.tasks),
-                task_manager=found.manager, num_fewshot=asked.shots, limit=asked.limit, bootstrap_iters=RESAMPLED,
-                apply_chat_template=chat is not None, confirm_run_unsafe_code=asked.code_execution,
-            )  # fmt: skip
+    longest = replica.model.longest
+    found = find_tasks(asked.tasks, asked.include, asked.code_execution, asked.shots, longest)
+    chat = None if asked.chat is None else ChatTemplate(asked.chat, replica.tokenizer)
+    with _answers(asked) as answers:
+        results = simple_evaluate(
+            Adapter(replica, Texts(replica.tokenizer, chat), answers), tasks=list(found.tasks),
+            task_manager=found.manager, num_fewshot=asked.shots, limit=asked.limit, bootstrap_iters=RESAMPLED,
+            apply_chat_template=chat is not None, confirm_run_unsafe_code=asked.code_execution,
+        )  # fmt: skip
     assert results is not None  # it is None on ranks that the harness takes for followers of its own
     return {**results, "missing": dict(found.missing)}
 
@@ -99,20 +95,7 @@ def _answers(asked: Asked) -> Any:
     return closing(Cache(asked.cache, asked.identity))
 
 
-@contextmanager
-def random_numbers_kept(device: torch.device) -> Iterator[None]:
-    """The harness seeds every generator that a process has."""
-    plain, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=_accelerator(device)):
-        yield
-    random.setstate(plain)
-    np.random.set_state(numpy_state)
-
-
-def _accelerator(device: torch.device) -> str:
-    return "cuda" if device.type == "cpu" else device.type
-
-
-def without_samples(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What the harness writes into its own file of results."""
-    return {name: value for name, value in results.items() if name != "samples"}
+def as_json(results: Mapping[str, Any], checkpoint: Path) -> str:
+    """What the harness writes into its own file of results, and which checkpoint's they are."""
+    kept = {"checkpoint": str(checkpoint), **{name: value for name, value in results.items() if name != "samples"}}
+    return json.dumps(kept, indent=2, ensure_ascii=False, default=str) + "\n"

@@ -4,9 +4,9 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -95,16 +95,15 @@ def serve(
         Lead(served, settings, Batch(share, messages, opened.words)).run(place, ready)
 
 
-class signals_left_to_others:
+@contextmanager
+def signals_left_to_others() -> Iterator[None]:
     """Rank 0 decides when all end, also where a launcher tells every rank."""
-
-    def __enter__(self) -> None:
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            self._before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGTERM, signal.SIGINT)}
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
+    own = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in own}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

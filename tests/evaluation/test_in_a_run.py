@@ -45,10 +45,11 @@ def test_numbers_have_the_names_of_task_metric_and_filter_and_a_group_stands_for
 
 
 def test_the_harness_results_are_kept_without_each_documents_answers(tmp_path):
-    write_results(tmp_path / "evaluation" / "step_3.json", RESULTS)
+    write_results(tmp_path, 3, RESULTS)
     kept = json.loads((tmp_path / "evaluation" / "step_3.json").read_text(encoding="utf-8"))
     assert kept["results"]["arc_easy"]["acc,none"] == 0.25
     assert "samples" not in kept
+    assert kept["checkpoint"] == str(tmp_path / "checkpoints" / "step_3")
 
 
 def tree(tmp_path, evaluate):

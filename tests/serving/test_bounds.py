@@ -11,9 +11,8 @@ from dataclasses import replace
 
 import openai
 import pytest
-from support.serving import NAME, ROWS, TEMPLATE, running, save_small, served_of
+from support.serving import NAME, ROWS, TEMPLATE, running
 
-from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.errors import UsageError
 from megatron_lite.serve import template_of
 from megatron_lite.serving.settings import Settings
@@ -23,13 +22,6 @@ FORBIDDEN = {"2": -100, "3": -100}  # what would end an answer
 LONG = {"model": NAME, "prompt": "the model", "max_tokens": 180, "seed": 1, "logit_bias": FORBIDDEN}
 QUEUE, BODY = 2, 4000
 PATIENCE = {"header_seconds": 0.4, "body_seconds": 0.4, "unread_seconds": 1.0}
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("served")
-    run = save_small(directory)
-    return served_of(run, SentencePieceTokenizer(directory / "small.model"))
 
 
 @pytest.fixture(scope="module")

@@ -6,22 +6,14 @@ from functools import cache
 
 import openai
 import pytest
-from support.serving import LONGEST, NAME, chat_ids, offline, running, save_small, served_of
+from support.serving import LONGEST, NAME, chat_ids, offline, running
 
-from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.inference.sampling import Sampling
 from megatron_lite.serving.settings import Settings
 
 MESSAGES = [("system", "the model"), ("user", "reads a shard")]
 CHAT = [{"role": role, "content": content} for role, content in MESSAGES]
 WAY = {"temperature": 1.3, "seed": 5, "max_tokens": 12}
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("served")
-    run = save_small(directory)
-    return served_of(run, SentencePieceTokenizer(directory / "small.model"))
 
 
 @pytest.fixture(scope="module")
