@@ -38,12 +38,12 @@ def client(server):
 
 @pytest.fixture
 def slow(server, monkeypatch):
-    """Each step takes 20 ms or more, so that an answer of 180 tokens takes seconds."""
+    """Each step takes 0.1 s or more: an answer of 180 tokens is not done before a busy machine has asked for all."""
     engine = server.lead.batch.share.engine
     step = engine.step
 
     def slow_step() -> None:
-        time.sleep(0.02)
+        time.sleep(0.1)
         step()
 
     monkeypatch.setattr(engine, "step", slow_step)
