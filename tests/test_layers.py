@@ -18,8 +18,8 @@ FLOORS = (
     {"checkpoint"},
     {"exchange"},
     {"training", "inference"},
-    {"planning", "evaluation", "serving"},
-    {"pretrain", "generate", "chat", "evaluate", "serve"},
+    {"planning", "evaluation", "serving", "alignment"},
+    {"pretrain", "sft", "reward", "dpo", "generate", "chat", "evaluate", "serve"},
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 

@@ -3,6 +3,7 @@
 Every complaint is a UsageError of one line that names the key, its value, and the nearest valid name.
 """
 
+from megatron_lite.config.aligned import AlignedConfig, DpoConfig, RewardConfig, RowsConfig, RowsEntry, SftConfig
 from megatron_lite.config.load import config_from_tree, dump, load_config, parse_arguments
 from megatron_lite.config.presets import PRESETS
 from megatron_lite.config.ramp import batch_size_after, samples_of_run
@@ -15,6 +16,7 @@ from megatron_lite.config.tree import (
     DataConfig,
     EvaluateConfig,
     KernelsConfig,
+    LoraConfig,
     ModelConfig,
     OptimConfig,
     ParallelConfig,
@@ -24,19 +26,26 @@ from megatron_lite.config.tree import (
 
 __all__ = [
     "PRESETS",
+    "AlignedConfig",
     "BatchRamp",
     "BlendEntry",
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "DpoConfig",
     "EvaluateConfig",
     "KernelsConfig",
+    "LoraConfig",
     "ModelConfig",
     "OptimConfig",
     "ParallelConfig",
     "ProfileConfig",
     "Recompute",
     "Resolved",
+    "RewardConfig",
+    "RowsConfig",
+    "RowsEntry",
+    "SftConfig",
     "TrainConfig",
     "batch_size_after",
     "config_from_tree",

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from megatron_lite.config.aligned import ALGORITHMS, AlignedConfig
 from megatron_lite.config.complaints import describe, suggest
 from megatron_lite.config.presets import PRESETS
 from megatron_lite.config.tree import Config
@@ -21,8 +22,11 @@ Root = TypeVar("Root", bound=BaseModel)
 
 
 def config_from_tree(tree: Mapping[str, Any]) -> Config:
-    """The checked configuration of a nested dict; raises UsageError with one line for the first thing wrong."""
-    return check_tree(_expand_preset(tree), Config)
+    """The checked configuration of a nested dict: an `AlignedConfig` where it has an algorithm's section. Raises
+    UsageError with one line for the first thing wrong.
+    """
+    aligned = any(tree.get(name) is not None for name in ALGORITHMS)
+    return check_tree(_expand_preset(tree), AlignedConfig if aligned else Config)
 
 
 def check_tree(tree: Mapping[str, Any], root: type[Root]) -> Root:

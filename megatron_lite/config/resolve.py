@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from megatron_lite.config.alignment import vocabulary_share
+from megatron_lite.config.rounding import vocabulary_share
 from megatron_lite.config.schedules import CHUNKS, passes_in_groups
 from megatron_lite.config.tree import Config, ParallelConfig
 from megatron_lite.config.work import block_products, head_products

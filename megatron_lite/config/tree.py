@@ -17,6 +17,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Decay = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # YAML has lists only, so tuples are the one place where validation is not strict.
 Blend = Annotated[tuple["BlendEntry", ...], Field(strict=False)]
 
@@ -268,6 +269,27 @@ class ProfileConfig(Section):
         return self.start + self.steps - 1
 
 
+class LoraConfig(Section):
+    """Low-rank adapters: to each of `targets` in every block is added alpha / rank * B A x, of which A and B alone are
+    trained (Hu et al. 2021, arXiv 2106.09685, section 4.1). `dropout` is that of x before A, in training.
+    """
+
+    rank: Positive = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Annotated[tuple[Target, ...], Field(strict=False, min_length=1)] = ("q_proj", "v_proj")
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> Self:
+        if twice := next((one for one in self.targets if self.targets.count(one) > 1), None):
+            raise UsageError(f"lora.targets: {twice} stands twice; name each once")
+        return self
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
 class EvaluateConfig(Section):
     """Benchmarks in a run, after each `every` steps and after the last: `tasks` by lm-evaluation-harness's names, of
     each at most `limit` documents (null: all); `include_path` is a folder with more task files (null: none).
@@ -357,6 +379,7 @@ class Config(Section):
     optim: OptimConfig
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
+    lora: LoraConfig | None = None
 
     @model_validator(mode="before")
     @classmethod

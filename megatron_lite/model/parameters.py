@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from megatron_lite.config import ModelConfig
-from megatron_lite.config.alignment import vocabulary_share
+from megatron_lite.config.rounding import vocabulary_share
 from megatron_lite.parallel.layout import Local, Logical, Packed
 
 

@@ -22,6 +22,18 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Draws:
+    """By what the random numbers of training are drawn, so that a token has the same wherever it lies.
+
+    keys     int64 [B, S]: random bits of (seed, step, sample, place in the sample)
+    lengths  int64 [B, S]: tokens of its sample
+    """
+
+    keys: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True)
 class Sequences:
     """Whole sequences of a microbatch, the same on every tensor, context and pipeline rank of a data rank.
 
@@ -29,6 +41,7 @@ class Sequences:
     documents       int64 [B, S] from 0 on, non-decreasing along a row: attention stays within one (None: a row is one)
     positions       int64 [B, S] below S, by which queries and keys turn (None: each token's place in its row)
     columns         an objective's own numbers
+    draws           for dropout and noise (None: there is neither)
 
     B and S may differ from microbatch to microbatch and from data rank to data rank.
     """
@@ -39,6 +52,7 @@ class Sequences:
     documents: Tensor | None = None
     positions: Tensor | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    draws: Draws | None = None
 
     @property
     def counted(self) -> Tensor:
@@ -62,6 +76,7 @@ class Sequences:
             None if self.documents is None else torch.zeros_like(self.documents),
             self.positions,
             {name: torch.zeros_like(values) for name, values in self.columns.items()},
+            self.draws,
         )
 
 

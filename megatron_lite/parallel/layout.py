@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from megatron_lite.config.alignment import aligned
+from megatron_lite.config.rounding import aligned
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from math import ceil
 import torch
 
 from megatron_lite.config import Config, Resolved
-from megatron_lite.config.alignment import aligned
+from megatron_lite.config.rounding import aligned
 from megatron_lite.model.freezing import EVERYTHING, Patterns
 from megatron_lite.parallel.pipeline.schedules import Action, Schedule
 from megatron_lite.parallel.zero import Policy, policy_of
