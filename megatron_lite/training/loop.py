@@ -1,12 +1,12 @@
-"""The pretraining loop: read, step, write down, validate, save; and begin again where a checkpoint ended."""
+"""The training loop: read, step, write down, validate, save; and begin again where a checkpoint ended."""
 
 import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,21 +14,20 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_lite import checkpoint
-from megatron_lite.config import Config, Resolved, batch_size_after, samples_of_run
+from megatron_lite.config import Config, Resolved, samples_of_run
 from megatron_lite.data.build import Datasets, build_datasets
-from megatron_lite.data.loader import Loader
-from megatron_lite.data.samples import Samples
-from megatron_lite.device import device_name, to_device
+from megatron_lite.data.tokenizer import Tokenizer
+from megatron_lite.device import device_name
 from megatron_lite.errors import DataError, MegatronLiteError, UsageError
 from megatron_lite.exchange.origin import load_origin, open_origin
 from megatron_lite.launch import World
-from megatron_lite.mesh import MeshShape, build_mesh
+from megatron_lite.mesh import Mesh, MeshShape, build_mesh
 from megatron_lite.model.model import Model, schedule_of
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.collectives import default_store
 from megatron_lite.parallel.transcript import TranscriptChecker
 from megatron_lite.training.benchmarks import PREFIX, Evaluate, numbers_after, shown
-from megatron_lite.training.boundaries import microbatches_of
+from megatron_lite.training.feed import Feed
 from megatron_lite.training.flops import flops_per_token, model_flops_utilization, peak_flops
 from megatron_lite.training.metrics import MetricsWriter, StepMetrics
 from megatron_lite.training.profile import Trace
@@ -36,6 +35,7 @@ from megatron_lite.training.report import write_report
 from megatron_lite.training.run_files import write_run_files
 from megatron_lite.training.step import StepResult, Trainer
 from megatron_lite.training.text_bytes import TextBytes
+from megatron_lite.training.token_feed import TokenFeed, TokenValidation
 from megatron_lite.training.validation import Validated, Validation
 
 log = logging.getLogger("megatron_lite")
@@ -64,19 +64,31 @@ def pretrain(config: Config, resolved: Resolved, world: World, evaluate: Evaluat
     """Train to `train.steps` or until a signal; returns why it ended. `evaluate` is called as `train.evaluate` says."""
     if config.model.head != "logits":
         raise UsageError(f"model.head = {config.model.head}: pretraining predicts tokens, which takes logits")
-    shape = MeshShape.of(resolved)
+    mesh, recorder = connected(config, resolved, world)
+    datasets = _datasets_of(config)
+    with StopRequest().listening() as stop:
+        trainer = Trainer(Model(config, resolved, mesh, recorder=recorder))
+        trainer.rehearse()
+        return Run(trainer, _course_of(datasets, trainer), stop, evaluate).train()
+
+
+def connected(config: Config, resolved: Resolved, world: World) -> tuple[Mesh, TranscriptChecker | None]:
+    """The mesh of a run, and what looks on where `train.check_transcripts` asks for it."""
     recorder = checker_of(config, resolved) if config.train.check_transcripts else None
     placement = schedule_of(config, resolved, resolved.microbatches).placement
-    mesh = build_mesh(shape, world.device, placement, recorder, world.words, world.timeout)
+    mesh = build_mesh(MeshShape.of(resolved), world.device, placement, recorder, world.words, world.timeout)
     if mesh.rank == 0:
         log.info(world.why)
-    run_dir = Path(config.train.run_dir)
+    return mesh, recorder
+
+
+def _datasets_of(config: Config) -> Datasets:
     datasets = build_datasets(
         config.data,
         sequence_length=config.train.sequence_length,
         vocab_size=config.model.vocab_size,
         run_samples=samples_of_run(config.train),
-        cache_dir=Path(config.data.cache_dir or run_dir / "cache"),
+        cache_dir=Path(config.data.cache_dir or Path(config.train.run_dir) / "cache"),
     )
     wanted = [name for name in ("document_mask", "reset_positions", "eod_mask_loss") if getattr(config.data, name)]
     if wanted and datasets.eod_id is None:
@@ -84,10 +96,20 @@ def pretrain(config: Config, resolved: Resolved, world: World, evaluate: Evaluat
             f"data.{wanted[0]} = true needs to know the token that ends a document: set data.tokenizer, or binarize "
             "with tools/preprocess_data.py, which writes it beside the data"
         )
-    with StopRequest().listening() as stop:
-        trainer = Trainer(Model(config, resolved, mesh, recorder=recorder))
-        trainer.rehearse()
-        return Run(config, resolved, trainer, datasets, stop, evaluate).train()
+    return datasets
+
+
+def _course_of(datasets: Datasets, trainer: Trainer) -> "Course":
+    config, resolved, mesh, end = trainer.config, trainer.resolved, trainer.mesh, datasets.eod_id
+    text = TextBytes.of(datasets, config) if mesh.rank == 0 and datasets.valid else None
+    validation = Validation(
+        [TokenValidation(one, config, resolved, mesh, end) for one in datasets.valid],
+        trainer,
+        None if text is None else text.count,
+    )
+    megatron = {"megatron_samples": samples_of_run(config.train)} if config.data.order == "megatron" else {}
+    feed = TokenFeed(datasets.train, config, resolved, mesh, end)
+    return Course(feed, validation, datasets.tokenizer, lambda numbers: megatron)
 
 
 def checker_of(config: Config, resolved: Resolved) -> TranscriptChecker | None:
@@ -98,23 +120,35 @@ def checker_of(config: Config, resolved: Resolved) -> TranscriptChecker | None:
     return TranscriptChecker(default_store(), dist.get_rank(), resolved.world_size, patience)
 
 
+def _nothing(numbers: Mapping[str, float]) -> Mapping[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Course:
+    """What an algorithm gives a run: what to train and to validate on, the tokenizer that checkpoints carry, and what
+    they are to say beside, made of the last step's numbers by their names in metrics.jsonl.
+    """
+
+    feed: Feed
+    validation: Validation
+    tokenizer: Tokenizer | None
+    notes: Callable[[Mapping[str, float]], Mapping[str, Any]] = field(default=_nothing)
+
+
 class Run:
     """One training run on one rank. Rank 0 writes the files that people read."""
 
-    def __init__(self, config: Config, resolved: Resolved, trainer: Trainer, datasets: Datasets, stop: StopRequest,
-                 evaluate: Evaluate | None):  # fmt: skip
-        self.config, self.resolved, self.trainer, self.stop = config, resolved, trainer, stop
-        self.evaluate = evaluate
+    def __init__(self, trainer: Trainer, course: Course, stop: StopRequest, evaluate: Evaluate | None):
+        self.config, self.resolved, self.trainer, self.stop = trainer.config, trainer.resolved, trainer, stop
+        self.feed, self.validation, self.course, self.evaluate = course.feed, course.validation, course, evaluate
         self.mesh = trainer.mesh
-        self.run_dir = Path(config.train.run_dir)
+        self.run_dir = Path(self.config.train.run_dir)
         self.writes = self.mesh.rank == 0
-        self.loader = self._loader(datasets.train)
-        text = TextBytes.of(datasets, config) if self.writes and datasets.valid else None
-        self.validation = Validation(datasets.valid, trainer, datasets.eod_id, text)
-        self.tokenizer, self.end_of_document = datasets.tokenizer, datasets.eod_id
         self.done = 0  # steps
-        self.samples = 0  # consumed: the loader's whole state
-        train = config.train
+        self.samples = 0  # consumed: the feed's whole state
+        self.named: dict[str, float] = {}  # the last step's numbers
+        train = self.config.train
         self.peak = train.peak_flops or peak_flops(device_name(self.mesh.device), train.dtype)
 
     def train(self) -> str:
@@ -136,7 +170,7 @@ class Run:
             while self.done < total and not stopped:
                 with trace.step(self.done + 1):
                     stopped = self._step(writer)
-        self.loader.close()
+        self.feed.close()
         if self.writes:
             write_report(self.run_dir)
         return f"stopped at a signal after step {self.done}" if stopped else f"done: {total} steps"
@@ -146,20 +180,20 @@ class Run:
         begin = time.perf_counter()
         step, train = self.done + 1, self.config.train
         rate = learning_rate(step, self.config.optim)
-        samples = to_device(self.loader.batch(self.samples), self.mesh.device)
+        batches = self.feed.microbatches(self.samples, step)
         data_seconds = time.perf_counter() - begin
-        batches = microbatches_of(samples, self.config, self.end_of_document)
         result = self.trainer.train_step(batches, rate, self.stop.asked)
-        loss = result.loss.item()
+        result.loss.item()  # the step is done
         seconds = time.perf_counter() - begin
         self._check_finite(step, result)
         self.done = step
-        batch = batch_size_after(self.samples, train)
-        self.samples += batch
+        before, self.samples = self.samples, self.samples + self.feed.size(self.samples)
         stopped = bool(result.stop.item() > 0)
         validated = self.validation.after(step) if not stopped else None
+        self.named = self._named(result, validated)
         if writer is not None:
-            writer.write(self._metrics(batch, rate, (seconds, data_seconds), loss, result, validated))
+            tokens = self.feed.tokens(self.samples) - self.feed.tokens(before)
+            writer.write(self._metrics(tokens, rate, (seconds, data_seconds), result, validated))
         every = self.config.checkpoint.every
         if stopped or step == train.steps or (every and step % every == 0):
             self._save()
@@ -188,23 +222,21 @@ class Run:
         owes = line.get("step") == self.done and not any(name.startswith(PREFIX) for name in line)
         return self.mesh.words.exchange("owed" if owes else "", "evaluation")[0] == "owed"
 
+    def _named(self, result: StepResult, validated: Validated | None) -> dict[str, float]:
+        """The objective's numbers but those that every run has, and validation's."""
+        named = {name: number.item() for name, number in result.numbers.items() if name not in ("loss", "z_loss")}
+        return named | (self.validation.named(validated) if validated else {})
+
     def _metrics(
-        self,
-        batch: int,
-        rate: float,
-        times: tuple[float, float],
-        loss: float,
-        result: StepResult,
-        validated: Validated | None,
+        self, tokens: int, rate: float, times: tuple[float, float], result: StepResult, validated: Validated | None
     ) -> StepMetrics:
         train, (seconds, data_seconds) = self.config.train, times
-        tokens = batch * train.sequence_length
         flops = flops_per_token(self.config.model, train.sequence_length) * tokens / seconds
         accelerator = self.mesh.device.type != "cpu"
         return StepMetrics(
             step=self.done,
-            tokens=self.samples * train.sequence_length,
-            loss=loss,
+            tokens=self.feed.tokens(self.samples),
+            loss=result.loss.item(),
             grad_norm=result.grad_norm.item(),
             lr=rate,
             seconds=seconds,
@@ -216,8 +248,8 @@ class Run:
             memory_reserved_bytes=int(result.reserved.item()) if accelerator else None,
             memory_free_bytes=int(result.free.item()) if accelerator else None,
             z_loss=result.numbers["z_loss"].item() if train.z_loss else None,
-            valid_loss=self.validation.mean(validated.losses) if validated else None,
-            named=self.validation.named(validated) if validated else {},
+            valid_loss=self.validation.mean_loss(validated) if validated else None,
+            named=self.named,
         )
 
     def _check_finite(self, step: int, result: StepResult) -> None:
@@ -256,22 +288,13 @@ class Run:
             )
 
     def _save(self) -> None:
-        megatron = self.config.data.order == "megatron"
         checkpoint.save(
             self.run_dir / "checkpoints",
             self.trainer,
             self.done,
             self.samples,
-            tokenizer=self.tokenizer,
-            extra={"megatron_samples": samples_of_run(self.config.train)} if megatron else None,
-        )
-
-    def _loader(self, dataset: Samples) -> Loader:
-        return Loader(
-            dataset,
-            batch_size=partial(batch_size_after, train=self.config.train),
-            data_rank=self.mesh.coordinate["data"],
-            data_size=self.resolved.data,
+            tokenizer=self.course.tokenizer,
+            extra=self.course.notes(self.named),
         )
 
     def _describe(self) -> str:

@@ -8,6 +8,7 @@ layout, so one rank counts them, once, and nothing is sent for it.
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +30,7 @@ class TextBytes:
 
     config: Config
     end_of_document: int | None
+    sets: Mapping[str, Samples]
     lengths: Tensor
     found: dict[tuple[str, int], int] = field(default_factory=dict)
 
@@ -45,12 +47,12 @@ class TextBytes:
             return None
         lengths = torch.zeros(config.model.vocab_size, dtype=torch.int64)  # a token that the tokenizer lacks has none
         lengths[: len(known)] = known
-        return cls(config, datasets.eod_id, lengths)
+        return cls(config, datasets.eod_id, {one.name: one.samples for one in datasets.valid}, lengths)
 
-    def count(self, name: str, samples: Samples, batches: int) -> int:
+    def count(self, name: str, batches: int) -> int:
         """Of so many global batches of a validation set."""
         if (name, batches) not in self.found:
-            size = self.config.train.global_batch_size
+            samples, size = self.sets[name], self.config.train.global_batch_size
             firsts = range(0, min(batches * size, len(samples)), size)
             self.found[name, batches] = sum(
                 self._of_rows(samples.read(first, min(size, len(samples) - first))) for first in firsts

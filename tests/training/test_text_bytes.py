@@ -9,7 +9,7 @@ from support.runs import metrics_of, run_pretrain, tree_of
 from support.text import flat, random_texts, train_small_tokenizer, write_dataset
 
 from megatron_lite.config import config_from_tree
-from megatron_lite.data.build import Datasets
+from megatron_lite.data.build import Datasets, ValidationSet
 from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.errors import DataError
 from megatron_lite.training.text_bytes import TextBytes, bits_per_byte
@@ -116,9 +116,10 @@ class Rows:
 
 
 def test_a_set_is_counted_once_for_as_many_batches(tokenizer, data_dir, tmp_path):
-    text = TextBytes.of(Datasets((), (), tokenizer, 2), config_from_tree(tree(tmp_path, data_dir, tokenizer)))
     rows = Rows(2 * BATCH + 3)
-    counts = [text.count("a", rows, batches) for batches in (1, 3, 1, 3)]
+    given = Datasets((), (ValidationSet("a", rows, 1.0),), tokenizer, 2)
+    text = TextBytes.of(given, config_from_tree(tree(tmp_path, data_dir, tokenizer)))
+    counts = [text.count("a", batches) for batches in (1, 3, 1, 3)]
     assert counts == counts[:2] * 2 and counts[0] < counts[1]
     assert rows.reads == BATCH + 2 * BATCH + 3
 
