@@ -19,6 +19,7 @@ FLOORS = (
     {"exchange"},
     {"training", "inference"},
     {"planning", "evaluation", "serving", "alignment"},
+    {"command"},
     {"pretrain", "sft", "reward", "dpo", "generate", "chat", "evaluate", "serve"},
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
