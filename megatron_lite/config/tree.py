@@ -219,12 +219,18 @@ class DataConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW and its schedule. Inside a `Config`, `decay_steps: null` has become `train.steps`."""
+    """AdamW and the learning rate of each step (optim/schedule.py). Inside a `Config`, `decay_steps: null` has become
+    `train.steps`, and `min_lr: null` a tenth of `lr`; a schedule that is `constant` ends where its warmup does, so its
+    floor is `lr` and no other is taken. `cooldown_steps` are the last of `wsd`'s decay_steps, in which alone it falls
+    (null: a tenth of them).
+    """
 
     lr: PositiveFloat
     min_lr: NonNegativeFloat
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     decay_steps: Positive
+    cooldown_steps: Positive | None = None
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
@@ -237,14 +243,37 @@ class OptimConfig(Section):
         if not isinstance(tree, dict) or tree.get("min_lr") is not None:
             return tree
         # A tenth of the peak, as in the reference run. A peak that is no good is complained about under its own name.
-        lr = tree.get("lr")
-        return tree | {"min_lr": lr / 10 if isinstance(lr, float | int) and lr > 0 else 0.0}
+        lr, parts = tree.get("lr"), 1 if tree.get("schedule") == "constant" else 10
+        return tree | {"min_lr": lr / parts if isinstance(lr, float | int) and lr > 0 else 0.0}
 
     @model_validator(mode="after")
     def _check_min_lr(self) -> Self:
         if self.min_lr > self.lr:
             raise UsageError(f"optim.min_lr = {self.min_lr}: must not exceed optim.lr = {self.lr}")
+        if self.schedule == "constant" and self.min_lr != self.lr:
+            raise UsageError(
+                f"optim.min_lr = {self.min_lr}: must be null or optim.lr = {self.lr} where optim.schedule = constant"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _check_cooldown(self) -> Self:
+        given = self.cooldown_steps
+        if self.schedule != "wsd":
+            if given is not None:
+                raise UsageError(f"optim.cooldown_steps = {given}: optim.schedule = {self.schedule} has none; wsd has")
+            return self
+        if self.warmup_steps + self.cooldown > self.decay_steps:
+            raise UsageError(
+                f"optim.cooldown_steps = {show(given)}: {self.cooldown} steps must fit between optim.warmup_steps = "
+                f"{self.warmup_steps} and optim.decay_steps = {self.decay_steps}"
+            )
+        return self
+
+    @property
+    def cooldown(self) -> int:
+        """Steps in which `wsd` falls."""
+        return self.cooldown_steps or max(1, round(self.decay_steps / 10))
 
 
 class BatchRamp(Section):
