@@ -4,16 +4,15 @@ Every complaint is a UsageError of one line that names the key, its value, and t
 """
 
 from megatron_lite.config.aligned import AlignedConfig, DpoConfig, RewardConfig, RowsConfig, RowsEntry, SftConfig
+from megatron_lite.config.data import BlendEntry, DataConfig
 from megatron_lite.config.load import config_from_tree, dump, load_config, parse_arguments
 from megatron_lite.config.presets import PRESETS
 from megatron_lite.config.ramp import batch_size_after, samples_of_run
 from megatron_lite.config.resolve import Recompute, Resolved, resolve
 from megatron_lite.config.tree import (
     BatchRamp,
-    BlendEntry,
     CheckpointConfig,
     Config,
-    DataConfig,
     EvaluateConfig,
     KernelsConfig,
     LoraConfig,
@@ -21,6 +20,7 @@ from megatron_lite.config.tree import (
     OptimConfig,
     ParallelConfig,
     ProfileConfig,
+    SamplesConfig,
     TrainConfig,
 )
 
@@ -45,6 +45,7 @@ __all__ = [
     "RewardConfig",
     "RowsConfig",
     "RowsEntry",
+    "SamplesConfig",
     "SftConfig",
     "TrainConfig",
     "batch_size_after",

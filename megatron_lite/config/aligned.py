@@ -4,7 +4,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from megatron_lite.config.tree import Config, Name, NonNegativeFloat, Positive, PositiveFloat, Section
+from megatron_lite.config.section import Name, NonNegativeFloat, Positive, PositiveFloat, Section
+from megatron_lite.config.tree import Config
 from megatron_lite.errors import UsageError
 
 Algorithm = Literal["sft", "reward", "dpo"]

@@ -4,26 +4,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from megatron_lite.config.complaints import show, suggest
+from megatron_lite.config.data import DataConfig
 from megatron_lite.config.rope import RopeScaling
 from megatron_lite.config.schedules import CHUNKS
+from megatron_lite.config.section import Beta, Decay, Name, NonNegativeFloat, Positive, PositiveFloat, Section
 from megatron_lite.errors import UsageError
 
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Decay = Annotated[float, Field(gt=0, lt=1)]
-Name = Annotated[str, Field(min_length=1)]
 Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-# YAML has lists only, so tuples are the one place where validation is not strict.
-Blend = Annotated[tuple["BlendEntry", ...], Field(strict=False)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ModelConfig(Section):
@@ -123,99 +113,6 @@ class KernelsConfig(Section):
     backend: str = "auto"
     attention: str = "auto"
     loss_chunk: Positive | None = None
-
-
-class FimConfig(Section):
-    """Fill-in-the-middle: `rate` of a source's documents are read with their middle moved to the end, `spm_rate` of
-    these with the suffix before the prefix (data/fim.py).
-    """
-
-    rate: Annotated[float, Field(gt=0, le=1)] = 0.5
-    spm_rate: Annotated[float, Field(ge=0, le=1)] = 0.5
-
-
-class BlendEntry(Section):
-    """One data set of a blend: `prefix`.bin and `prefix`.idx, taken in proportion to `weight`.
-
-    `name` stands for it in metrics (null: the last part of the prefix).
-    """
-
-    prefix: str
-    weight: NonNegativeFloat = 1.0
-    name: str | None = None
-    fim: FimConfig | None = None
-
-
-class BlendChange(Section):
-    """From `from_tokens` of the run on, the data sets of data.train are taken by these `weights`, one each."""
-
-    from_tokens: Positive
-    weights: Annotated[tuple[NonNegativeFloat, ...], Field(strict=False)]
-
-
-class DataConfig(Section):
-    """Data sets; `split` (such as "98,2") cuts those of `train` into training and validation, instead of `valid`.
-
-    The weights of `train` hold until `schedule` changes them. Those of validation sets are their shares of valid_loss;
-    each is read whole, and has its loss under its name too.
-
-    Documents end with the tokenizer's end-of-document token. With `document_mask` a position attends to its own
-    document alone; with `reset_positions` its rotary position counts from the document's first token (under the mask
-    that changes rounding alone, since attention sees differences of positions; without it, it is what Megatron's
-    --reset-position-ids does). The first token of the next document is predicted from the end of the one before, as is
-    usual; with `eod_mask_loss` it is not counted.
-
-    `cache_dir` keeps indices between runs (null: run_dir/cache).
-    """
-
-    train: Blend = ()
-    valid: Blend = ()
-    schedule: Annotated[tuple[BlendChange, ...], Field(strict=False)] = ()
-    split: str | None = None
-    tokenizer: str | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**64)] = 1234
-    document_mask: bool = False
-    reset_positions: bool = False
-    eod_mask_loss: bool = False
-    order: str = "stable"
-    cache_dir: str | None = None
-
-    @model_validator(mode="after")
-    def _check_blends(self) -> Self:
-        for name, blend in (("train", self.train), ("valid", self.valid)):
-            if blend and not any(entry.weight for entry in blend):
-                raise UsageError(f"data.{name}: every weight is 0; one must be above")
-            names = [entry.name for entry in blend if entry.name is not None]
-            if twice := next((one for one in names if names.count(one) > 1), None):
-                raise UsageError(f"data.{name}: the name {twice!r} stands twice; each data set needs its own")
-        return self
-
-    @model_validator(mode="after")
-    def _check_schedule(self) -> Self:
-        before = 0
-        for i, change in enumerate(self.schedule):
-            key = f"data.schedule[{i}]"
-            if change.from_tokens <= before:
-                raise UsageError(f"{key}.from_tokens = {change.from_tokens}: must be above {before}, the one before")
-            if len(change.weights) != len(self.train) or not any(change.weights):
-                raise UsageError(
-                    f"{key}.weights = {list(change.weights)}: must be {len(self.train)}, one for each of data.train, "
-                    f"not all 0"
-                )
-            before = change.from_tokens
-        for i, entry in enumerate(self.train):
-            if not entry.weight and not any(change.weights[i] for change in self.schedule):
-                raise UsageError(f"data.train[{i}].weight = 0: must be above 0, here or in data.schedule")
-        return self
-
-    @model_validator(mode="after")
-    def _check_megatron(self) -> Self:
-        """Megatron's order knows neither a schedule nor fill-in-the-middle."""
-        if self.order == "megatron":
-            fim = "fim" if any(entry.fim for entry in (*self.train, *self.valid)) else None
-            if key := "data.schedule" if self.schedule else fim:
-                raise UsageError(f"data.order = megatron: does not go with {key}; data.order = stable does")
-        return self
 
 
 class OptimConfig(Section):
@@ -340,6 +237,22 @@ class EvaluateConfig(Section):
         return step == last or step % self.every == 0
 
 
+class SamplesConfig(Section):
+    """Texts in a run, after each `every` steps and after the last: what the model in training writes after each of
+    `prompts`, up to `max_new_tokens` of it, the likeliest token each time with `temperature` 0. After pretraining a
+    prompt is what a user says, in the chat template.
+    """
+
+    every: Positive
+    prompts: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
+    max_new_tokens: Positive = 64
+    temperature: NonNegativeFloat = 0.0
+
+    def is_due(self, step: int, last: int) -> bool:
+        """After a step, counted from 1, of a run that ends with `last`."""
+        return step == last or step % self.every == 0
+
+
 class TrainConfig(Section):
     """The run. `device: auto` takes an accelerator where the node has one for each of its ranks. `timeout` is in
     seconds, for every message between ranks; `peak_flops` per device and second (null: from the table of devices).
@@ -347,8 +260,9 @@ class TrainConfig(Section):
     `valid_batches` bounds a validation to that many global batches (null: the whole set); the last step's validation
     always reads the whole set. `trainable` are patterns of parameters' names, such as "*.mlp.*": all others are frozen
     (null: nothing is). `ema` is the decay of a moving average of the trained weights, kept beside them and saved with
-    them, which tools/convert_checkpoint.py --ema takes (null: there is none). `evaluate` runs benchmarks meanwhile
-    (null: none). `check_transcripts` compares every rank's communication, call by call, for finding a hang.
+    them, which tools/convert_checkpoint.py --ema takes (null: there is none). `evaluate` runs benchmarks meanwhile, and
+    `samples` has the model write texts (null: none). `check_transcripts` compares every rank's communication, call by
+    call, for finding a hang.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -366,6 +280,7 @@ class TrainConfig(Section):
     valid_every: Positive | None = 1000
     valid_batches: Positive | None = None
     evaluate: EvaluateConfig | None = None
+    samples: SamplesConfig | None = None
     timeout: PositiveFloat = 600.0
     check_transcripts: bool = False
     profile: ProfileConfig | None = None
@@ -425,6 +340,14 @@ class Config(Section):
     def _check_evaluate(self) -> Self:
         if self.train.evaluate is not None and self.data.tokenizer is None:
             raise UsageError("data.tokenizer = null: must be the run's tokenizer, since train.evaluate asks in text")
+        return self
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> Self:
+        if self.train.samples is not None and self.model.head != "logits":
+            raise UsageError(f"train.samples: must be null with model.head = {self.model.head}, which writes no text")
+        if self.train.samples is not None and isinstance(self.data, DataConfig) and self.data.tokenizer is None:
+            raise UsageError("data.tokenizer = null: must be the run's tokenizer, since train.samples asks in text")
         return self
 
     @model_validator(mode="after")

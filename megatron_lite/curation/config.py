@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from megatron_lite.config.complaints import show, suggest
 from megatron_lite.config.load import apply_overrides, check_tree, read_tree
-from megatron_lite.config.tree import Positive, Section
+from megatron_lite.config.section import Positive, Section
 from megatron_lite.curation.dedup import fuzzy, paragraphs, substring
 from megatron_lite.curation.rules.rule import Rule
 from megatron_lite.curation.rules.table import RULES

@@ -85,6 +85,12 @@ def test_benchmarks_in_a_run_are_due_every_few_steps_and_after_the_last(path: Pa
     assert load_config(path).train.evaluate is None
 
 
+def test_a_model_that_ends_in_a_number_is_asked_for_no_text(path: Path) -> None:
+    overrides = ["model.head=scalar", "model.tie_word_embeddings=false", "train.samples={every: 1, prompts: [a]}"]
+    with pytest.raises(UsageError, match=r"train.samples: must be null with model.head = scalar"):
+        load_config(path, overrides)
+
+
 def test_the_dumped_tree_loads_as_the_same_configuration(path: Path, tmp_path: Path) -> None:
     config = load_config(path, ["parallel.stage_layers=[3,2]", "data.seed=5"])
     (tmp_path / "dumped.yaml").write_text(dump(config))
@@ -129,6 +135,13 @@ def test_a_configuration_cannot_be_changed(path: Path) -> None:
         ("train.evaluate={every: 1, tasks: [a], limit: 0}", ["train.evaluate.limit = 0", "greater than or equal to 1"]),
         ("train.evaluate={every: 1, task: [a]}", ["train.evaluate.task = [", "did you mean train.evaluate.tasks?"]),
         ("train.evaluate={every: 1, tasks: [a]}", ["data.tokenizer = null: must be the run's tokenizer"]),
+        ("train.samples={every: 1, prompts: []}", ["train.samples.prompts = []", "at least 1 item"]),
+        ("train.samples={every: 0, prompts: [a]}", ["train.samples.every = 0", "greater than or equal to 1"]),
+        (
+            "train.samples={every: 1, prompts: [a], temperature: -1}",
+            ["train.samples.temperature = -1", "or equal to 0"],
+        ),
+        ("train.samples={every: 1, prompts: [a]}", ["data.tokenizer = null: must be the run's tokenizer"]),
         ("parallel.zero_stage=4", ["parallel.zero_stage = 4", "less than or equal to 3"]),
         ("parallel.zero_regather=steps", ["parallel.zero_regather = steps", "did you mean step?"]),
         ("parallel.recompute=every_0", ["parallel.recompute = every_0", "every_N"]),
