@@ -3,7 +3,6 @@
 import os
 import re
 import resource
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -17,6 +16,7 @@ from megatron_lite.data.cache import cached
 from megatron_lite.data.fim import FillInTheMiddle
 from megatron_lite.data.indexed import IndexedDataset, open_indexed
 from megatron_lite.data.megatron_order import MegatronDataset, megatron_samples
+from megatron_lite.data.names import names_of
 from megatron_lite.data.open_tokenizer import open_tokenizer
 from megatron_lite.data.samples import GPTDataset, KeyedOrder, Order, Samples, file_order
 from megatron_lite.data.sidecar import TokenizerIdentity
@@ -96,7 +96,8 @@ def build_datasets(
         samples, epoch = _megatron_train(train, run_samples, cutting), _megatron_epoch
     else:
         samples, epoch = _stable_train(data, train, cutting), _file_order_epoch
-    names = names_of([part.entry for part in valid])
+    entries = [part.entry for part in valid]
+    names = names_of([(entry.name, Path(entry.prefix).name, entry.prefix) for entry in entries])
     sets = [
         ValidationSet(name, epoch(part, i, cutting), part.entry.weight)
         for i, (name, part) in enumerate(zip(names, valid, strict=True))
@@ -170,19 +171,6 @@ def _megatron_epoch(part: Part, stream: int, cutting: Cutting) -> Samples:
 
 def _file_order_epoch(part: Part, stream: int, cutting: Cutting) -> Samples:
     return _samples(part, file_order, stream, cutting)
-
-
-def names_of(entries: Sequence[BlendEntry]) -> list[str]:
-    """Each data set's name in metrics: its own, or the last part of its prefix, the whole where others share that."""
-    short = [entry.name or Path(entry.prefix).name for entry in entries]
-    count = Counter(short)
-    names = [
-        entry.name or (name if count[name] == 1 else entry.prefix) for entry, name in zip(entries, short, strict=True)
-    ]
-    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
-    if times > 1:
-        raise UsageError(f"{times} validation sets are called {name!r}; give each a name of its own, {{name: ...}}")
-    return names
 
 
 def split_shares(split: str) -> tuple[float, float, float]:
