@@ -1,5 +1,6 @@
 """Several data sets mixed by weight, and by other weights later on."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,34 @@ BLOCK = 1 << 16  # samples whose sources are computed and kept at once
 
 
 @dataclass(frozen=True)
+class Blend:
+    """Whose turn it is when several data sets are taken by weights, for ever: sample k of a data set with share w of
+    them is due at time (k + 1/2) / w, and samples come as they are due, those of the first data set first on a tie.
+    """
+
+    shares: tuple[float, ...]
+
+    @classmethod
+    def of(cls, weights: Sequence[float]) -> "Blend":
+        return cls(tuple(float(weight) / sum(weights) for weight in weights))
+
+    def sources(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(data set int32 [count], sample of it int64 [count]) from `first` on."""
+        return _helpers.blend(self.shares, first, first + count)
+
+    def given(self, count: int) -> np.ndarray:
+        """int64 [data sets]: how many samples each gave among the first `count`."""
+        return _helpers.blend_counts(self.shares, count)
+
+    def reaching(self, counts: Sequence[int]) -> int:
+        """The least number of samples among which every data set gave `counts` of its own; of weight 0, none."""
+        wanted = [count if share > 0 else 0 for count, share in zip(counts, self.shares, strict=True)]
+        due = [count / share for count, share in zip(wanted, self.shares, strict=True) if count]
+        most = range(int(max(due, default=0)) + len(wanted) + 1)
+        return bisect_left(most, True, key=lambda n: bool((self.given(n) >= wanted).all()))
+
+
+@dataclass(frozen=True)
 class Phase:
     """From sample `begin` of the run on, data sets are taken by `weights`: one each, on any scale, none below 0."""
 
@@ -24,10 +53,9 @@ class Phase:
 class BlendedDataset:
     """Samples of several data sets, each taken in proportion to its weight and in its own order.
 
-    Within a phase, sample k of a data set with share w of the weights is due at time (k + 1/2) / w, and samples come
-    as they are due, those of the first data set first on a tie. So the phase's first n samples hold n w of each data
-    set, to within 1/2 + w * data sets / 2; a longer run begins with the samples of a shorter one, and any place is
-    entered without walking what lies before it.
+    Within a phase they take turns as `Blend` says. So the phase's first n samples hold n w of a data set with share w,
+    to within 1/2 + w * data sets / 2; a longer run begins with the samples of a shorter one, and any place is entered
+    without walking what lies before it.
     """
 
     def __init__(self, datasets: Sequence[Samples], phases: Sequence[Phase]):
@@ -40,11 +68,11 @@ class BlendedDataset:
             if len(datasets) != len(weights) or not datasets or min(weights) < 0 or sum(weights) <= 0:
                 raise ValueError(f"{len(datasets)} data sets with weights {weights}; one each, none below 0, one above")
         self.datasets, self.begins = tuple(datasets), begins
-        self.shares = [[float(weight) / sum(phase.weights) for weight in phase.weights] for phase in phases]
+        self.blends = [Blend.of(phase.weights) for phase in phases]
         # Samples that each data set gave before each phase, int64 [data sets].
         self._given = [np.zeros(len(datasets), np.int64)]
-        for shares, (begin, end) in zip(self.shares, pairwise(begins), strict=False):
-            self._given.append(self._given[-1] + _helpers.blend_counts(shares, end - begin))
+        for blend, (begin, end) in zip(self.blends, pairwise(begins), strict=False):
+            self._given.append(self._given[-1] + blend.given(end - begin))
         self._block = lru_cache(maxsize=4)(self._compute_block)
 
     def __len__(self) -> int:
@@ -76,7 +104,7 @@ class BlendedDataset:
         return pieces
 
     def _compute_block(self, phase: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-        datasets, samples = _helpers.blend(self.shares[phase], block * BLOCK, (block + 1) * BLOCK)
+        datasets, samples = self.blends[phase].sources(block * BLOCK, BLOCK)
         return datasets, samples + self._given[phase][datasets]
 
 

@@ -67,7 +67,7 @@ def test_several_data_sets_are_blended_each_in_an_order_of_its_own(tmp_path):
         write_dataset(tmp_path / name, DOCUMENTS)
     train = build(config(train=[(tmp_path / "a", 3.0), (tmp_path / "b", 1.0)])).train
     assert isinstance(train, BlendedDataset)
-    assert train.shares == [[0.75, 0.25]]
+    assert [one.shares for one in train.blends] == [(0.75, 0.25)]
     one, two = train.datasets
     assert one.read(0, 22)[:, 0].tolist() != (two.read(0, 22)[:, 0]).tolist()
 

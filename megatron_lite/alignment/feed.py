@@ -1,0 +1,149 @@
+"""What a run after pretraining trains on and validates on: rows of samples as microbatches."""
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from megatron_lite.alignment.batches import Collator, on_device
+from megatron_lite.alignment.packing import Rows, best_fit, one_each
+from megatron_lite.alignment.rows import RowSet, RunRows, capacity_of
+from megatron_lite.config import AlignedConfig, batch_size_after
+from megatron_lite.model.model import Model
+from megatron_lite.model.sequences import Sequences, padded
+from megatron_lite.model.splitmix import key_of
+
+
+@dataclass(frozen=True)
+class DataRank:
+    """Whose part of a global batch, in a form that the layout can run: of lengths that are a multiple of `multiple`,
+    and in numbers of microbatches that are one of `stages`.
+    """
+
+    rank: int = 0
+    size: int = 1
+    multiple: int = 1
+    stages: int = 1
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  # it is a constant
+
+    @classmethod
+    def of(cls, model: Model) -> "DataRank":
+        mesh, resolved = model.mesh, model.resolved
+        return cls(mesh.coordinate["data"], resolved.data, model.multiple, resolved.pipeline, mesh.device)
+
+
+class RowsFeed:
+    """`consumed` counts rows, packed or not: which samples a step holds depends on (data.seed, consumed) alone.
+
+    A thread makes the batch that follows while this one is worked on.
+    """
+
+    def __init__(self, sets: Sequence[RowSet], config: AlignedConfig, place: DataRank):
+        self.config, self.place, self.rows = config, place, RunRows(sets, config)
+        self.collate = collator_of(config, place, random_is_used(config))
+        self._ahead = _Ahead(self._read)
+
+    def size(self, consumed: int) -> int:
+        return batch_size_after(consumed, self.config.train)
+
+    def microbatches(self, consumed: int, step: int) -> list[Sequences]:
+        following = consumed + self.size(consumed), step + 1
+        return [on_device(one, self.place.device) for one in self._ahead.get((consumed, step), following)]
+
+    def tokens(self, consumed: int) -> int:
+        return self.rows.tokens(consumed)
+
+    def close(self) -> None:
+        self._ahead.close()
+
+    def _read(self, consumed: int, step: int) -> list[Sequences]:
+        mine = self.size(consumed) // self.place.size
+        sets, seed = self.rows.sets, self.config.train.seed
+        keys = [key_of(seed, one.name, step) for one in sets]
+        rows = [
+            [sets[one].sample(number, keys[one]) for number in samples]
+            for one, samples in self.rows.read(consumed + self.place.rank * mine, mine)
+        ]
+        micro = self.config.train.micro_batch_size
+        return [self.collate(rows[first : first + micro]) for first in range(0, mine, micro)]
+
+
+@dataclass(frozen=True)
+class RowsValidation:
+    """A set read once through, in the order of its file; packed where training's rows are."""
+
+    given: RowSet
+    config: AlignedConfig
+    place: DataRank
+
+    @property
+    def name(self) -> str:
+        return self.given.name
+
+    @property
+    def weight(self) -> float:
+        return self.given.weight
+
+    @cached_property
+    def rows(self) -> Rows:
+        lengths, capacity = self.given.store.lengths, capacity_of(self.config)
+        return one_each(len(lengths)) if capacity is None else best_fit(lengths, capacity).in_file_order()
+
+    def batches(self) -> int:
+        return math.ceil(len(self.rows) / self.config.train.global_batch_size)
+
+    def samples(self, number: int) -> list[list[list[int]]]:
+        """Of each row of each of this data rank's microbatches of a global batch; without those that fill up."""
+        first, each = self._dealt(number)
+        begin, end = (min(first + each * rank, len(self.rows)) for rank in (self.place.rank, self.place.rank + 1))
+        micro = self.config.train.micro_batch_size
+        return [
+            [self.rows.row(row) for row in range(start, min(start + micro, end))] for start in range(begin, end, micro)
+        ]
+
+    def microbatches(self, number: int) -> list[Sequences]:
+        collate = collator_of(self.config, self.place, draws=False)
+        batches = self.samples(number)
+        made = [collate([[self.given.sample(sample) for sample in row] for row in rows]) for rows in batches]
+        if not made:
+            made = [collate([[self.given.sample(0)]]).nothing()]
+        _, each = self._dealt(number)
+        count, stages = math.ceil(each / self.config.train.micro_batch_size), self.place.stages
+        return [on_device(one, self.place.device) for one in padded(made, math.ceil(count / stages) * stages)]
+
+    def _dealt(self, number: int) -> tuple[int, int]:
+        """(first row of a global batch, how many of its rows a data rank takes, the last ones fewer)."""
+        first = number * self.config.train.global_batch_size
+        rows = min(self.config.train.global_batch_size, len(self.rows) - first)
+        return first, math.ceil(rows / self.place.size)
+
+
+def collator_of(config: AlignedConfig, place: DataRank, draws: bool) -> Collator:
+    return Collator(config.model.vocab_size, capacity_of(config), place.multiple, config.compares, draws)
+
+
+def random_is_used(config: AlignedConfig) -> bool:
+    """Whether training drops out or adds noise."""
+    return config.lora is not None and config.lora.dropout > 0
+
+
+class _Ahead:
+    """Does what is likely to be asked for next."""
+
+    def __init__(self, work: Callable[..., list[Sequences]]):
+        self.work = work
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rows")
+        self.next: tuple[tuple[int, int], Future[list[Sequences]]] | None = None
+
+    def get(self, asked: tuple[int, int], following: tuple[int, int]) -> list[Sequences]:
+        """What `work` makes of `asked`; it goes on with `following`."""
+        ready = self.next[1] if self.next is not None and self.next[0] == asked else None
+        found = self.work(*asked) if ready is None else ready.result()
+        self.next = following, self.thread.submit(self.work, *following)
+        return found
+
+    def close(self) -> None:
+        self.thread.shutdown(cancel_futures=True)
