@@ -10,7 +10,7 @@ import torch
 
 from megatron_lite.alignment.batches import Collator, on_device
 from megatron_lite.alignment.packing import Rows, best_fit, one_each
-from megatron_lite.alignment.rows import RowSet, RunRows, capacity_of
+from megatron_lite.alignment.sets import RowSet, RunRows, capacity_of
 from megatron_lite.config import AlignedConfig, batch_size_after
 from megatron_lite.model.model import Model
 from megatron_lite.model.sequences import Sequences, padded
