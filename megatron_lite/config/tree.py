@@ -259,10 +259,11 @@ class TrainConfig(Section):
 
     `valid_batches` bounds a validation to that many global batches (null: the whole set); the last step's validation
     always reads the whole set. `trainable` are patterns of parameters' names, such as "*.mlp.*": all others are frozen
-    (null: nothing is). `ema` is the decay of a moving average of the trained weights, kept beside them and saved with
-    them, which tools/convert_checkpoint.py --ema takes (null: there is none). `evaluate` runs benchmarks meanwhile, and
-    `samples` has the model write texts (null: none). `check_transcripts` compares every rank's communication, call by
-    call, for finding a hang.
+    (null: nothing is); with `lora` they are trained beside the adapters (null: these alone, and a scalar head).
+    `neftune_alpha` is the size of the noise that embeddings get in training (null: none). `ema` is the decay of a
+    moving average of the trained weights, kept beside them and saved with them, which tools/convert_checkpoint.py --ema
+    takes (null: there is none). `evaluate` runs benchmarks meanwhile, and `samples` has the model write texts (null:
+    none). `check_transcripts` compares every rank's communication, call by call, for finding a hang.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -277,6 +278,7 @@ class TrainConfig(Section):
     trainable: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     ema: Decay | None = None
     z_loss: NonNegativeFloat = 0.0
+    neftune_alpha: PositiveFloat | None = None
     valid_every: Positive | None = 1000
     valid_batches: Positive | None = None
     evaluate: EvaluateConfig | None = None
@@ -324,6 +326,11 @@ class Config(Section):
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     lora: LoraConfig | None = None
+
+    @property
+    def draws(self) -> bool:
+        """Whether training draws random numbers: adapters' dropout, or noise of embeddings."""
+        return self.train.neftune_alpha is not None or (self.lora is not None and self.lora.dropout > 0)
 
     @model_validator(mode="before")
     @classmethod

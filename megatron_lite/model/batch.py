@@ -6,7 +6,7 @@ from torch import Tensor
 
 from megatron_lite.model.objective import Objective
 from megatron_lite.model.operations import AttentionMetadata
-from megatron_lite.model.sequences import Sequences
+from megatron_lite.model.sequences import Draws, Sequences
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Microbatch:
     tokens, labels  [T, B], this rank's positions
     attention       what attention needs to know of them
     positions       int64 [T], which those are
+    draws           by what dropout and noise are drawn, [T, B] each (None: there is neither)
     sequences       what an objective sees
     objective       what the model's end makes of its outputs
     denominators    float64 [n], the objective's, summed over the whole step: known before forward, so that gradients
@@ -26,6 +27,7 @@ class Microbatch:
     labels: Tensor
     attention: AttentionMetadata
     positions: Tensor
+    draws: Draws | None
     sequences: Sequences
     objective: Objective
     denominators: Tensor

@@ -12,7 +12,7 @@ from megatron_lite.mesh import Mesh
 from megatron_lite.model.freezing import Patterns, check_patterns, divided
 from megatron_lite.model.heads import Ending, Head, ScalarHead
 from megatron_lite.model.initialization import fill_box
-from megatron_lite.model.parameters import Specification
+from megatron_lite.model.parameters import Specification, is_adapter
 from megatron_lite.model.transformer import Block, Embedding
 from megatron_lite.parallel.collectives import alone
 from megatron_lite.parallel.context import KINDS, ContextSplit
@@ -69,13 +69,26 @@ def undivided(stage: Stage, config: Config, resolved: Resolved, mesh: Mesh) -> S
     return build_units(config, resolved, mesh, stage.weights, region, split)
 
 
+def base_of(stage: Stage, config: Config, resolved: Resolved, mesh: Mesh) -> Stage:
+    """A stage's weights again but for adapters; `config` has none."""
+    weights = {name: tuple(s for s in its if not _adapts(s)) for name, its in stage.weights.items()}
+    return build_units(config, resolved, mesh, weights, region_of(config, mesh), split_of(config, mesh))
+
+
+def _adapts(shards: Shards) -> bool:
+    """They hold adapters alone, or none."""
+    return is_adapter(shards.layout.locals[0].packs[0].logical.name)
+
+
 class _Weights:
     """Makes the shards of a stage's units."""
 
     def __init__(self, config: Config, resolved: Resolved, mesh: Mesh, kernels: Kernels, trainable: Patterns):
         self.config, self.resolved, self.mesh, self.trainable = config, resolved, mesh, trainable
         tensor = mesh.tensor
-        self.specification = Specification(config.model, config.train.initializer_range, tensor.size, tensor.rank)
+        self.specification = Specification(
+            config.model, config.train.initializer_range, tensor.size, tensor.rank, config.lora
+        )
         self.numerics = numerics_of(resolved, mesh.device, kernels)
         check_patterns(trainable, list(self.specification.parameters()))
 
@@ -85,12 +98,18 @@ class _Weights:
         if mesh.has_embedding:
             found["embedding"] = self._shards("embedding", self.specification.embedding())
         for layers in layers_of_chunks(self.resolved, mesh):
-            found |= {f"block.{n}": self._shards(f"block.{n}", self.specification.block(n)) for n in layers}
+            found |= {f"block.{n}": self._of_block(n) for n in layers}
         if mesh.has_head:
             own = self._shards("head", self.specification.head(beside_embedding=mesh.has_embedding))
             tied = found["embedding"] if self.config.model.tie_word_embeddings and mesh.has_embedding else ()
             found["head"] = (*own, *tied)
         return found
+
+    def _of_block(self, layer: int) -> tuple[Shards, ...]:
+        """Its own, and those of its adapter."""
+        name, adapter = f"block.{layer}", self.specification.adapter(layer)
+        own = self._shards(name, self.specification.block(layer))
+        return own + (self._shards(f"{name}.adapter", adapter) if adapter else ())
 
     def _shards(self, name: str, locals_: list[Local]) -> tuple[Shards, ...]:
         """Those that are trained, those that are frozen, or both."""
@@ -110,11 +129,11 @@ def build_units(config: Config, resolved: Resolved, mesh: Mesh, weights: Mapping
     """A stage's units around weights that there are, by unit's name: they may stand in several stages at once."""
     model = config.model
     chunks: list[list[Unit]] = [
-        [Block(model, weights[f"block.{n}"], region, resolved.recompute[n]) for n in layers]
+        [Block(model, weights[f"block.{n}"], region, resolved.recompute[n], config.lora) for n in layers]
         for layers in layers_of_chunks(resolved, mesh)
     ]
     if mesh.has_embedding:
-        chunks[0].insert(0, Embedding(weights["embedding"], region))
+        chunks[0].insert(0, Embedding(weights["embedding"], region, config.train.neftune_alpha))
     if mesh.has_head:
         head = Head if model.head == "logits" else ScalarHead
         chunks[-1].append(head(model, weights["head"], Ending(region, split, config.kernels.loss_chunk)))

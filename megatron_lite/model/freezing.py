@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
+from megatron_lite.config import Config
 from megatron_lite.config.complaints import suggest
 from megatron_lite.errors import UsageError
 from megatron_lite.parallel.layout import Local
@@ -10,6 +11,17 @@ from megatron_lite.parallel.layout import Local
 Patterns = Sequence[str]
 EVERYTHING: Patterns = ("*",)
 NOTHING: Patterns = ()
+ADAPTERS: Patterns = ("*.lora_[AB].weight",)
+
+
+def trained_by(config: Config) -> Patterns:
+    """What a configuration trains: with `lora` the adapters, a scalar head's weight, and what `train.trainable` adds;
+    without, what that names, or everything.
+    """
+    if config.lora is None:
+        return config.train.trainable or EVERYTHING
+    head = ("score.weight",) if config.model.head == "scalar" else ()
+    return (*ADAPTERS, *head, *(config.train.trainable or ()))
 
 
 def matches(name: str, patterns: Patterns) -> bool:

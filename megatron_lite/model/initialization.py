@@ -18,8 +18,8 @@ _CHUNK = 1 << 20  # elements at a time, which bounds the float64 and int64 tempo
 def fill_box(flat: Tensor, box: Box, seed: int, master: torch.dtype) -> None:
     """Write a block's initial values into its place in a flat shard, rounded to the master dtype first."""
     target = flat[box.offset : box.offset + box.size]
-    if box.logical.deviation is None:
-        target.fill_(1.0)
+    if not box.logical.deviation:
+        target.fill_(1.0 if box.logical.deviation is None else 0.0)
         return
     key = key_of(seed, box.logical.name)
     for begin in range(0, box.size, _CHUNK):

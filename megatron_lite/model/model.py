@@ -5,6 +5,7 @@ its reference or a critic: one after the other they use the same channels.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from math import lcm
@@ -16,12 +17,12 @@ from megatron_lite.config import Config, Resolved
 from megatron_lite.kernels.choice import Choice, kernels_of
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.batch import Microbatch
-from megatron_lite.model.build import build_stage, choice_of, initialize, region_of, split_of, undivided
-from megatron_lite.model.freezing import EVERYTHING, Patterns
+from megatron_lite.model.build import base_of, build_stage, choice_of, initialize, region_of, split_of, undivided
+from megatron_lite.model.freezing import Patterns, trained_by
 from megatron_lite.model.objective import Objective, TokenObjective
 from megatron_lite.model.operations import Angles, AttentionMetadata, angles_of
 from megatron_lite.model.outputs import Made, Outputs, Values, bring_to_first, stacked
-from megatron_lite.model.sequences import Sequences, check_columns
+from megatron_lite.model.sequences import Draws, Sequences, check_columns
 from megatron_lite.parallel.collectives import Recorder
 from megatron_lite.parallel.context import documents_of
 from megatron_lite.parallel.pipeline.checker import ScheduleError, check
@@ -57,7 +58,7 @@ class Model:
     ):
         self.config, self.resolved, self.mesh, self.recorder = config, resolved, mesh, recorder
         self.choice = choice or choice_of(config, mesh.device.type)
-        patterns = config.train.trainable or EVERYTHING if trainable is None else trainable
+        patterns = trained_by(config) if trainable is None else trainable
         self.stage: Stage = build_stage(config, resolved, mesh, kernels_of(self.choice), patterns)
         initialize(self.stage, config.train.seed)
         self.policy = policy_of(config.parallel.zero_stage, config.parallel.regather)
@@ -75,6 +76,13 @@ class Model:
     def undivided(self) -> Stage:
         """The stage's weights in units for new tokens beside a cache (inference/); they are not copied."""
         return undivided(self.stage, self.config, self.resolved, self.mesh)
+
+    def base(self) -> "Model":
+        """The same weights without adapters, which are not copied either: what an adapted policy is held against."""
+        plain = copy(self)
+        plain.config = self.config.model_copy(update={"lora": None})
+        plain.stage, plain.executors = base_of(self.stage, plain.config, self.resolved, self.mesh), {}
+        return plain
 
     def rehearse(self, sequences: Sequences, objective: Objective) -> Tensor:
         """Run each kind of unit forward and backward by itself, on zeros like a message; no other stage takes part.
@@ -97,7 +105,11 @@ class Model:
 
     def forward(self, sequences: Sequence[Sequences], objective: Objective) -> list[Made]:
         """The objective's numbers and the head's outputs of each microbatch, where the model ends: nothing trains."""
-        return self.run(self.microbatches(sequences, objective), "F")
+        return self.run(self.asked(sequences, objective), "F")
+
+    def asked(self, sequences: Sequence[Sequences], objective: Objective) -> list[Microbatch]:
+        """As `microbatches`, for a forward pass alone: without training's dropout and noise."""
+        return self.microbatches([replace(one, draws=None) for one in sequences], objective)
 
     def outputs(self, sequences: Sequence[Sequences], objective: Objective) -> list[Outputs | Values]:
         """The head's of each microbatch of this data rank, where the model ends; empty on other stages."""
@@ -141,9 +153,13 @@ class Model:
             given = one.positions[:, positions].to(turns.positions.dtype)
             turns = replace(turns, positions=given.t().contiguous())
         documents = None if one.documents is None else documents_of(one.documents, self.split.attending)
+        tokens, labels, *drawn = (
+            whole[:, positions].t().contiguous()
+            for whole in (one.tokens, one.labels, *((one.draws.keys, one.draws.lengths) if one.draws else ()))
+        )
         return Microbatch(
-            one.tokens[:, positions].t().contiguous(), one.labels[:, positions].t().contiguous(),
-            AttentionMetadata(turns, self.split, documents), positions, one, objective, denominators,
+            tokens, labels, AttentionMetadata(turns, self.split, documents), positions,
+            Draws(*drawn) if drawn else None, one, objective, denominators,
         )  # fmt: skip
 
     def _denominators(self, sequences: Sequence[Sequences], objective: Objective) -> Tensor:

@@ -10,17 +10,30 @@
     q, k_norm    [D]                              with model.qk_norm                replicated, used inside regions
     lm_head      [V / tp, H]                      lm_head, or embed_tokens if tied  rows
     score        [1, H]                           score, of a scalar head           replicated
+    q_proj.lora_A   [r, H]                        so also k, v, gate, up            replicated
+    q_proj.lora_B   [heads / tp * D, r]           likewise                          rows
+    o_proj.lora_A   [r, heads / tp * D]           so also down, of F / tp columns   columns
+    o_proj.lora_B   [H, r]                        likewise                          replicated
 
 V is padded to a multiple of 16 tp; padded rows belong to no logical parameter. Initial deviations: `initializer_range`,
 and for o and down that divided by sqrt(2 * layers), as in GPT-2 (Radford et al. 2019, section 2.3). Norms begin at one.
+An adapter's B begins at zero (Hu et al. 2021, arXiv 2106.09685, section 4.1), its A with deviation 1 / sqrt(3 columns),
+that of the uniform numbers below 1 / sqrt(columns) which PEFT begins with.
 """
 
 from dataclasses import dataclass
 from math import sqrt
 
-from megatron_lite.config import ModelConfig
+from megatron_lite.config import LoraConfig, ModelConfig
 from megatron_lite.config.rounding import vocabulary_share
 from megatron_lite.parallel.layout import Local, Logical, Packed
+
+LEAVING = ("o_proj", "down_proj")  # whose products leave a tensor-parallel region; those of the others enter one
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is one of an adapter's."""
+    return ".lora_" in name
 
 
 @dataclass(frozen=True)
@@ -31,11 +44,13 @@ class Specification:
     deviation: float  # train.initializer_range
     tensor: int
     rank: int
+    lora: LoraConfig | None = None
 
     def parameters(self) -> dict[str, Logical]:
         """Every parameter of the model by its name, in order."""
         layers = range(self.model.num_hidden_layers)
-        units = [self.embedding(), *(self.block(layer) for layer in layers), self.head(beside_embedding=False)]
+        blocks = [self.block(layer) + self.adapter(layer) for layer in layers]
+        units = [self.embedding(), *blocks, self.head(beside_embedding=False)]
         packs = (packed for unit in units for local in unit for packed in local.packs)
         return {packed.logical.name: packed.logical for packed in packs}
 
@@ -47,7 +62,7 @@ class Specification:
         norm = self._norm("norm", "model.norm.weight")
         if self.model.head == "scalar":
             score = Logical("score.weight", (1, self.model.hidden_size), self.deviation, True)
-            return [Local("score", score.shape, (Packed(score, 0, 1, (0, 0)),), replicated=True), norm]
+            return [self._whole("score", score), norm]
         if not self.model.tie_word_embeddings:
             size = (self.model.vocab_size, self.model.hidden_size)
             return [self._vocabulary("lm_head", Logical("lm_head.weight", size, self.deviation, True)), norm]
@@ -56,29 +71,57 @@ class Specification:
         return [self._vocabulary("embed", self._embed_tokens, owner=False), norm]
 
     def block(self, layer: int) -> list[Local]:
-        prefix = f"model.layers.{layer}"
-        model = self.model
-        hidden, ffn, heads = model.hidden_size, model.intermediate_size, model.num_attention_heads * model.head_dim
-        residual = self.deviation / sqrt(2 * model.num_hidden_layers)
-
-        def matrix(name: str, rows: int, columns: int, deviation: float = self.deviation) -> Logical:
-            return Logical(f"{prefix}.{name}.weight", (rows, columns), deviation, True)
-
-        keys = model.num_key_value_heads * model.head_dim
-        qkv = [matrix(f"self_attn.{n}_proj", rows, hidden) for n, rows in (("q", heads), ("k", keys), ("v", keys))]
+        prefix, matrices = f"model.layers.{layer}", self._matrices(layer)
         head_norms = [
-            self._norm(n, f"{prefix}.self_attn.{n}.weight", model.head_dim, inside=True)
-            for n in (("q_norm", "k_norm") if model.qk_norm else ())
+            self._norm(n, f"{prefix}.self_attn.{n}.weight", self.model.head_dim, inside=True)
+            for n in (("q_norm", "k_norm") if self.model.qk_norm else ())
         ]
         return [
-            self._packed_qkv(*qkv),
-            self._columns("o", matrix("self_attn.o_proj", hidden, heads, residual)),
-            self._packed_rows("gate_up", [matrix(f"mlp.{n}_proj", ffn, hidden) for n in ("gate", "up")]),
-            self._columns("down", matrix("mlp.down_proj", hidden, ffn, residual)),
+            self._packed_qkv(*(matrices[f"{n}_proj"] for n in "qkv")),
+            self._columns("o", matrices["o_proj"]),
+            self._packed_rows("gate_up", [matrices[f"{n}_proj"] for n in ("gate", "up")]),
+            self._columns("down", matrices["down_proj"]),
             self._norm("attention_norm", f"{prefix}.input_layernorm.weight"),
             self._norm("mlp_norm", f"{prefix}.post_attention_layernorm.weight"),
             *head_norms,
         ]
+
+    def adapter(self, layer: int) -> list[Local]:
+        """A and B of each target of `lora` in a block."""
+        found: list[Local] = []
+        if self.lora is None:
+            return found
+        for target in self.lora.targets:
+            logical, rank = self._matrices(layer)[target], self.lora.rank
+            (rows, columns), prefix = logical.shape, logical.name.removesuffix("weight")
+            a = Logical(f"{prefix}lora_A.weight", (rank, columns), 1 / sqrt(3 * columns), True)
+            b = Logical(f"{prefix}lora_B.weight", (rows, rank), 0.0, True)
+            names = f"{target}.lora_A", f"{target}.lora_B"
+            if target in LEAVING:
+                found += [self._columns(names[0], a), self._whole(names[1], b)]
+            else:
+                found += [self._whole(names[0], a), self._packed_rows(names[1], [b])]
+        return found
+
+    def _matrices(self, layer: int) -> dict[str, Logical]:
+        """Of a block, by Hugging Face's names."""
+        model = self.model
+        hidden, ffn, heads = model.hidden_size, model.intermediate_size, model.num_attention_heads * model.head_dim
+        keys = model.num_key_value_heads * model.head_dim
+        residual = self.deviation / sqrt(2 * model.num_hidden_layers)
+
+        def matrix(name: str, rows: int, columns: int, deviation: float = self.deviation) -> Logical:
+            return Logical(f"model.layers.{layer}.{name}.weight", (rows, columns), deviation, True)
+
+        return {
+            "q_proj": matrix("self_attn.q_proj", heads, hidden),
+            "k_proj": matrix("self_attn.k_proj", keys, hidden),
+            "v_proj": matrix("self_attn.v_proj", keys, hidden),
+            "o_proj": matrix("self_attn.o_proj", hidden, heads, residual),
+            "gate_proj": matrix("mlp.gate_proj", ffn, hidden),
+            "up_proj": matrix("mlp.up_proj", ffn, hidden),
+            "down_proj": matrix("mlp.down_proj", hidden, ffn, residual),
+        }
 
     @property
     def _embed_tokens(self) -> Logical:
@@ -108,6 +151,9 @@ class Specification:
     def _columns(self, name: str, logical: Logical) -> Local:
         rows, columns = logical.shape[0], logical.shape[1] // self.tensor
         return Local(name, (rows, columns), (Packed(logical, 0, rows, (0, self.rank * columns)),))
+
+    def _whole(self, name: str, logical: Logical) -> Local:
+        return Local(name, logical.shape, (Packed(logical, 0, logical.shape[0], (0, 0)),), replicated=True)
 
     def _vocabulary(self, name: str, logical: Logical, owner: bool = True) -> Local:
         rows = vocabulary_share(logical.shape[0], self.tensor)

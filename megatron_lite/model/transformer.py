@@ -13,8 +13,10 @@ from functools import partial
 
 from torch import Tensor
 
-from megatron_lite.config import ModelConfig, Recompute
+from megatron_lite.config import LoraConfig, ModelConfig, Recompute
+from megatron_lite.model.adapters import Entering, Leaving, adapters_of
 from megatron_lite.model.batch import Microbatch
+from megatron_lite.model.noise import noisy
 from megatron_lite.model.operations import (
     AttentionMetadata,
     add_norm,
@@ -23,8 +25,10 @@ from megatron_lite.model.operations import (
     norm_and_residual,
     rotate,
     swiglu,
+    unpack,
 )
-from megatron_lite.parallel.tensor import Region, enter_linear, linear_leave, recomputed_linear_leave
+from megatron_lite.model.sequences import Draws
+from megatron_lite.parallel.tensor import Core, Region
 from megatron_lite.parallel.vocabulary import vocabulary_embedding
 from megatron_lite.parallel.zero import Shards, weights_by_name
 
@@ -32,52 +36,60 @@ Projection = Callable[[Tensor], Tensor]
 
 
 class Embedding:
-    """Token embedding, split over the vocabulary."""
+    """Token embedding, split over the vocabulary; with `alpha` in training noisy, as NEFTune has it."""
 
-    def __init__(self, shards: Sequence[Shards], region: Region):
-        self.shards, self.region = tuple(shards), region
+    def __init__(self, shards: Sequence[Shards], region: Region, alpha: float | None):
+        self.shards, self.region, self.alpha = tuple(shards), region, alpha
         self.embed = weights_by_name(shards)["embed"]
         self.recompute: Recompute = "none"
 
     def forward(self, x: Tensor, batch: Microbatch) -> Tensor:
-        return vocabulary_embedding(batch.tokens, self.embed, self.region, anchor=x)
+        embedded = vocabulary_embedding(batch.tokens, self.embed, self.region, anchor=x)
+        if self.alpha is None or batch.draws is None:
+            return embedded
+        own = Draws(self.region.own(batch.draws.keys), self.region.own(batch.draws.lengths))
+        return noisy(embedded, own, self.alpha, self.embed.local.packs[0].logical.name)
 
 
 class Block:
     """Pre-norm attention and SwiGLU, each added to its input (Llama, arXiv 2302.13971, section 2.2)."""
 
-    def __init__(self, model: ModelConfig, shards: Sequence[Shards], region: Region, recompute: Recompute):
+    def __init__(self, model: ModelConfig, shards: Sequence[Shards], region: Region, recompute: Recompute,
+                 lora: LoraConfig | None):  # fmt: skip
         self.model, self.shards, self.region, self.recompute = model, tuple(shards), region, recompute
         self.kernels = self.shards[0].numerics.kernels
         self.queries = model.num_attention_heads // model.num_key_value_heads  # of a key-value head
         weights = weights_by_name(shards)
-        self.qkv, self.o, self.gate_up, self.down = (weights[name] for name in ("qkv", "o", "gate_up", "down"))
+        adapter = adapters_of(weights, lora).get
+        in_qkv = partial(queries_keys_values, head_dim=model.head_dim, queries=self.queries)
+        self.qkv = Entering(weights["qkv"], [adapter(f"{n}_proj") for n in "qkv"], in_qkv)
+        self.o = Leaving(weights["o"], adapter("o_proj"), recompute)
+        self.gate_up = Entering(weights["gate_up"], [adapter("gate_proj"), adapter("up_proj")], gate_and_up)
+        self.down = Leaving(weights["down"], adapter("down_proj"), recompute)
         self.head_norms = (weights["q_norm"], weights["k_norm"]) if model.qk_norm else None
-        self.leave = recomputed_linear_leave if recompute == "selective" else linear_leave
         self.attention_norm, self.mlp_norm = weights["attention_norm"], weights["mlp_norm"]
 
     def forward(self, x: Tensor, batch: Microbatch) -> Tensor:
-        return self.transform(
-            x, partial(self._rotate, metadata=batch.attention), partial(self._attention, metadata=batch.attention)
-        )
+        rotate = partial(self._rotate, metadata=batch.attention)
+        attention = partial(self._attention, metadata=batch.attention)
+        return self.transform(x, rotate, attention, None if batch.draws is None else batch.draws.keys)
 
-    def transform(self, x: Tensor, rotate: Projection, attention: Projection) -> Tensor:
+    def transform(self, x: Tensor, rotate: Projection, attention: Core, keys: Tensor | None = None) -> Tensor:
         """The block around any attention; generation passes one with a cache.
 
         `rotate` turns packed queries and keys by their positions, in place; `attention` takes [T, B, packed QKV] to
-        [T, B, heads D] and may run twice, when it is recomputed.
+        [T, B, heads D] and may run twice, when it is recomputed. keys: int64 [T, B], by which adapters' dropout is
+        drawn (None: there is none).
         """
         region, eps = self.region, self.model.rms_norm_eps
         h, x = norm_and_residual(x, self.attention_norm, eps)
-        h = rotate(self._project(h))
-        h = self.leave(h, attention, self.o, region, "attention.leave")
+        h = self._norm_heads(self.qkv(h, region, "attention.enter", keys))
+        h = self.o(rotate(h), attention, region, "attention.leave", keys)
         h, x = add_norm(h, x, self.mlp_norm, eps)
-        h = enter_linear(h, self.gate_up, region, "mlp.enter")
-        return self.leave(h, partial(swiglu, kernels=self.kernels), self.down, region, "mlp.leave").add_(x)
+        h = self.gate_up(h, region, "mlp.enter", keys)
+        return self.down(h, partial(swiglu, kernels=self.kernels), region, "mlp.leave", keys).add_(x)
 
-    def _project(self, h: Tensor) -> Tensor:
-        """Packed queries, keys and values, [T, B, G (R + 2) D]."""
-        qkv = enter_linear(h, self.qkv, self.region, "attention.enter")
+    def _norm_heads(self, qkv: Tensor) -> Tensor:
         if self.head_norms is None:
             return qkv
         return head_norm(qkv, self.head_norms, self.queries, self.model.head_dim, self.model.rms_norm_eps)
@@ -87,3 +99,13 @@ class Block:
 
     def _attention(self, qkv: Tensor, metadata: AttentionMetadata) -> Tensor:
         return causal_attention(qkv, self.model.head_dim, self.queries, metadata, self.kernels)
+
+
+def queries_keys_values(qkv: Tensor, head_dim: int, queries: int) -> Sequence[Tensor]:
+    """[T, B, G (R + 2) D] -> [T, B, G, R or 1, D] each."""
+    return unpack(qkv, head_dim, queries).split([queries, 1, 1], dim=3)
+
+
+def gate_and_up(packed: Tensor) -> Sequence[Tensor]:
+    """[.., 2 F] -> [.., F] each."""
+    return packed.chunk(2, -1)

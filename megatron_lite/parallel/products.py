@@ -1,10 +1,14 @@
 """Products of activations with a weight."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from megatron_lite.parallel.weights import Weight
 
+Diagonal = Callable[[Tensor], Tensor]
 ROWS = 64  # for which a reordered weight is laid out; it serves any number
 
 
@@ -36,3 +40,33 @@ def _reorders(data: Tensor) -> bool:
 
 def rows_of(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
+
+
+@dataclass(frozen=True)
+class Linear:
+    """x [T, B, K] -> scale * d(x) W^T [T, B, N], where d scales each element of x by a number of its own, such as
+    dropout's (None: by 1).
+    """
+
+    weight: Weight
+    scale: float = 1.0
+    diagonal: Diagonal | None = None
+
+    def of(self, x: Tensor) -> Tensor:
+        return self._scaled(product_with(self.weight, self._scaled_each(x)))
+
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        return self._scaled_each(product(self._scaled(gradient), self.weight.data))
+
+    def add_gradient(self, gradient: Tensor, x: Tensor) -> None:
+        """The weight's, now or where the backward is split later; of a frozen one there is none."""
+        if self.weight.trained:
+            self.weight.run_or_defer(
+                lambda: self.weight.add_product(rows_of(self._scaled(gradient)), rows_of(self._scaled_each(x)))
+            )
+
+    def _scaled(self, y: Tensor) -> Tensor:
+        return y if self.scale == 1 else y * self.scale
+
+    def _scaled_each(self, x: Tensor) -> Tensor:
+        return x if self.diagonal is None else self.diagonal(x)

@@ -17,7 +17,7 @@ Activations are [T, B, features]; outside a region T is this rank's part under s
 a frozen weight there is none: its product's input is not kept, and not gathered again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from megatron_lite.parallel.collectives import Communicator, Handle, ready
-from megatron_lite.parallel.products import product, product_with, rows_of
+from megatron_lite.parallel.products import Linear, product, product_with, rows_of
 from megatron_lite.parallel.weights import Weight
 
 
@@ -92,6 +92,8 @@ class ReplicatedRegion:
 
 
 Region = SequenceRegion | ReplicatedRegion
+Core = Callable[[Tensor], Tensor]
+Places = Callable[[Tensor], Sequence[Tensor]]  # views of a tensor, one for each weight
 
 
 def enter_linear(x: Tensor, weight: Weight, region: Region, site: str) -> Tensor:
@@ -99,24 +101,37 @@ def enter_linear(x: Tensor, weight: Weight, region: Region, site: str) -> Tensor
     return _EnterLinear.apply(x, weight, region, site)
 
 
-def inside_linear(x: Tensor, weight: Weight) -> Tensor:
-    """Product within a region, of a rank's own features, as an adapter's second one: [T, B, K] -> [T, B, rows]."""
-    return _InsideLinear.apply(x, weight)
+def enter(x: Tensor, region: Region, site: str) -> Tensor:
+    """What a rank has of [T or T/tp, B, K], on entering a region: [T, B, K]."""
+    return _Enter.apply(x, region, site)
 
 
-def linear_leave(x: Tensor, core: Callable[[Tensor], Tensor], weight: Weight, region: Region, site: str) -> Tensor:
-    """core(x), then the row-parallel product, leaving the region: [T, B, .] -> [T or T/tp, B, rows].
+def local_linear(x: Tensor, products: Sequence[Linear]) -> Tensor:
+    """Products of what a rank has, side by side, with weights of as many rows each: [.., K] -> [.., sum of rows]."""
+    return _LocalLinear.apply(x, products)
+
+
+def add_linear(whole: Tensor, x: Tensor, weights: Sequence[Weight], places: Places) -> Tensor:
+    """whole + x_i W_i^T at the i-th of `places`, in place: x [.., n K] has a part x_i [.., K] for each weight."""
+    return _AddLinear.apply(whole, x, weights, places)
+
+
+def linear_leave(
+    x: Tensor, core: Core, products: Sequence[Linear], region: Region, sites: Sequence[str]
+) -> tuple[Tensor, ...]:
+    """Row-parallel products of core(x), each of which leaves the region under its site's name: [T, B, .] -> [T or
+    T/tp, B, rows] each.
 
     `core` is attention or SwiGLU.
     """
-    return _LinearLeave.apply(core(x), weight, region, site)
+    return _LinearLeave.apply(core(x), products, region, sites)
 
 
 def recomputed_linear_leave(
-    x: Tensor, core: Callable[[Tensor], Tensor], weight: Weight, region: Region, site: str
-) -> Tensor:
+    x: Tensor, core: Core, products: Sequence[Linear], region: Region, sites: Sequence[str]
+) -> tuple[Tensor, ...]:
     """The same, but only x is kept for backward, where core runs again; it has no weights."""
-    return _RecomputedLinearLeave.apply(x, core, weight, region, site)
+    return _RecomputedLinearLeave.apply(x, core, products, region, sites)
 
 
 def outside_linear(x: Tensor, weight: Weight, region: Region, site: str) -> Tensor:
@@ -170,61 +185,123 @@ class _EnterLinear(Function):
         return scattered.wait(), None, None, None
 
 
-class _InsideLinear(Function):
+class _Enter(Function):
     @staticmethod
-    def forward(ctx, x, weight):
-        _keep_input(ctx, x, weight)
-        return product_with(weight, x)
+    def forward(ctx, x, region, site):
+        ctx.region, ctx.site = region, site
+        return region.enter(x, site).wait()
 
     @staticmethod
     def backward(ctx, gradient):
-        weight = ctx.weight
-        if weight.trained:
-            x = _saved(ctx)
-            weight.run_or_defer(lambda: weight.add_product(rows_of(gradient), rows_of(x)))
-        return product(gradient, weight.data), None
+        return ctx.region.enter_backward(gradient, f"{ctx.site}.backward").wait(), None, None
+
+
+class _LocalLinear(Function):
+    @staticmethod
+    def forward(ctx, x, products):
+        ctx.products = products
+        _keep_for(ctx, x, products)
+        return torch.cat([one.of(x) for one in products], -1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradients = gradient.chunk(len(ctx.products), -1)
+        _weight_gradients(ctx.products, gradients, _kept(ctx))
+        return _input_gradient(ctx.products, gradients), None
+
+
+class _AddLinear(Function):
+    @staticmethod
+    def forward(ctx, whole, x, weights, places):
+        for weight, part, place in zip(weights, x.chunk(len(weights), -1), places(whole), strict=True):
+            place.add_(product_with(weight, part).view(place.shape))
+        ctx.weights, ctx.places = weights, places
+        ctx.save_for_backward(x)
+        ctx.mark_dirty(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x = _saved(ctx)
+        products = [Linear(weight) for weight in ctx.weights]
+        count, places = len(products), ctx.places
+        inner = [place.reshape(*x.shape[:-1], -1) for place in places(gradient)]
+        for one, its_gradient, part in zip(products, inner, x.chunk(count, -1), strict=True):
+            one.add_gradient(its_gradient, part)
+        parts = [one.input_gradient(its_gradient) for one, its_gradient in zip(products, inner, strict=True)]
+        return gradient, torch.cat(parts, -1), None, None
 
 
 class _LinearLeave(Function):
     @staticmethod
-    def forward(ctx, x, weight, region, site):
-        _keep_input(ctx, x, weight)
-        ctx.region, ctx.site = region, site
-        return region.leave(product_with(weight, x), site).wait()
+    def forward(ctx, x, products, region, sites):
+        ctx.products, ctx.region, ctx.sites = products, region, sites
+        _keep_for(ctx, x, products)
+        return _leave_together(x, products, region, sites)
 
     @staticmethod
-    def backward(ctx, gradient):
-        weight = ctx.weight
-        full = ctx.region.leave_backward(gradient, f"{ctx.site}.backward").wait()
-        input_gradient = product(full, weight.data)
-        if weight.trained:
-            x = _saved(ctx)
-            weight.run_or_defer(lambda: weight.add_product(rows_of(full), rows_of(x)))
+    def backward(ctx, *gradients):
+        full = [handle.wait() for handle in _arriving(ctx, gradients)]
+        input_gradient = _input_gradient(ctx.products, full)
+        _weight_gradients(ctx.products, full, _kept(ctx))
         return input_gradient, None, None, None
 
 
 class _RecomputedLinearLeave(Function):
     @staticmethod
-    def forward(ctx, x, core, weight, region, site):
-        ctx.core, ctx.weight, ctx.region, ctx.site = core, weight, region, site
+    def forward(ctx, x, core, products, region, sites):
+        ctx.core, ctx.products, ctx.region, ctx.sites = core, products, region, sites
         ctx.save_for_backward(x)
-        return region.leave(product_with(weight, core(x)), site).wait()
+        return _leave_together(core(x), products, region, sites)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx, *gradients):
         (x,) = ctx.saved_tensors
-        weight = ctx.weight
-        arriving = ctx.region.leave_backward(gradient, f"{ctx.site}.backward")
+        arriving = _arriving(ctx, gradients)
         # Recomputing needs no gradient, so it runs while the gradient arrives.
         with torch.enable_grad():
             inside = x.detach().requires_grad_()
             output = ctx.core(inside)
-        full = arriving.wait()
-        (input_gradient,) = torch.autograd.grad(output, inside, product(full, weight.data))
-        if weight.trained:
-            kept = output.detach()
-            weight.run_or_defer(lambda: weight.add_product(rows_of(full), rows_of(kept)))
+        full = [handle.wait() for handle in arriving]
+        (input_gradient,) = torch.autograd.grad(output, inside, _input_gradient(ctx.products, full))
+        _weight_gradients(ctx.products, full, output.detach())
         return input_gradient, None, None, None, None
+
+
+def _leave_together(x: Tensor, products: Sequence[Linear], region: Region, sites: Sequence[str]) -> tuple[Tensor, ...]:
+    leaving = [region.leave(one.of(x), site) for one, site in zip(products, sites, strict=True)]
+    return tuple(handle.wait() for handle in leaving)
+
+
+def _arriving(ctx: Any, gradients: Sequence[Tensor]) -> list[Handle]:
+    return [
+        ctx.region.leave_backward(gradient, f"{site}.backward")
+        for gradient, site in zip(gradients, ctx.sites, strict=True)
+    ]
+
+
+def _input_gradient(products: Sequence[Linear], gradients: Sequence[Tensor]) -> Tensor:
+    """Of what all products share."""
+    first, *others = (one.input_gradient(gradient) for one, gradient in zip(products, gradients, strict=True))
+    for other in others:
+        first.add_(other)
+    return first
+
+
+def _weight_gradients(products: Sequence[Linear], gradients: Sequence[Tensor], x: Tensor | None) -> None:
+    """x is there where a weight is trained."""
+    if x is not None:
+        for one, gradient in zip(products, gradients, strict=True):
+            one.add_gradient(gradient, x)
+
+
+def _keep_for(ctx: Any, x: Tensor, products: Sequence[Linear]) -> None:
+    if any(one.weight.trained for one in products):
+        ctx.save_for_backward(x)
+
+
+def _kept(ctx: Any) -> Tensor | None:
+    return _saved(ctx) if ctx.saved_tensors else None
 
 
 def _keep_input(ctx: Any, x: Tensor, weight: Weight) -> None:

@@ -115,7 +115,7 @@ class Trainer:
     def evaluate(self, batches: Sequence[Sequences]) -> StepResult:
         """The objective's numbers of some microbatches, equally many on every data rank; nothing is trained."""
         self._phase("count")
-        microbatches = self.model.microbatches(batches, self.objective)
+        microbatches = self.model.asked(batches, self.objective)
         made = self.model.run(microbatches, "F")
         nothing = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
         return self._totals(nothing, microbatches[0].denominators, made, stop=False)

@@ -1,10 +1,12 @@
 """Pretraining's feed: samples of a token stream, cut into microbatches."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import torch
 
 from megatron_lite.config import Config, Resolved, batch_size_after
 from megatron_lite.data.build import ValidationSet
@@ -12,7 +14,8 @@ from megatron_lite.data.loader import Loader
 from megatron_lite.data.samples import Samples
 from megatron_lite.device import to_device
 from megatron_lite.mesh import Mesh
-from megatron_lite.model.sequences import Sequences
+from megatron_lite.model.sequences import Draws, Sequences
+from megatron_lite.model.splitmix import key_of, mixed
 from megatron_lite.training.boundaries import microbatches_of
 
 
@@ -33,13 +36,32 @@ class TokenFeed:
 
     def microbatches(self, consumed: int, step: int) -> list[Sequences]:
         rows = to_device(self.loader.batch(consumed), self.mesh.device)
-        return microbatches_of(rows, self.config, self.end_of_document)
+        batches = microbatches_of(rows, self.config, self.end_of_document)
+        if not self.config.draws:
+            return batches
+        first = consumed + self.mesh.coordinate["data"] * len(rows)
+        return with_draws(batches, key_of(self.config.train.seed, "draws", step), first)
 
     def tokens(self, consumed: int) -> int:
         return consumed * self.config.train.sequence_length
 
     def close(self) -> None:
         self.loader.close()
+
+
+def with_draws(batches: Sequence[Sequences], key: int, first: int) -> list[Sequences]:
+    """The same rows with what random numbers are drawn by: a step's `key`, the sample's number, counted from `first`
+    on, and the place in it.
+    """
+    found = []
+    for batch in batches:
+        rows, length = batch.tokens.shape
+        samples = torch.arange(first, first + rows, device=batch.tokens.device).unsqueeze(1)
+        places = torch.arange(length, device=batch.tokens.device).expand(rows, length)
+        draws = Draws(mixed(places, mixed(samples, key)), torch.full_like(places, length))
+        found.append(replace(batch, draws=draws))
+        first += rows
+    return found
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from megatron_lite.kernels.choice import optimizer_kernels_of
-from support.adapter import adapted
 from support.checkpoints import alter_index, assert_same, error_of, held, owned, spoil, stamp, train, untrained, whole
 from support.layouts import Blocks, Layout, build_trainer
 
@@ -20,9 +17,7 @@ from megatron_lite.checkpoint import (
     open_checkpoint,
     save,
 )
-from megatron_lite.model.freezing import NOTHING
-from megatron_lite.model.model import Model
-from megatron_lite.optim.adamw import AdamW, AdamWSettings
+from megatron_lite.config import LoraConfig
 from megatron_lite.training.step import Trainer
 
 LAYOUT = Layout(layers=2, dtype="bfloat16")
@@ -98,13 +93,9 @@ def test_an_adapter_goes_on_from_its_base_and_its_own_on_another_layout(ranks, t
     assert_same(whole(ranks.run(load_adapter, 2, replace(LAYOUT, data=2), tmp_path / "adapter")), truth)
 
 
-def beside(layout: Layout) -> SimpleNamespace:
-    """A frozen model with an adapter's own weights beside each block, which no specification knows."""
-    model = untrained(layout).model
-    frozen = Model(model.config, model.resolved, model.mesh, trainable=NOTHING)
-    stage = adapted(frozen)
-    optimizer = AdamW(stage.trained, AdamWSettings(), optimizer_kernels_of(model.choice))
-    return SimpleNamespace(config=model.config, mesh=model.mesh, stage=stage, optimizer=optimizer, average=None)
+def beside(layout: Layout) -> Trainer:
+    """With an adapter's own weights beside each block."""
+    return untrained(replace(layout, lora=LoraConfig(rank=3, targets=("q_proj", "o_proj", "gate_proj"))))
 
 
 def save_beside(layout: Layout, base: Path, directory: Path) -> dict[str, Blocks]:

@@ -1,7 +1,7 @@
 """Train a small model on a layout, and put its shards together into logical tensors for comparison."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -9,17 +9,21 @@ import numpy as np
 import torch
 from megatron_lite.kernels.choice import Choice
 
-from megatron_lite.config import Config, Resolved, config_from_tree, resolve
+from megatron_lite.config import Config, LoraConfig, Resolved, config_from_tree, resolve
 from megatron_lite.mesh import MeshShape, build_mesh
+from megatron_lite.model.initialization import fill_box
 from megatron_lite.model.model import Model, schedule_of
 from megatron_lite.model.objective import Objective
+from megatron_lite.model.parameters import is_adapter
 from megatron_lite.model.sequences import Sequences
+from megatron_lite.model.splitmix import key_of
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.collectives import Event, Recorder
 from megatron_lite.parallel.pipeline.schedules import Schedule, split_backward
 from megatron_lite.parallel.zero import Shards
 from megatron_lite.training.boundaries import microbatches_of
 from megatron_lite.training.step import Trainer
+from megatron_lite.training.token_feed import with_draws
 
 STEPS = 5
 END_OF_DOCUMENT = 3
@@ -29,9 +33,10 @@ Tensors = dict[str, np.ndarray]
 @dataclass(frozen=True)
 class Layout:
     """One case of the equality tests. `objective`: where there is none pretraining's. `split` delays weight gradients
-    by that many actions; with `resets` positions begin anew with each document, whose end predicts nothing.
-    `trainable` are the patterns of what is trained, if not everything is. With `asks` the first rank is given all
-    outputs before the first step.
+    by that many actions; with `resets` positions begin anew with each document, whose end predicts nothing. `trainable`
+    are the patterns of what is trained, if not everything is. With `lora` blocks are adapted, and their weights begin
+    as numbers that matter, B too; `neftune` is the noise of embeddings. With `asks` the first rank is given all outputs
+    before the first step.
     """
 
     tensor: int = 1
@@ -52,6 +57,8 @@ class Layout:
     loss_chunk: int | None = None
     objective: Objective | None = None
     trainable: tuple[str, ...] | None = None
+    lora: LoraConfig | None = None
+    neftune: float | None = None
     ema: float | None = None
     head: str = "logits"
     head_dim: int | None = None
@@ -83,6 +90,8 @@ class Layout:
         words += [f"chunk{self.loss_chunk}"] if self.loss_chunk else []
         words += [] if self.objective is None else [type(self.objective).__name__.lower()]
         words += [] if self.trainable is None else ["trains-" + "-".join(self.trainable)]
+        words += [] if self.lora is None else [f"lora{self.lora.rank}-{len(self.lora.targets)}-{self.lora.dropout}"]
+        words += [] if self.neftune is None else [f"noise{self.neftune}"]
         words += [] if self.ema is None else [f"ema{self.ema}"]
         words += [f"{self.head}-head"] if self.head != "logits" else []
         words += [f"recompute-{self.recompute}"] if self.recompute != "none" else []
@@ -116,8 +125,9 @@ class Layout:
                 "train": {
                     "steps": STEPS, "global_batch_size": 12, "micro_batch_size": 1, "sequence_length": 16,
                     "dtype": self.dtype, "initializer_range": 0.2, "z_loss": 0.01, "run_dir": "unused", "seed": 7,
-                    "trainable": self.trainable, "ema": self.ema, **train,
+                    "trainable": self.trainable, "ema": self.ema, "neftune_alpha": self.neftune, **train,
                 },
+                "lora": None if self.lora is None else self.lora.model_dump(mode="json"),
             }
         )  # fmt: skip
 
@@ -129,8 +139,8 @@ class Layout:
         """The same model on one process, nothing sharded, split or recomputed."""
         return Layout(
             tied=self.tied, documents=self.documents, resets=self.resets, objective=self.objective,
-            trainable=self.trainable, ema=self.ema, head=self.head, head_dim=self.head_dim, qk_norm=self.qk_norm,
-            layers=self.layers, dtype=self.dtype, steps=self.steps,
+            trainable=self.trainable, lora=self.lora, neftune=self.neftune, ema=self.ema, head=self.head,
+            head_dim=self.head_dim, qk_norm=self.qk_norm, layers=self.layers, dtype=self.dtype, steps=self.steps,
             asks=self.asks,
         )  # fmt: skip
 
@@ -174,15 +184,32 @@ def build_trainer(layout: Layout, recorder: Recorder | None = None, config: Conf
     schedule = partial(layout.schedule_of, config, resolved)
     mesh = build_mesh(shape, torch.device(device), schedule(resolved.microbatches).placement, recorder)
     trainer = Trainer(Model(config, resolved, mesh, schedule, recorder, choice), layout.objective)
+    if layout.lora is not None:
+        stir(trainer.model)
     trainer.rehearse(batch)
     return trainer
 
 
+def stir(model: Model) -> None:
+    """Give adapters numbers that matter, by name and element alike on every layout: B begins at zero, where nothing
+    would reach A.
+    """
+    for shards in model.stage.shards:
+        for _, box in shards.layout.boxes(shards.sharding.rank):
+            if is_adapter(box.logical.name):
+                drawn = replace(box, logical=replace(box.logical, deviation=0.3))
+                fill_box(shards.values, drawn, 11, shards.numerics.master)
+        shards.refresh()
+
+
 def my_batches(trainer: Trainer, step: int) -> list[Sequences]:
     """This data rank's microbatches of a step."""
-    samples = global_batch(step, trainer.config)
-    mine = samples.chunk(trainer.resolved.data)[trainer.mesh.coordinate["data"]]
-    return microbatches_of(mine, trainer.config, END_OF_DOCUMENT)
+    config = trainer.config
+    samples, number = global_batch(step, config), trainer.mesh.coordinate["data"]
+    mine = samples.chunk(trainer.resolved.data)[number]
+    batches = microbatches_of(mine, config, END_OF_DOCUMENT)
+    key = key_of(config.train.seed, "draws", step)
+    return with_draws(batches, key, number * len(mine)) if config.draws else batches
 
 
 def owned_blocks(trainer: Trainer, which: str, stage_shards: Sequence[Shards] | None = None) -> Blocks:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from nccl_replay import replay
-from support.adapter import RANK, adapted
 from support.layouts import (
     Blocks,
     Layout,
@@ -107,35 +106,6 @@ def test_what_is_trained_has_a_plain_models_gradients_and_nothing_else_changes(r
     check(found, trained, loss.item())
     if layout.world > 1:
         replay([rank.events for rank in found])
-
-
-def run_adapter(layout: Layout) -> Found:
-    recorder = Recorder()
-    trainer = build_trainer(layout, recorder)
-    model = Model(trainer.config, trainer.resolved, trainer.mesh, trainer.model.schedule, recorder, trainable=NOTHING)
-    model.stage = adapted(model)
-    initialize(model.stage, trainer.config.train.seed)
-    recorder.events.clear()
-    return found_by(Trainer(model), recorder.events)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_a_low_rank_adapter_on_a_frozen_base_has_the_gradients_of_a_plain_model(ranks, layout):
-    layout = replace(layout, recompute="none" if layout.recompute == "selective" else layout.recompute)
-    found = [run_adapter(layout)] if layout.world == 1 else ranks.run(run_adapter, layout.world, layout)
-    config = layout.config()
-    weights = {n: torch.from_numpy(w).requires_grad_() for n, w in assemble([r.before for r in found]).items()}
-    whole = {name: weight for name, weight in weights.items() if "lora" not in name}
-    for layer in range(layout.layers):
-        prefix = f"model.layers.{layer}.self_attn."
-        for part in ("q", "k", "v", "o"):
-            a = weights[prefix + ("o_proj" if part == "o" else "qkv") + ".lora_A.weight"]
-            b = weights[f"{prefix}{part}_proj.lora_B.weight"]
-            assert a.shape[0] == RANK
-            whole[f"{prefix}{part}_proj.weight"] = weights[f"{prefix}{part}_proj.weight"] + b @ a
-    loss, total = plain_objective(whole, global_batch(1, config), config.model, config.train.z_loss)
-    total.backward()
-    check(found, {n: w.grad.numpy() for n, w in weights.items() if "lora" in n}, loss.item())
 
 
 @pytest.mark.parametrize(
