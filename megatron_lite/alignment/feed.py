@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 
 from megatron_lite.alignment.batches import Collator, on_device
-from megatron_lite.alignment.packing import Rows, best_fit, one_each
-from megatron_lite.alignment.sets import RowSet, RunRows, capacity_of
+from megatron_lite.alignment.packing import Fill, Rows, best_fit, fill_of, one_each
+from megatron_lite.alignment.sets import RunRows, SampleSet, capacity_of
 from megatron_lite.config import AlignedConfig, batch_size_after
 from megatron_lite.model.model import Model
 from megatron_lite.model.sequences import Sequences, padded
@@ -41,7 +41,7 @@ class RowsFeed:
     A thread makes the batch that follows while this one is worked on.
     """
 
-    def __init__(self, sets: Sequence[RowSet], config: AlignedConfig, place: DataRank):
+    def __init__(self, sets: Sequence[SampleSet], config: AlignedConfig, place: DataRank):
         self.config, self.place, self.rows = config, place, RunRows(sets, config)
         self.collate = collator_of(config, place, random_is_used(config))
         self._ahead = _Ahead(self._read)
@@ -55,6 +55,10 @@ class RowsFeed:
 
     def tokens(self, consumed: int) -> int:
         return self.rows.tokens(consumed)
+
+    def fills(self) -> dict[str, Fill]:
+        """By name of a set, in its first epoch."""
+        return self.rows.fills()
 
     def close(self) -> None:
         self._ahead.close()
@@ -75,7 +79,7 @@ class RowsFeed:
 class RowsValidation:
     """A set read once through, in the order of its file; packed where training's rows are."""
 
-    given: RowSet
+    given: SampleSet
     config: AlignedConfig
     place: DataRank
 
@@ -91,6 +95,10 @@ class RowsValidation:
     def rows(self) -> Rows:
         lengths, capacity = self.given.store.lengths, capacity_of(self.config)
         return one_each(len(lengths)) if capacity is None else best_fit(lengths, capacity).in_file_order()
+
+    def fill(self) -> Fill:
+        train = self.config.train
+        return fill_of(self.rows, self.given.store.lengths, capacity_of(self.config), train.micro_batch_size)
 
     def batches(self) -> int:
         return math.ceil(len(self.rows) / self.config.train.global_batch_size)
@@ -127,7 +135,7 @@ def collator_of(config: AlignedConfig, place: DataRank, draws: bool) -> Collator
 
 def random_is_used(config: AlignedConfig) -> bool:
     """Whether training drops out or adds noise."""
-    return config.lora is not None and config.lora.dropout > 0
+    return config.draws
 
 
 class _Ahead:

@@ -44,6 +44,33 @@ class Rows:
         return self.reordered(np.argsort(np.minimum.reduceat(self.samples, self.begins[:-1])))
 
 
+@dataclass(frozen=True)
+class Fill:
+    """How rows are filled. `padding` is the share of positions that hold no token."""
+
+    rows: int
+    samples: int
+    tokens: int
+    padding: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.samples:,} samples in {self.rows:,} rows, {self.samples / self.rows:.2f} a row; "
+            f"{self.padding:.1%} of positions are padding"
+        )
+
+
+def fill_of(rows: Rows, lengths: np.ndarray, capacity: int | None, together: int) -> Fill:
+    """Of rows that are as long as `capacity` or, with None, as the longest of so many that run together."""
+    tokens = rows.tokens(lengths)
+    if capacity is None:
+        firsts = np.arange(0, len(rows), together)
+        positions = int((np.maximum.reduceat(tokens, firsts) * np.diff([*firsts, len(rows)])).sum())
+    else:
+        positions = capacity * len(rows)
+    return Fill(len(rows), len(rows.samples), int(tokens.sum()), 1 - int(tokens.sum()) / positions)
+
+
 def one_each(samples: int) -> Rows:
     """A row for every sample."""
     return Rows(np.arange(samples), np.arange(samples + 1))

@@ -8,7 +8,7 @@ import numpy as np
 
 from megatron_lite.alignment.batches import Sample
 from megatron_lite.alignment.columns import MARGIN, REFERENCE
-from megatron_lite.alignment.packing import Epochs
+from megatron_lite.alignment.packing import Epochs, Fill, fill_of
 from megatron_lite.alignment.store import Store
 from megatron_lite.config import AlignedConfig, batch_size_after
 from megatron_lite.data.blend import Blend
@@ -16,7 +16,7 @@ from megatron_lite.errors import DataError
 
 
 @dataclass(frozen=True)
-class RowSet:
+class SampleSet:
     """A store with its name in metrics and its weight beside other sets. `reference` are the reference's
     log-probabilities of each pair's answers, float64 [samples, 2], where an objective wants them.
 
@@ -50,10 +50,12 @@ def capacity_of(config: AlignedConfig) -> int | None:
 class RunRows:
     """The rows of a run, 0, 1, 2, ... without an end: sets take turns by their weights, each in epochs of its own."""
 
-    def __init__(self, sets: Sequence[RowSet], config: AlignedConfig):
+    def __init__(self, sets: Sequence[SampleSet], config: AlignedConfig):
         self.sets, self.blend = tuple(sets), Blend.of([one.weight for one in sets])
-        capacity, seed = capacity_of(config), config.data.seed
-        self.epochs = [Epochs(one.store.lengths, capacity, seed, stream) for stream, one in enumerate(sets)]
+        self.capacity, self.micro_batch_size = capacity_of(config), config.train.micro_batch_size
+        self.epochs = [
+            Epochs(one.store.lengths, self.capacity, config.data.seed, stream) for stream, one in enumerate(sets)
+        ]
 
     def read(self, first: int, count: int) -> list[tuple[int, list[int]]]:
         """(set, samples of it) of each row from `first` on."""
@@ -65,12 +67,20 @@ class RunRows:
         given = self.blend.given(rows).tolist()
         return sum(epochs.tokens(count) for epochs, count in zip(self.epochs, given, strict=True))
 
+    def fills(self) -> dict[str, Fill]:
+        """By name of a set, in its first epoch."""
+        capacity, together = self.capacity, self.micro_batch_size
+        return {
+            one.name: fill_of(epochs.epoch(0), one.store.lengths, capacity, together)
+            for one, epochs in zip(self.sets, self.epochs, strict=True)
+        }
+
     def covering(self, epochs: float) -> int:
         """The fewest rows among which every set was seen so many times, those of smaller weight the last."""
         return self.blend.reaching([math.ceil(epochs * len(one)) for one in self.epochs])
 
 
-def steps_of(sets: Sequence[RowSet], epochs: float, config: AlignedConfig) -> int:
+def steps_of(sets: Sequence[SampleSet], epochs: float, config: AlignedConfig) -> int:
     """Steps in which every set is seen `epochs` times: the last is filled up with the rows that follow, and a set whose
     weight is more than its share of rows goes on from its beginning.
     """
