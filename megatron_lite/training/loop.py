@@ -26,13 +26,14 @@ from megatron_lite.model.model import Model, schedule_of
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.collectives import default_store
 from megatron_lite.parallel.transcript import TranscriptChecker
-from megatron_lite.training.benchmarks import PREFIX, Evaluate, numbers_after, shown
+from megatron_lite.training.between_steps import BetweenSteps, Meanwhile
 from megatron_lite.training.feed import Feed
 from megatron_lite.training.flops import flops_per_token, model_flops_utilization, peak_flops
-from megatron_lite.training.metrics import MetricsWriter, StepMetrics
+from megatron_lite.training.metrics import MetricsWriter, StepMetrics, rewind
 from megatron_lite.training.profile import Trace
 from megatron_lite.training.report import write_report
 from megatron_lite.training.run_files import write_run_files
+from megatron_lite.training.samples import SAMPLES, Encode, samples_of
 from megatron_lite.training.step import StepResult, Trainer
 from megatron_lite.training.text_bytes import TextBytes
 from megatron_lite.training.token_feed import TokenFeed, TokenValidation
@@ -60,8 +61,8 @@ class StopRequest:
                 signal.signal(number, handler)
 
 
-def pretrain(config: Config, resolved: Resolved, world: World, evaluate: Evaluate | None = None) -> str:
-    """Train to `train.steps` or until a signal; returns why it ended. `evaluate` is called as `train.evaluate` says."""
+def pretrain(config: Config, resolved: Resolved, world: World, meanwhile: Meanwhile | None = None) -> str:
+    """Train to `train.steps` or until a signal; returns why it ended."""
     if config.model.head != "logits":
         raise UsageError(f"model.head = {config.model.head}: pretraining predicts tokens, which takes logits")
     mesh, recorder = connected(config, resolved, world)
@@ -69,7 +70,7 @@ def pretrain(config: Config, resolved: Resolved, world: World, evaluate: Evaluat
     with StopRequest().listening() as stop:
         trainer = Trainer(Model(config, resolved, mesh, recorder=recorder))
         trainer.rehearse()
-        return Run(trainer, _course_of(datasets, trainer), stop, evaluate).train()
+        return Run(trainer, _course_of(datasets, trainer), stop, meanwhile or Meanwhile()).train()
 
 
 def connected(config: Config, resolved: Resolved, world: World) -> tuple[Mesh, TranscriptChecker | None]:
@@ -127,21 +128,24 @@ def _nothing(numbers: Mapping[str, float]) -> Mapping[str, Any]:
 @dataclass(frozen=True)
 class Course:
     """What an algorithm gives a run: what to train and to validate on, the tokenizer that checkpoints carry, and what
-    they are to say beside, made of the last step's numbers by their names in metrics.jsonl.
+    they are to say beside, made of the last step's numbers by their names in metrics.jsonl. `encode` makes a prompt of
+    `train.samples` what the model is given (None: a text to go on with).
     """
 
     feed: Feed
     validation: Validation
     tokenizer: Tokenizer | None
     notes: Callable[[Mapping[str, float]], Mapping[str, Any]] = field(default=_nothing)
+    encode: Encode | None = None
 
 
 class Run:
     """One training run on one rank. Rank 0 writes the files that people read."""
 
-    def __init__(self, trainer: Trainer, course: Course, stop: StopRequest, evaluate: Evaluate | None):
+    def __init__(self, trainer: Trainer, course: Course, stop: StopRequest, meanwhile: Meanwhile):
         self.config, self.resolved, self.trainer, self.stop = trainer.config, trainer.resolved, trainer, stop
-        self.feed, self.validation, self.course, self.evaluate = course.feed, course.validation, course, evaluate
+        self.feed, self.validation, self.course, self.meanwhile = course.feed, course.validation, course, meanwhile
+        self.texts = samples_of(self.config, course.tokenizer, course.encode)
         self.mesh = trainer.mesh
         self.run_dir = Path(self.config.train.run_dir)
         self.writes = self.mesh.rank == 0
@@ -160,16 +164,20 @@ class Run:
             log.info(self.trainer.model.choice)
         total = self.config.train.steps
         writer = MetricsWriter(self.run_dir, start_step=self.done, total_steps=total) if self.writes else None
+        if self.writes:
+            rewind(self.run_dir / SAMPLES, self.done)
+        between = BetweenSteps(self.trainer.model, self.meanwhile, self.texts, writer)
         stopped = False
         with (
             writer or nullcontext(),
             Trace(self.config.train.profile, self.run_dir, self.mesh.rank, self.done) as trace,
         ):
-            if self._owes_evaluation(writer):
-                self._evaluate(writer)
+            between.make_up(self.done)
             while self.done < total and not stopped:
                 with trace.step(self.done + 1):
                     stopped = self._step(writer)
+                    if not stopped:
+                        between.after(self.done)  # what may take long, or fail, comes after what must not be lost
         self.feed.close()
         if self.writes:
             write_report(self.run_dir)
@@ -197,30 +205,7 @@ class Run:
         every = self.config.checkpoint.every
         if stopped or step == train.steps or (every and step % every == 0):
             self._save()
-        if not stopped and self._evaluation_is_due():
-            self._evaluate(writer)  # what may take long, or fail, comes after what must not be lost
         return stopped
-
-    def _evaluate(self, writer: MetricsWriter | None) -> None:
-        assert self.evaluate is not None  # it is due
-        begin = time.perf_counter()
-        numbers = numbers_after(self.done, self.trainer.model, self.evaluate)
-        if writer is not None:
-            writer.add(self.done, numbers)
-            log.info("evaluated after step %d in %.1f s: %s", self.done, time.perf_counter() - begin, shown(numbers))
-
-    def _evaluation_is_due(self) -> bool:
-        """After the last step that was done."""
-        asked = self.config.train.evaluate
-        return self.evaluate is not None and asked is not None and asked.is_due(self.done, self.config.train.steps)
-
-    def _owes_evaluation(self, writer: MetricsWriter | None) -> bool:
-        """Whether the run that is resumed ended before the benchmarks of its last step; rank 0 knows, and tells."""
-        if self.done == 0 or not self._evaluation_is_due():
-            return False
-        line = {} if writer is None else writer.last()
-        owes = line.get("step") == self.done and not any(name.startswith(PREFIX) for name in line)
-        return self.mesh.words.exchange("owed" if owes else "", "evaluation")[0] == "owed"
 
     def _named(self, result: StepResult, validated: Validated | None) -> dict[str, float]:
         """The objective's numbers but those that every run has, and validation's."""

@@ -53,11 +53,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     Raises DataError for a broken line anywhere else.
     """
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
     records = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_whole_lines(path), 1):
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
@@ -65,11 +62,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def _whole_lines(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+    return [line + "\n" for line in lines[:-1]]
+
+
 def rewind(path: Path, step: int) -> None:
-    """Cut a metrics.jsonl back to the lines up to `step`; a crash leaves either the old file or the new one."""
+    """Cut a metrics.jsonl, or another file of lines with a step, back to those up to `step`; a crash leaves either the
+    old file or the new one.
+    """
     if not path.exists():
         return
-    kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= step]
+    kept = [line for line, one in zip(_whole_lines(path), read_metrics(path), strict=True) if one["step"] <= step]
     replacement = path.with_suffix(".jsonl.tmp")
     with replacement.open("w", encoding="utf-8") as file:
         file.writelines(kept)

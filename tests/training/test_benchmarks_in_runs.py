@@ -17,6 +17,7 @@ from megatron_lite.inference.model import language_model_of
 from megatron_lite.model.model import Model
 from megatron_lite.parallel.pipeline.stage import held, hold
 from megatron_lite.training.benchmarks import numbers_after
+from megatron_lite.training.between_steps import Meanwhile
 from megatron_lite.training.loop import pretrain
 
 VOCABULARY, STEPS = 400, 5
@@ -95,7 +96,7 @@ FUNCTIONS = {"score": score, "broken": broken_at_4, "nothing": nothing, "none": 
 def run(tree, world, function):
     """One rank's part; called in a pool's process."""
     config = config_from_tree(tree)
-    return pretrain(config, resolve(config, world), world_here(world), FUNCTIONS[function])
+    return pretrain(config, resolve(config, world), world_here(world), Meanwhile(FUNCTIONS[function]))
 
 
 def start(ranks, tree, world, function):
@@ -232,5 +233,5 @@ def test_weights_that_stay_held_end_the_run():
         hold(model.stage)
         return {}
 
-    with pytest.raises(RuntimeError, match="weights of embedding are still held after the evaluation of step 7"):
+    with pytest.raises(RuntimeError, match="weights of embedding are still held after step 7's evaluation"):
         numbers_after(7, trainer.model, keep)
