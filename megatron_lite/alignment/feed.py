@@ -1,38 +1,17 @@
 """What a run after pretraining trains on and validates on: rows of samples as microbatches."""
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-
 from megatron_lite.alignment.batches import Collator, on_device
+from megatron_lite.alignment.dealing import DataRank, OnceThrough
 from megatron_lite.alignment.packing import Fill, Rows, best_fit, fill_of, one_each
 from megatron_lite.alignment.sets import RunRows, SampleSet, capacity_of
 from megatron_lite.config import AlignedConfig, batch_size_after
-from megatron_lite.model.model import Model
-from megatron_lite.model.sequences import Sequences, padded
+from megatron_lite.model.sequences import Sequences
 from megatron_lite.model.splitmix import key_of
-
-
-@dataclass(frozen=True)
-class DataRank:
-    """Whose part of a global batch, in a form that the layout can run: of lengths that are a multiple of `multiple`,
-    and in numbers of microbatches that are one of `stages`.
-    """
-
-    rank: int = 0
-    size: int = 1
-    multiple: int = 1
-    stages: int = 1
-    device: torch.device = torch.device("cpu")  # noqa: RUF009  # it is a constant
-
-    @classmethod
-    def of(cls, model: Model) -> "DataRank":
-        mesh, resolved = model.mesh, model.resolved
-        return cls(mesh.coordinate["data"], resolved.data, model.multiple, resolved.pipeline, mesh.device)
 
 
 class RowsFeed:
@@ -43,7 +22,7 @@ class RowsFeed:
 
     def __init__(self, sets: Sequence[SampleSet], config: AlignedConfig, place: DataRank):
         self.config, self.place, self.rows = config, place, RunRows(sets, config)
-        self.collate = collator_of(config, place, random_is_used(config))
+        self.collate = collator_of(config, place, config.draws)
         self._ahead = _Ahead(self._read)
 
     def size(self, consumed: int) -> int:
@@ -101,41 +80,28 @@ class RowsValidation:
         return fill_of(self.rows, self.given.store.lengths, capacity_of(self.config), train.micro_batch_size)
 
     def batches(self) -> int:
-        return math.ceil(len(self.rows) / self.config.train.global_batch_size)
+        return self._once.batches
 
-    def samples(self, number: int) -> list[list[list[int]]]:
-        """Of each row of each of this data rank's microbatches of a global batch; without those that fill up."""
-        first, each = self._dealt(number)
-        begin, end = (min(first + each * rank, len(self.rows)) for rank in (self.place.rank, self.place.rank + 1))
-        micro = self.config.train.micro_batch_size
-        return [
-            [self.rows.row(row) for row in range(start, min(start + micro, end))] for start in range(begin, end, micro)
-        ]
+    def samples(self, number: int) -> list[list[int]]:
+        """Of each row that this data rank has of a global batch, in order."""
+        return [self.rows.row(row) for rows in self._once.microbatches(number, self.place.rank) for row in rows]
 
     def microbatches(self, number: int) -> list[Sequences]:
         collate = collator_of(self.config, self.place, draws=False)
-        batches = self.samples(number)
-        made = [collate([[self.given.sample(sample) for sample in row] for row in rows]) for rows in batches]
-        if not made:
-            made = [collate([[self.given.sample(0)]]).nothing()]
-        _, each = self._dealt(number)
-        count, stages = math.ceil(each / self.config.train.micro_batch_size), self.place.stages
-        return [on_device(one, self.place.device) for one in padded(made, math.ceil(count / stages) * stages)]
 
-    def _dealt(self, number: int) -> tuple[int, int]:
-        """(first row of a global batch, how many of its rows a data rank takes, the last ones fewer)."""
-        first = number * self.config.train.global_batch_size
-        rows = min(self.config.train.global_batch_size, len(self.rows) - first)
-        return first, math.ceil(rows / self.place.size)
+        def make(rows: range) -> Sequences:
+            return collate([[self.given.sample(sample) for sample in self.rows.row(row)] for row in rows])
+
+        return self._once.sequences(number, make)
+
+    @property
+    def _once(self) -> OnceThrough:
+        train = self.config.train
+        return OnceThrough(len(self.rows), train.global_batch_size, train.micro_batch_size, self.place)
 
 
 def collator_of(config: AlignedConfig, place: DataRank, draws: bool) -> Collator:
     return Collator(config.model.vocab_size, capacity_of(config), place.multiple, config.compares, draws)
-
-
-def random_is_used(config: AlignedConfig) -> bool:
-    """Whether training drops out or adds noise."""
-    return config.draws
 
 
 class _Ahead:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from support.rows import aligned, dialogues, pairs, write_store
 
-from megatron_lite.alignment.feed import DataRank, RowsFeed, RowsValidation
+from megatron_lite.alignment.dealing import DataRank
+from megatron_lite.alignment.feed import RowsFeed, RowsValidation
 from megatron_lite.alignment.sets import RunRows, SampleSet, steps_of
 from megatron_lite.errors import DataError
 
@@ -212,11 +213,11 @@ def test_validation_sees_every_sample_once_in_equally_many_microbatches(stores, 
 def test_validation_goes_by_the_file_whatever_the_seed(stores):
     (given,) = sets_of(stores, 1.0)
     one, other = (RowsValidation(given, configured(data_seed=seed), DataRank()) for seed in (1, 2))
-    rows = [row for number in range(one.batches()) for batch in one.samples(number) for row in batch]
-    assert rows == [row for number in range(other.batches()) for batch in other.samples(number) for row in batch]
+    rows = [row for number in range(one.batches()) for row in one.samples(number)]
+    assert rows == [row for number in range(other.batches()) for row in other.samples(number)]
     assert [min(row) for row in rows] == sorted(min(row) for row in rows)
     unpacked = replace(one, config=configured(packing=False))
-    assert unpacked.samples(0) == [[[0]], [[1]], [[2]], [[3]]]
+    assert unpacked.samples(0) == [[0], [1], [2], [3]]
 
 
 def test_validation_runs_no_more_microbatches_than_its_last_rows_need(stores):
