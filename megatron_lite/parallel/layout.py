@@ -4,11 +4,13 @@ Three views of a weight:
 
     logical   what a user and Hugging Face know: `model.layers.0.self_attn.q_proj.weight`, [heads * head_dim, hidden]
     local     what one tensor rank multiplies by; may pack several logical parameters (QKV, gate and up)
-    shard     rows [r * n, (r + 1) * n) of the local weight, on rank r of the sharding group
+    shard     rows [r * n, (r + 1) * n) of the local weight, on rank r of the sharding group; pieces of rows, where
+              there are fewer rows than ranks
 
 Initialization, ZeRO, the gradient norm, checkpoints and exchange are written against the `Box`es that tie the views.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -81,9 +83,10 @@ class ShardLayout:
 
         shard r = [ rows r of weight 0 | rows r of weight 1 | ... | tail ]      rows(w) = ceil(first dimension / ranks)
 
-    The tail fills a shard up to a multiple of 16 elements, so that every rank's begins at an aligned place of the
-    gathered buffer and kernels see an aligned size; it is zero and belongs to no weight. Weights with decay come first,
-    so that a flat shard is two ranges: decayed, and not.
+    Of a weight with fewer rows than ranks, such as an adapter's, each row is `pieces` of them. The tail fills a shard
+    up to a multiple of 16 elements, so that every rank's begins at an aligned place of the gathered buffer and kernels
+    see an aligned size; it is zero and belongs to no weight. Weights with decay come first, so that a flat shard is two
+    ranges: decayed, and not.
     """
 
     locals: tuple[Local, ...]
@@ -94,16 +97,23 @@ class ShardLayout:
         if decays != sorted(decays, reverse=True):
             raise ValueError("weights with decay must come before those without")
 
-    def rows(self, local: Local) -> int:
-        """First-dimension rows of one shard, padding included."""
-        return -(-local.shape[0] // self.ranks)
+    def pieces(self, local: Local) -> int:
+        """Into how many equal pieces each row is cut: as few as give every rank one, if there are as many elements."""
+        rows, columns = local.shape[0], local.row_size
+        enough = (n for n in range(1, columns) if columns % n == 0 and rows * n >= self.ranks)
+        return next(enough, columns)
+
+    def rank_size(self, local: Local) -> int:
+        """Elements of one shard, padding included."""
+        pieces = self.pieces(local)
+        return -(-local.shape[0] * pieces // self.ranks) * (local.row_size // pieces)
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
         """Where each weight begins in the flat shard, and where the last ends: there the tail begins."""
         offsets = [0]
         for local in self.locals:
-            offsets.append(offsets[-1] + self.rows(local) * local.row_size)
+            offsets.append(offsets[-1] + self.rank_size(local))
         return tuple(offsets)
 
     @property
@@ -122,16 +132,25 @@ class ShardLayout:
 
     def boxes(self, rank: int) -> list[tuple[Local, Box]]:
         """Every block of a logical parameter in the shard of `rank`."""
-        found = []
-        for local, begin, _ in self.ranges():
-            rows = self.rows(local)
-            first, last = rank * rows, (rank + 1) * rows
-            for packed in local.packs:
-                low, high = max(first, packed.row), min(last, packed.row + packed.rows)
-                if low < high:
-                    start = (packed.start[0] + low - packed.row, *packed.start[1:])
-                    box = Box(
-                        packed.logical, start, (high - low, *local.shape[1:]), begin + (low - first) * local.row_size
-                    )
-                    found.append((local, box))
-        return found
+        return [
+            (local, box)
+            for local, begin, end in self.ranges()
+            for packed in local.packs
+            for box in self._boxes_of(packed, local, rank, begin, end)
+        ]
+
+    def _boxes_of(self, packed: Packed, local: Local, rank: int, begin: int, end: int) -> Iterator[Box]:
+        """Where rows are whole one block, else one for each piece."""
+        pieces = self.pieces(local)
+        size = local.row_size // pieces
+        first, last = (number * (end - begin) // size for number in (rank, rank + 1))
+        low, high = max(first, packed.row * pieces), min(last, (packed.row + packed.rows) * pieces)
+        if pieces == 1:
+            if low < high:
+                start = (packed.start[0] + low - packed.row, *packed.start[1:])
+                yield Box(packed.logical, start, (high - low, *local.shape[1:]), begin + (low - first) * size)
+            return
+        for number in range(low, high):
+            row, piece = divmod(number, pieces)
+            start = (packed.start[0] + row - packed.row, packed.start[1] + piece * size)
+            yield Box(packed.logical, start, (1, size), begin + (number - first) * size)

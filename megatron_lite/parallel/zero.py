@@ -17,6 +17,7 @@ Frozen weights have none, and no gradients: they are their compute copy.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -105,8 +106,7 @@ class Shards:
         gathering = self._gather() if self._gathering is None else self._gathering
         shards = gathering.wait().view(self.sharding.size, self.layout.size)
         for weight, (local, begin, end) in zip(self.weights, self.layout.ranges(), strict=True):
-            rows = shards[:, begin:end].reshape(-1, *local.shape[1:])
-            weight.full = rows[: local.shape[0]]
+            weight.full = shards[:, begin:end].flatten()[: prod(local.shape)].view(local.shape)
         self._gathering = None
 
     def release(self) -> None:
@@ -189,16 +189,16 @@ class TrainedShards(Shards):
         packed = torch.empty(
             (self.sharding.size, self.layout.size), dtype=self.numerics.reduce, device=self.master.device
         )
-        for weight, (local, begin, end) in zip(self.weights, self.layout.ranges(), strict=True):
+        for weight, (_, begin, end) in zip(self.weights, self.layout.ranges(), strict=True):
             gradient = weight.take_gradient()
             if gradient is None:
                 packed[:, begin:end].zero_()
                 continue
-            rows = self.layout.rows(local)
-            full = local.shape[0] // rows  # ranks whose rows all exist; the next has what is left, the others none
-            packed[:full, begin:end].copy_(gradient[: full * rows].reshape(full, end - begin))
+            flat, size = gradient.flatten(), end - begin
+            full = len(flat) // size  # ranks whose elements all exist; the next has what is left, the others none
+            packed[:full, begin:end].copy_(flat[: full * size].view(full, size))
             packed[full:, begin:end].zero_()
-            rest = gradient[full * rows :].flatten()
+            rest = flat[full * size :]
             if rest.numel():
                 packed[full, begin : begin + rest.numel()].copy_(rest)
         packed[:, self.layout.offsets[-1] :].zero_()

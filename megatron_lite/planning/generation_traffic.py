@@ -5,6 +5,7 @@ T new tokens of all rows go through the model, after D of which a token is drawn
     axis      site                                          operation             payload
     tensor    embedding.leave; each block's attention.leave  all_reduce            [T, H]
               and mlp.leave
+              with adapters there their leave.narrow         all_reduce            [T, r]
               decode.logits                                  all_gather            [D, V], V with its padding
     pipeline  decode.activation, between virtual stages      send, recv            [T, H]
               decode.result, back through the last chunk     send, recv            [D, 1 + 1 + 2 most likely], float64
@@ -95,6 +96,10 @@ class GenerationTraffic(StageSizes):
         for unit in self.units if self.resolved.tensor > 1 else ():
             for site in {"embedding": ("embedding",), "block": ("attention", "mlp")}.get(unit.kind, ()):
                 calls.add(("tensor", f"{site}.leave", "all_reduce"), 1, size)
+                narrow = self.narrow("down" if site == "mlp" else "o") if unit.kind == "block" else 0
+                if narrow:
+                    narrow_size = tokens * narrow * self.element_bytes
+                    calls.add(("tensor", f"{site}.leave.narrow", "all_reduce"), 1, narrow_size)
         for chunk in range(self.schedule.placement.chunks):
             self._message(calls, "F", chunk, "decode.activation", size)
         return calls

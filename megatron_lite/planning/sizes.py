@@ -10,7 +10,7 @@ import torch
 
 from megatron_lite.config import Config, Resolved
 from megatron_lite.config.rounding import aligned
-from megatron_lite.model.freezing import EVERYTHING, Patterns
+from megatron_lite.model.freezing import Patterns, trained_by
 from megatron_lite.parallel.pipeline.schedules import Action, Schedule
 from megatron_lite.parallel.zero import Policy, policy_of
 
@@ -29,9 +29,24 @@ LOGICAL = {
     "lm_head": ("lm_head.weight",),
     "score": ("score.weight",),
 }
+# What an adapter may adapt, by the block's product that it is part of: its weights are A and B of each.
+ENTERING = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
+LEAVING = {"o": ("o_proj",), "down": ("down_proj",)}
+TARGETS = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
+           "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp"}  # fmt: skip
+LOGICAL |= {
+    f"{target}.lora_{part}": (f"model.layers.{{}}.{module}.{target}.lora_{part}.weight",)
+    for target, module in TARGETS.items()
+    for part in ("A", "B")
+}
 BLOCK = ("qkv", "o", "gate_up", "down", "attention_norm", "mlp_norm")
 HEAD_NORMS = ("q_norm", "k_norm")  # the same on every tensor rank, each of which uses them on its own heads
-REPLICATED = ("attention_norm", "mlp_norm", "norm", "score")  # the same on every tensor rank, between regions
+# The same on every tensor rank, between regions.
+REPLICATED = (
+    *("attention_norm", "mlp_norm", "norm", "score"),
+    *(f"{target}.lora_A" for targets in ENTERING.values() for target in targets),
+    *(f"{target}.lora_B" for targets in LEAVING.values() for target in targets),
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +125,7 @@ class StageSizes:
         self, config: Config, resolved: Resolved, schedule: Schedule, stage: int, trainable: Patterns | None = None
     ):
         self.config, self.resolved, self.schedule, self.stage = config, resolved, schedule, stage
-        self.patterns = config.train.trainable or EVERYTHING if trainable is None else trainable
+        self.patterns = trained_by(config) if trainable is None else trainable
         self.actions = schedule.actions[stage]
         self.chunks = [
             self._units(schedule.placement.virtual_stage(stage, c)) for c in range(schedule.placement.chunks)
@@ -203,8 +218,22 @@ class StageSizes:
         return self.sharding * self.shard_size(shards)
 
     def rows_size(self, weights: Iterable[LocalWeight]) -> int:
-        """Elements of a rank's rows of each weight, padded to divide."""
-        return sum(ceil(weight.rows / self.sharding) * weight.columns for weight in weights)
+        """Elements of a rank's rows of each weight, padded to divide; where rows are fewer than ranks, of its pieces of
+        rows.
+        """
+        return sum(self._rank_size(weight.rows, weight.columns) for weight in weights)
+
+    def _rank_size(self, rows: int, columns: int) -> int:
+        pieces = 1
+        while rows * pieces < self.sharding and pieces < columns:
+            pieces = next(n for n in range(pieces + 1, columns + 1) if columns % n == 0)
+        return ceil(rows * pieces / self.sharding) * (columns // pieces)
+
+    def narrow(self, product: str) -> int:
+        """Columns between A and B, of all adapters of a block's product."""
+        lora = self.config.lora
+        adapted = {**ENTERING, **LEAVING}[product]
+        return 0 if lora is None else lora.rank * sum(target in adapted for target in lora.targets)
 
     def walk(self) -> Iterator[tuple[Action, Unit]]:
         """Every unit's turn in a step, in order."""
@@ -230,8 +259,12 @@ class StageSizes:
         return self._divided("embedding", ("embed",))
 
     def _block(self, layer: int) -> tuple[ShardSizes, ...]:
-        names = BLOCK + (HEAD_NORMS if self.config.model.qk_norm else ())
-        return self._divided(f"block.{layer}", names, layer)
+        names, lora = BLOCK + (HEAD_NORMS if self.config.model.qk_norm else ()), self.config.lora
+        own = self._divided(f"block.{layer}", names, layer)
+        if lora is None:
+            return own
+        adapter = [f"{target}.lora_{part}" for target in lora.targets for part in ("A", "B")]
+        return own + self._divided(f"block.{layer}.adapter", adapter, layer)
 
     def _head(self) -> Unit:
         """A tied one takes the embedding's weight, from the embedding's shards where those are on its stage."""
@@ -267,7 +300,7 @@ class StageSizes:
         key_values = model.num_key_value_heads // tensor * head_dim
         feed = model.intermediate_size // tensor
         vocabulary = (self.resolved.padded_vocab_size // tensor, hidden)
-        return {
+        return self._adapter_sizes(queries, key_values, feed) | {
             "embed": vocabulary,
             "qkv": (queries + 2 * key_values, hidden),
             "o": (hidden, queries),
@@ -278,3 +311,15 @@ class StageSizes:
             "lm_head": vocabulary,
             "score": (1, hidden),
         }
+
+    def _adapter_sizes(self, queries: int, key_values: int, feed: int) -> dict[str, tuple[int, int]]:
+        if self.config.lora is None:
+            return {}
+        rank, hidden = self.config.lora.rank, self.config.model.hidden_size
+        sizes: dict[str, tuple[int, int]] = {}
+        rows = {"q_proj": queries, "k_proj": key_values, "v_proj": key_values, "gate_proj": feed, "up_proj": feed}
+        for target, count in rows.items():
+            sizes |= {f"{target}.lora_A": (rank, hidden), f"{target}.lora_B": (count, rank)}
+        for target, count in (("o_proj", queries), ("down_proj", feed)):
+            sizes |= {f"{target}.lora_A": (rank, count), f"{target}.lora_B": (hidden, rank)}
+        return sizes

@@ -86,9 +86,15 @@ class StepTraffic(StageSizes):
 
     def _block_traffic(self, unit: Unit) -> None:
         again = self.backwards if unit.recompute == "full" else 0
-        for site, weight in (("attention", "qkv"), ("mlp", "gate_up")):
-            self._enters(f"{site}.enter", self.forwards + again, unit.trains(weight))
+        for site, entering, leaving in (("attention", "qkv", "o"), ("mlp", "gate_up", "down")):
+            self._enters(f"{site}.enter", self.forwards + again, unit.trains(entering))
             self._leaves(f"{site}.leave", self.forwards + again, self.backwards)
+            # What adapters send between A and B is kept where it arrives, and not gathered again.
+            column = self.region_tokens * self.element_bytes
+            if columns := self.narrow(entering):
+                self._enters(f"{site}.enter.narrow", self.forwards + again, False, columns * column)
+            if columns := self.narrow(leaving):
+                self._leaves(f"{site}.leave.narrow", self.forwards + again, self.backwards, columns * column)
 
     def _head_traffic(self, unit: Unit) -> None:
         self._enters("head.enter", self.forwards, unit.projection.trained)
@@ -113,21 +119,22 @@ class StepTraffic(StageSizes):
         if self.config.parallel.sequence:
             self._add("head.values", "all_gather", self.forwards, self.region_tokens * self.exact_bytes)
 
-    def _enters(self, site: str, forwards: int, trained: bool) -> None:
-        """A region; where the product's weight is trained its input is gathered again."""
-        sequence = self.config.parallel.sequence
+    def _enters(self, site: str, forwards: int, trained: bool, size: int | None = None) -> None:
+        """A region, with so many bytes (None: activations); where the product's weight is trained its input is gathered
+        again.
+        """
+        sequence, size = self.config.parallel.sequence, size or self.region_bytes
         if sequence:
-            self._add(site, "all_gather", forwards, self.region_bytes)
-            self._add(f"{site}.again", "all_gather", self.backwards if trained else 0, self.region_bytes)
-        operation = "reduce_scatter" if sequence else "all_reduce"
-        self._add(f"{site}.backward", operation, self.backwards, self.region_bytes)
+            self._add(site, "all_gather", forwards, size)
+            self._add(f"{site}.again", "all_gather", self.backwards if trained else 0, size)
+        self._add(f"{site}.backward", "reduce_scatter" if sequence else "all_reduce", self.backwards, size)
 
-    def _leaves(self, site: str, forwards: int, backwards: int) -> None:
+    def _leaves(self, site: str, forwards: int, backwards: int, size: int | None = None) -> None:
         """A region."""
-        sequence = self.config.parallel.sequence
-        self._add(site, "reduce_scatter" if sequence else "all_reduce", forwards, self.region_bytes)
+        sequence, size = self.config.parallel.sequence, size or self.region_bytes
+        self._add(site, "reduce_scatter" if sequence else "all_reduce", forwards, size)
         if sequence:
-            self._add(f"{site}.backward", "all_gather", backwards, self.region_bytes)
+            self._add(f"{site}.backward", "all_gather", backwards, size)
 
     # Context ranks and stages
 
