@@ -72,14 +72,15 @@ def line_chart(
     heights = [y for _, y in points] + ([level.value] if level else []) + ([0.0] if from_zero else [])
     x_range = _widened(min(x for x, _ in points), max(x for x, _ in points))
     y_ticks = ticks(*_widened(min(heights), max(heights)), count=max(3, size[1] // 60))
-    frame = Frame(x_range, (y_ticks[0], y_ticks[-1]), *size)
+    places = _key_places(drawn, size[0])
+    frame = Frame(x_range, (y_ticks[0], y_ticks[-1]), *size, top=Frame.top + places[-1][1] - places[0][1])
     parts = [
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" role="img">',
         f"<title>{escape(title)}</title>",
         *_axes(frame, y_ticks, x_label),
         *(_level(level, frame) if level else ()),
         *(part for one in drawn for part in _line(one, frame)),
-        *_legend(title, drawn, frame),
+        *_legend(title, drawn, places, size[0]),
     ]
     return "\n".join([*parts, "</svg>"])
 
@@ -157,15 +158,32 @@ def _line(series: Series, frame: Frame) -> list[str]:
     return parts
 
 
-def _legend(title: str, series: Sequence[Series], frame: Frame) -> list[str]:
+def _key_places(series: Sequence[Series], width: int) -> list[tuple[int, int]]:
+    """Where the key of each begins, in as many lines as they take."""
+    places, x, y = [], Frame.left, 16
+    for one in series:
+        length = 27 + 8 * len(_fitting(one.name, width))  # as wide as the widest of the usual fonts
+        if x > Frame.left and x + length > width:
+            x, y = Frame.left, y + 18
+        places.append((x, y))
+        x += length + 27
+    return places
+
+
+def _fitting(name: str, width: int) -> str:
+    """Of a name that is too long for a line its end."""
+    letters = (width - Frame.left - 27) // 9
+    return name if len(name) <= letters else f"…{name[1 - letters :]}"
+
+
+def _legend(title: str, series: Sequence[Series], places: Sequence[tuple[int, int]], width: int) -> list[str]:
     """The title where there is one line, a key for each where there are several."""
     if len(series) == 1:
-        return [f'<text class="chart-title" x="{frame.left}" y="16">{escape(title)}</text>']
-    parts, x = [], frame.left
-    for one in series:
-        parts.append(f'<path class="line-{one.style}" d="M{x} 12h20"/>')
+        return [f'<text class="chart-title" x="{Frame.left}" y="16">{escape(title)}</text>']
+    parts = []
+    for one, (x, y) in zip(series, places, strict=True):
+        parts.append(f'<path class="line-{one.style}" d="M{x} {y - 4}h20"/>')
         if one.dots:
-            parts.append(f'<circle class="dot-{one.style}" cx="{x + 10}" cy="12" r="3.5"/>')
-        parts.append(f'<text class="key" x="{x + 27}" y="16">{escape(one.name)}</text>')
-        x += 54 + 8 * len(one.name)  # as wide as the widest of the usual fonts
+            parts.append(f'<circle class="dot-{one.style}" cx="{x + 10}" cy="{y - 4}" r="3.5"/>')
+        parts.append(f'<text class="key" x="{x + 27}" y="{y}">{escape(_fitting(one.name, width))}</text>')
     return parts

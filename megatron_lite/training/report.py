@@ -1,32 +1,31 @@
 """report.html: a run on one page that opens without a network.
 
 It is drawn from what the run directory holds: config.yaml, layout.json and metrics.jsonl, and where they are there
-unigram.json, sample.txt, the report of curation in curation/, and the sidecars of the data sets.
+samples.jsonl, rows.json, unigram.json, sample.txt, the report of curation in curation/, and the sidecars of data sets.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from markupsafe import Markup
 
-from megatron_lite.config import Config, ModelConfig, Resolved, load_config
-from megatron_lite.data.sidecar import Sidecar
+from megatron_lite.config import AlignedConfig, Config, LoraConfig, ModelConfig, Resolved, load_config
 from megatron_lite.errors import DataError
 from megatron_lite.files import partial_path, publish
 from megatron_lite.model.model import schedule_of
 from megatron_lite.page import render
 from megatron_lite.parallel.pipeline.drawing import timeline_svg
 from megatron_lite.parallel.pipeline.simulator import Costs, simulate
-from megatron_lite.training.benchmarks import PREFIX
-from megatron_lite.training.charts import Level, Series, format_number, line_chart
+from megatron_lite.training.charts import format_number
+from megatron_lite.training.curves import benchmark_charts, loss_chart, objective_charts, set_charts, step_charts
 from megatron_lite.training.flops import flops_per_token, matmul_parameters
 from megatron_lite.training.mesh_drawing import MAX_PANELS, describe, mesh_svg
 from megatron_lite.training.metrics import read_metrics
+from megatron_lite.training.report_tables import corpus_tables, data_table, sample_texts, validation_table
 from megatron_lite.training.run_files import read_layout
 
 Records = Sequence[dict[str, Any]]
@@ -53,13 +52,18 @@ def write_report(run_dir: str | Path) -> Path:
         "name": run.directory.resolve().name,
         "summary": summarize(run),
         "figures": key_figures(run),
-        "charts": charts(run),
-        "validation": validation_rows(run.records),
+        "loss": loss_chart(run.records, loss_unit(run.config), run.unigram),
+        "counted": counted(run.config),
+        "objective": objective_charts(run.records),
+        "by_set": set_charts(run.records),
+        "validation": validation_table(run.records),
+        "samples": sample_texts(run.directory),
         "benchmarks": benchmark_charts(run.records),
+        "steps": step_charts(run.records),
         "timeline": pipeline_timeline(run.config, run.layout),
         "mesh": mesh(run.config, run.layout),
-        "corpus": corpus_rows(run.corpus) if run.corpus else None,
-        "datasets": dataset_rows(run.config),
+        "corpus": corpus_tables(run.corpus) if run.corpus else None,
+        "datasets": data_table(run.config, run.directory),
         "sample": run.sample,
         "unigram": run.unigram is not None,
         "valid_batches": run.config.train.valid_batches,
@@ -102,7 +106,9 @@ def summarize(run: RecordedRun) -> list[str]:
     """The run in a few short phrases."""
     model, parallel, train = run.config.model, run.config.parallel, run.config.train
     return [
+        *algorithm_of(run.config),
         f"{_short(parameter_count(model))} parameters",
+        *([] if run.config.lora is None else [adapters(run.config.lora)]),
         describe(run.layout),
         f"ZeRO-{parallel.zero_stage}",
         f"{parallel.schedule}, {run.layout.microbatches} microbatches" if run.layout.pipeline > 1 else "no pipeline",
@@ -111,12 +117,50 @@ def summarize(run: RecordedRun) -> list[str]:
     ]
 
 
+def algorithm_of(config: Config) -> list[str]:
+    """What was done after pretraining, and how, where it was."""
+    if not isinstance(config, AlignedConfig):
+        return []
+    if config.dpo is not None:
+        dpo = config.dpo
+        further = {"label smoothing": dpo.label_smoothing, "NLL weight": dpo.nll_weight}
+        settings = [f"{dpo.loss} loss", f"beta {dpo.beta:g}", *(f"{name} {x:g}" for name, x in further.items() if x)]
+        settings += ["means a token"] if dpo.length_normalized else []
+        return [f"DPO ({', '.join(settings)})"]
+    if config.reward is not None:
+        criterion = "" if config.reward.criterion is None else f", criterion {config.reward.criterion}"
+        return [f"reward model (Bradley-Terry{criterion})"]
+    return ["supervised fine-tuning"]
+
+
+def adapters(lora: LoraConfig) -> str:
+    return f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}"
+
+
+def loss_unit(config: Config) -> str:
+    if isinstance(config, AlignedConfig):
+        return "mean of pairs" if config.compares else "nats a trained token"
+    return "nats a token"
+
+
+def counted(config: Config) -> str:
+    """What the loss is a mean over."""
+    if isinstance(config, AlignedConfig):
+        return "pairs of a global batch" if config.compares else "trained tokens of a global batch, in nats"
+    return "counted tokens of a global batch, in nats"
+
+
 def key_figures(run: RecordedRun) -> list[tuple[str, str, str]]:
     """(value, name, remark) of the numbers one looks for first."""
     last, validated = run.records[-1], [record for record in run.records if "valid_loss" in record]
     figures = []
     if validated:
-        figures.append((f"{validated[-1]['valid_loss']:.3f}", "validation loss", "nats a token, on unseen documents"))
+        unseen = "nats a token, on unseen documents"
+        if isinstance(run.config, AlignedConfig):
+            unseen = f"{loss_unit(run.config)}, on {'unseen pairs' if run.config.compares else 'unseen dialogues'}"
+        figures.append((f"{validated[-1]['valid_loss']:.3f}", "validation loss", unseen))
+        if "valid_accuracy" in validated[-1]:
+            figures.append((f"{validated[-1]['valid_accuracy']:.1%}", "accuracy", "of unseen pairs"))
         if "valid_bits_per_byte" in validated[-1]:
             bits = validated[-1]["valid_bits_per_byte"]
             figures.append((f"{bits:.3f}", "bits per byte", "of the same documents' text"))
@@ -140,63 +184,6 @@ def key_figures(run: RecordedRun) -> list[tuple[str, str, str]]:
     return figures
 
 
-def charts(run: RecordedRun) -> dict[str, Markup]:
-    """The loss, and what stands below it in small. A chart without a finite point is left out."""
-    window = len(run.records) // 40 | 1  # odd, to have a middle
-    loss = _points(run.records, "loss")
-    lines = [Series("training loss, each step", loss, "train" if window == 1 else "faint")]
-    if window > 1:
-        lines.append(Series(f"mean over {window} steps", _smooth(loss, window), "train"))
-    lines.append(Series("validation loss", _points(run.records, "valid_loss"), "valid", dots=True))
-    lines = [line for line in lines if line.points]
-    level = Level("unigram model", run.unigram) if run.unigram is not None else None
-    drawn = {}
-    if lines:
-        drawn["loss"] = Markup(line_chart("loss, nats a token", lines, level=level, size=(1000, 380)))
-    titles = {
-        "tokens_per_second": "tokens a second",
-        "grad_norm": "gradient norm before clipping",
-        "lr": "learning rate",
-    }
-    for key, title in titles.items():
-        points = _points(run.records, key)
-        if points:
-            drawn[key] = Markup(line_chart(title, [Series(title, points, "train")], from_zero=True, size=(320, 200)))
-    return drawn
-
-
-def benchmark_charts(records: Records) -> list[tuple[str, Markup]]:
-    """(its name, the chart): one a task, with a line for each of its metrics; one that is no share of 1, such as
-    perplexity, has its own. Standard errors are left to metrics.jsonl.
-    """
-    charts: dict[str, list[Series]] = {}
-    for key in sorted({key for record in records for key in record if key.startswith(PREFIX)}):
-        task, metric = key.removeprefix(PREFIX).rsplit("/", 1)
-        points = _points(records, key)
-        if not points or "_stderr" in metric:
-            continue
-        share = all(0 <= value <= 1 for _, value in points)
-        lines = charts.setdefault(task if share else f"{task}, {metric}", [])
-        lines.append(Series(metric, points, ("train", "valid", "faint")[min(len(lines), 2)], dots=True))
-    titles = {name: lines[0].name if len(lines) == 1 else name for name, lines in charts.items()}
-    return [(name, Markup(line_chart(titles[name], charts[name], size=(440, 260)))) for name in sorted(charts)]
-
-
-def validation_rows(records: Records) -> list[tuple[str, str, str, str]]:
-    """(validation set, its first loss, its last, bits per byte where they are known) where there are several."""
-    loss, bits = "valid_loss/", "valid_bits_per_byte/"
-    validated = [record for record in records if any(key.startswith(loss) for key in record)]
-    names = [key.removeprefix(loss) for key in (validated[-1] if validated else ()) if key.startswith(loss)]
-    if len(names) < 2:
-        return []
-    first, last = validated[0], validated[-1]
-    return [
-        (name, f"{first[loss + name]:.3f}", f"{last[loss + name]:.3f}",
-         f"{last[bits + name]:.3f}" if bits + name in last else "")
-        for name in names
-    ]  # fmt: skip
-
-
 def pipeline_timeline(config: Config, layout: Resolved) -> dict[str, Any] | None:
     """The schedule drawn with as many microbatches as show its phases; None without a pipeline."""
     if layout.pipeline == 1:
@@ -215,50 +202,6 @@ def pipeline_timeline(config: Config, layout: Resolved) -> dict[str, Any] | None
 def mesh(config: Config, layout: Resolved) -> dict[str, Any]:
     placement = schedule_of(config, layout, layout.microbatches).placement
     return {"svg": Markup(mesh_svg(layout, placement)), "left_out": max(0, layout.data - MAX_PANELS)}
-
-
-def corpus_rows(curation: dict[str, Any]) -> dict[str, list[tuple[str, str, str, str]]]:
-    """(name, documents, megabytes, dropped) of what curation read of its sources and of the splits it dealt them to."""
-    parts: dict[str, list] = {"sources": [], "splits": []}
-    for name, flow in curation["stages"][0]["sources"].items():
-        kept = sum(part[name]["left"][0] for part in curation["corpus"].values() if name in part)
-        parts["sources"].append(_corpus_row(name, flow["left"], f"{flow['left'][0] - kept:,}"))
-    for name, part in curation["corpus"].items():
-        sizes = [flow["left"] for flow in part.values()]
-        parts["splits"].append(_corpus_row(name, [sum(size[i] for size in sizes) for i in range(2)], ""))
-    return parts
-
-
-def _corpus_row(name: str, size: Sequence[int], dropped: str) -> tuple[str, str, str, str]:
-    documents, text_bytes, *_ = size
-    return name, f"{documents:,}", f"{text_bytes / 1e6:.1f}", dropped
-
-
-def dataset_rows(config: Config) -> list[tuple[str, str, str, str]]:
-    """(data set, use, documents, tokens) where its sidecar stands."""
-    rows = []
-    for use, entries in (("training", config.data.train), ("validation", config.data.valid)):
-        for entry in entries:
-            sidecar = Sidecar.load(entry.prefix)
-            if sidecar is not None:
-                rows.append((entry.prefix, use, f"{sidecar.documents:,}", f"{sidecar.tokens:,}"))
-    return rows
-
-
-def _points(records: Records, key: str) -> list[tuple[float, float]]:
-    """(step, value) where there is one and it is finite."""
-    values = ((record["step"], record.get(key)) for record in records)
-    return [(step, value) for step, value in values if value is not None and isfinite(value)]
-
-
-def _smooth(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
-    """Means over `window` points around each; towards the ends over as many as lie on both sides."""
-    means = []
-    for middle, (x, _) in enumerate(points):
-        radius = min(middle, len(points) - 1 - middle, window // 2)
-        values = [y for _, y in points[middle - radius : middle + radius + 1]]
-        means.append((x, sum(values) / len(values)))
-    return means
 
 
 def _short(value: float) -> str:

@@ -65,3 +65,15 @@ def test_a_long_series_becomes_means_and_keeps_its_end() -> None:
     assert thinned[-1] == points[-1]
     assert all(abs(y - 0.5) < 0.1 for _, y in thinned[:-1])
     assert thin(points[:MAX_POINTS]) == points[:MAX_POINTS]
+
+
+def test_keys_that_do_not_fit_in_a_line_stand_in_several_and_the_plane_below_them() -> None:
+    names = ["chat", "code", "a-set-with-a-name-that-is-longer-than-the-chart-is-wide", "more"]
+    series = [Series(name, [(0, 1.0), (1, 2.0)], "train") for name in names]
+    root = ElementTree.fromstring(line_chart("t", series, size=(340, 230)))
+    keys = [(float(e.get("x")), float(e.get("y")), e.text) for e in root.iter(f"{SVG}text") if e.get("class") == "key"]
+    assert [y for _, y, _ in keys] == [16, 16, 34, 52]
+    assert keys[2][2].startswith("…") and names[2].endswith(keys[2][2][1:])
+    assert all(x + 8 * len(text) <= 340 for x, _, text in keys)
+    top = min(float(e.get("d").split()[1].split("H")[0]) for e in root.iter(f"{SVG}path") if e.get("class") == "grid")
+    assert top > 52
