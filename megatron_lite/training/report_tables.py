@@ -96,7 +96,7 @@ def _rows_table(path: Path) -> Table | None:
         "tokens",
         "trained",
         "left out or cut",
-        "rows of a run",
+        "rows of an epoch",
         "padding",
     ]
     rows = [
@@ -113,7 +113,7 @@ def left_out(one: Mapping[str, Any]) -> str:
     """In words, or "none"."""
     counted = [(count, reason) for reason, count in one["bad"].items()]
     counted += [(one["dropped"], "too long"), (one["cut"], "cut"), (one.get("others", 0), "of another criterion")]
-    return ", ".join(f"{count:,} {reason}" for count, reason in counted if count) or "none"
+    return ", ".join(f"{reason} ({count:,})" for count, reason in counted if count) or "none"
 
 
 @dataclass(frozen=True)

@@ -116,9 +116,9 @@ def test_what_became_of_rows_is_told_for_each_set(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(tree), encoding="utf-8")
     page = page_of(tmp_path)
     data = page[page.index("<h2>Data") :]
-    for cell in ("7,168", "7,012", "1,234,567", "654,321", "801", "1.2%", "4 of another criterion"):
+    for cell in ("7,168", "7,012", "1,234,567", "654,321", "801", "1.2%", "of another criterion (4)"):
         assert f">{cell}</td>" in data
-    assert "12 an empty &lt;answer&gt;, 3 two assistant turns, 100 too long" in data
+    assert "an empty &lt;answer&gt; (12), two assistant turns (3), too long (100)" in data
     assert left_out(none) == "none"
 
 
