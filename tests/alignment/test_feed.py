@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.layouts import Layout
 from support.rows import aligned, dialogues, pairs, write_store
 
 from megatron_lite.alignment.dealing import DataRank
 from megatron_lite.alignment.feed import RowsFeed, RowsValidation
 from megatron_lite.alignment.sets import RunRows, SampleSet, steps_of
+from megatron_lite.config import LoraConfig
 from megatron_lite.errors import DataError
 
 LENGTHS = [3, 30, 7, 7, 12, 5, 2, 25, 9, 9, 9, 14, 6, 4, 31, 8, 8, 10, 3, 5]
@@ -173,17 +175,14 @@ def test_pairs_keep_their_margin_and_reference_in_whatever_row_they_lie(compared
         assert found[chosen] == [0.5 * number] * 2 + [-2.0 * number, -2.0 * number - 1]
 
 
-def test_random_keys_are_given_where_there_is_dropout_and_change_with_the_step(stores):
-    plain = configured()
-    with_dropout = type(plain).model_validate(plain.model_dump(mode="json") | {"lora": {"dropout": 0.1}})
-    feeds = [RowsFeed(sets_of(stores, 1.0), config, DataRank()) for config in (plain, with_dropout)]
-    without, once, again, later = (
-        feed.microbatches(0, step)[0].draws
-        for feed, step in zip([feeds[0], *[feeds[1]] * 3], (1, 1, 1, 2), strict=True)
-    )
-    for feed in feeds:
-        feed.close()
-    assert without is None
+@pytest.mark.parametrize("layout", [Layout(lora=LoraConfig(dropout=0.1)), Layout(neftune=5.0)], ids=str)
+def test_random_keys_are_given_where_there_is_dropout_or_noise_and_change_with_the_step(stores, layout):
+    configs = configured(), aligned(layout, global_batch_size=4, sequence_length=32)
+    without, feed = (RowsFeed(sets_of(stores, 1.0), config, DataRank()) for config in configs)
+    once, again, later = (feed.microbatches(0, step)[0].draws for step in (1, 1, 2))
+    assert without.microbatches(0, 1)[0].draws is None
+    for one in (without, feed):
+        one.close()
     assert torch.equal(once.keys, again.keys)
     assert (once.keys != later.keys).all()
 
