@@ -18,7 +18,8 @@
 V is padded to a multiple of 16 tp; padded rows belong to no logical parameter. Initial deviations: `initializer_range`,
 and for o and down that divided by sqrt(2 * layers), as in GPT-2 (Radford et al. 2019, section 2.3). Norms begin at one.
 An adapter's B begins at zero (Hu et al. 2021, arXiv 2106.09685, section 4.1), its A with deviation 1 / sqrt(3 columns),
-that of the uniform numbers below 1 / sqrt(columns) which PEFT begins with.
+that of the uniform numbers below 1 / sqrt(columns) which PEFT begins with. A scalar head begins with
+1 / (columns + 1), as OpenRLHF's: scores are small before they mean anything.
 """
 
 from dataclasses import dataclass
@@ -61,7 +62,8 @@ class Specification:
         """The head's own weights. A tied head uses the embedding's on its stage, elsewhere a copy it does not own."""
         norm = self._norm("norm", "model.norm.weight")
         if self.model.head == "scalar":
-            score = Logical("score.weight", (1, self.model.hidden_size), self.deviation, True)
+            columns = self.model.hidden_size
+            score = Logical("score.weight", (1, columns), 1 / (columns + 1), True)
             return [self._whole("score", score), norm]
         if not self.model.tie_word_embeddings:
             size = (self.model.vocab_size, self.model.hidden_size)

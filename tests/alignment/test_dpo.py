@@ -27,7 +27,7 @@ LAYOUT = Layout(layers=2, steps=1)
 
 
 def plain(objective: Dpo, pairs: list[tuple[Pair, Tensor, Tensor]]) -> dict[str, Tensor]:
-    """The numbers of pairs, given the log-probabilities of their trained tokens, pair by pair as the papers write it."""
+    """The numbers of pairs, given their trained tokens' log-probabilities, pair by pair as the papers write it."""
     losses, margins, of_chosen = [], [], torch.cat([chosen for _, chosen, _ in pairs])
     for one, chosen, rejected in pairs:
         ratios = chosen.sum() - one.chosen.reference, rejected.sum() - one.rejected.reference

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from support.layouts import Blocks, Layout, assemble, build_trainer, distance, owned_blocks
-from support.pairs import log_probabilities, pair, stored
+from support.pairs import log_probabilities, pair
+from support.rows import store_of_pairs
 
 from megatron_lite.alignment.batches import Collator
 from megatron_lite.alignment.feed import DataRank
@@ -61,7 +62,7 @@ def in_a_plain_model(weights: dict[str, np.ndarray], model: ModelConfig) -> np.n
 
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory) -> Path:
-    return Path(stored(tmp_path_factory.mktemp("rows") / "pairs", PAIRS).indexed.prefix)
+    return Path(store_of_pairs(tmp_path_factory.mktemp("rows") / "pairs", PAIRS).indexed.prefix)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_numbers_that_are_not_finite_are_refused_by_row_and_not_kept(prefix, tmp
 @pytest.mark.parametrize("data", [1, 2, 3, 4])
 def test_every_sample_is_read_once_and_every_data_rank_has_as_many_microbatches(data, tmp_path):
     for count in (1, 2, 5, 12, 13, 31):
-        store = stored(tmp_path / str(count), [pair(number) for number in range(count)])
+        store = store_of_pairs(tmp_path / str(count), [pair(number) for number in range(count)])
         rows = best_fit(store.lengths, 24)
         ranks = [DataRank(rank, data, stages=2) for rank in range(data)]
         readings = [Reading(store, rows, Collator(61, 24), rank, size=12, micro=2) for rank in ranks]

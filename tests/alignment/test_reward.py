@@ -5,7 +5,7 @@ from math import log
 
 import pytest
 import torch
-from support.layouts import Layout, assemble, build_trainer, distance, owned_blocks
+from support.layouts import Layout, assemble, build_trainer, distance, owned_blocks, reshaped
 from support.pairs import END, Document, Pair, microbatch, microbatches, packed, pair, pairs_of, rows_of, score
 from torch import Tensor
 
@@ -114,6 +114,16 @@ def test_eight_pairs_in_one_microbatch_or_in_eight_give_the_same_gradient(object
     (numbers, gradients), (others, theirs) = found
     assert others == pytest.approx(numbers, rel=1e-12)
     assert max(distance(theirs[name], gradients[name]) for name in gradients) < 1e-11
+
+
+def test_a_scalar_head_begins_with_deviation_1_of_hidden_size_and_one_more():
+    """Of 512 numbers the deviation is right to 10%, three of its own."""
+    config = reshaped(LAYOUT.config(), hidden_size=512, num_hidden_layers=1)
+    trainer = build_trainer(replace(LAYOUT, objective=BradleyTerry()), config=config, batch=microbatch(0))
+    score = assemble([owned_blocks(trainer, "master")])["score.weight"]
+    assert score.shape == (1, 512)
+    assert score.std() == pytest.approx(1 / 513, rel=0.1)
+    assert abs(score.mean()) < 3 / 513 / 512**0.5
 
 
 def test_the_column_of_margins_is_wanted_only_where_no_margin_is_given():

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from megatron_lite.kernels.choice import Choice
+from support import pairs
 
 from megatron_lite.config import Config, LoraConfig, Resolved, config_from_tree, resolve
 from megatron_lite.mesh import MeshShape, build_mesh
@@ -35,8 +36,8 @@ class Layout:
     """One case of the equality tests. `objective`: where there is none pretraining's. `split` delays weight gradients
     by that many actions; with `resets` positions begin anew with each document, whose end predicts nothing. `trainable`
     are the patterns of what is trained, if not everything is. With `lora` blocks are adapted, and their weights begin
-    as numbers that matter, B too; `neftune` is the noise of embeddings. With `asks` the first rank is given all outputs
-    before the first step.
+    as numbers that matter, B too; `neftune` is the noise of embeddings. With `pairs` microbatches are those of answers
+    in pairs (pairs.py). With `asks` the first rank is given all outputs before the first step.
     """
 
     tensor: int = 1
@@ -56,6 +57,7 @@ class Layout:
     resets: bool = False
     loss_chunk: int | None = None
     objective: Objective | None = None
+    pairs: bool = False
     trainable: tuple[str, ...] | None = None
     lora: LoraConfig | None = None
     neftune: float | None = None
@@ -89,6 +91,7 @@ class Layout:
         words += ["tied"] if self.tied else []
         words += [f"chunk{self.loss_chunk}"] if self.loss_chunk else []
         words += [] if self.objective is None else [type(self.objective).__name__.lower()]
+        words += ["pairs"] if self.pairs else []
         words += [] if self.trainable is None else ["trains-" + "-".join(self.trainable)]
         words += [] if self.lora is None else [f"lora{self.lora.rank}-{len(self.lora.targets)}-{self.lora.dropout}"]
         words += [] if self.neftune is None else [f"noise{self.neftune}"]
@@ -138,7 +141,7 @@ class Layout:
     def single(self) -> "Layout":
         """The same model on one process, nothing sharded, split or recomputed."""
         return Layout(
-            tied=self.tied, documents=self.documents, resets=self.resets, objective=self.objective,
+            tied=self.tied, documents=self.documents, resets=self.resets, objective=self.objective, pairs=self.pairs,
             trainable=self.trainable, lora=self.lora, neftune=self.neftune, ema=self.ema, head=self.head,
             head_dim=self.head_dim, qk_norm=self.qk_norm, layers=self.layers, dtype=self.dtype, steps=self.steps,
             asks=self.asks,
@@ -156,7 +159,7 @@ class Outcome:
     """What a run is compared by. `gradients` are those of step 1, before clipping."""
 
     losses: list[float] = field(default_factory=list)
-    z_losses: list[float] = field(default_factory=list)  # or the last that another objective adds up
+    z_losses: list[float] = field(default_factory=list)  # or all that another objective adds up
     norms: list[float] = field(default_factory=list)
     gradients: Tensors = field(default_factory=dict)
     weights: Tensors = field(default_factory=dict)
@@ -186,7 +189,7 @@ def build_trainer(layout: Layout, recorder: Recorder | None = None, config: Conf
     trainer = Trainer(Model(config, resolved, mesh, schedule, recorder, choice), layout.objective)
     if layout.lora is not None:
         stir(trainer.model)
-    trainer.rehearse(batch)
+    trainer.rehearse(pairs.microbatch(0) if layout.pairs and batch is None else batch)
     return trainer
 
 
@@ -210,6 +213,13 @@ def my_batches(trainer: Trainer, step: int) -> list[Sequences]:
     batches = microbatches_of(mine, config, END_OF_DOCUMENT)
     key = key_of(config.train.seed, "draws", step)
     return with_draws(batches, key, number * len(mine)) if config.draws else batches
+
+
+def batches_of(layout: Layout, trainer: Trainer, step: int) -> list[Sequences]:
+    """The same, of pairs where the layout's objective wants them."""
+    if not layout.pairs:
+        return my_batches(trainer, step)
+    return pairs.microbatches(step, trainer.mesh.coordinate["data"], trainer.resolved.data)
 
 
 def owned_blocks(trainer: Trainer, which: str, stage_shards: Sequence[Shards] | None = None) -> Blocks:
@@ -250,11 +260,11 @@ def run_rank(layout: Layout) -> RankOutcome:
     trainer = build_trainer(layout, recorder)
     outcome = RankOutcome(events=recorder.events)
     if layout.asks:
-        outcome.outputs = sums_of_outputs(trainer)
+        outcome.outputs = sums_of_outputs(layout, trainer)
     for step in range(1, layout.steps + 1):
-        result = trainer.gradients(my_batches(trainer, step))
+        result = trainer.gradients(batches_of(layout, trainer, step))
         outcome.losses.append(result.loss.item())
-        outcome.z_losses.append(result.numbers[trainer.objective.sums[-1]].item())
+        outcome.z_losses += [result.numbers[name].item() for name in trainer.objective.sums[1:]]
         outcome.norms.append(result.grad_norm.item())
         if step == 1:
             outcome.gradients = owned_blocks(trainer, "gradient")
@@ -263,9 +273,9 @@ def run_rank(layout: Layout) -> RankOutcome:
     return outcome
 
 
-def sums_of_outputs(trainer: Trainer) -> list[float]:
+def sums_of_outputs(layout: Layout, trainer: Trainer) -> list[float]:
     """Of each output over every microbatch of step 1, on the first rank, as one named gather brings them there."""
-    ranks = trainer.model.outputs_on_first(my_batches(trainer, 1), trainer.objective)
+    ranks = trainer.model.outputs_on_first(batches_of(layout, trainer, 1), trainer.objective)
     if ranks is None:
         return []
     return torch.stack([one.flatten(1).sum(1) for rank in ranks for one in rank]).flatten().tolist()

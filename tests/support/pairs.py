@@ -4,18 +4,15 @@ reads each document alone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from support.reference import hidden, logits
-from support.rows import VOCABULARY, write_store
 from torch import Tensor
 
-from megatron_lite.alignment.store import Segment, Store
 from megatron_lite.model.sequences import Sequences, padded
 
-END = 3  # it ends every answer, and fills rows up
+VOCABULARY, END = 61, 3  # END ends every answer, and fills rows up
 SLOTS = 4  # documents of a row at most
 MICROBATCHES = 5  # of a step; with two data ranks the second has one fewer, and an empty one
 
@@ -89,7 +86,8 @@ def microbatch(number: int) -> Sequences:
 def microbatches(step: int, rank: int = 0, ranks: int = 1) -> list[Sequences]:
     """A data rank's of a step, filled up to the most that one has."""
     every = [microbatch(number) for number in numbers_of(step)]
-    return padded(every[rank::ranks], -(-len(every) // ranks))
+    mine = every[rank::ranks] or [every[0].nothing()]
+    return padded(mine, -(-len(every) // ranks))
 
 
 def pairs_of(step: int) -> list[Pair]:
@@ -106,11 +104,3 @@ def log_probabilities(weights: dict[str, Tensor], document: Document, model) -> 
 def score(weights: dict[str, Tensor], document: Document, model) -> Tensor:
     """What a plain model's scalar head gives at the document's end."""
     return hidden(weights, document.tokens[None], model)[0, -1] @ weights["score.weight"][0]
-
-
-def stored(prefix: Path, pairs: Sequence[Pair]) -> Store:
-    """As rows of a file are prepared."""
-    samples = [
-        [Segment(half.tokens.numpy(), half.trained.numpy()) for half in (one.chosen, one.rejected)] for one in pairs
-    ]
-    return write_store(prefix, samples, [one.margin for one in pairs])

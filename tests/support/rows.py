@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from support.layouts import Layout
+from support.pairs import Pair
 
 from megatron_lite.alignment.store import Segment, Store, open_store
 from megatron_lite.alignment.store_writer import StoreWriter
@@ -55,3 +56,10 @@ def aligned(
     config = config_from_tree(tree | {"data": data or {}, algorithm: {}})
     assert isinstance(config, AlignedConfig)
     return config
+
+
+def store_of_pairs(prefix: Path, pairs: Sequence[Pair]) -> Store:
+    samples = [
+        [Segment(half.tokens.numpy(), half.trained.numpy()) for half in (one.chosen, one.rejected)] for one in pairs
+    ]
+    return write_store(prefix, samples, [one.margin for one in pairs])
