@@ -4,6 +4,8 @@ A question names a thing; an answer names it again in one sentence, and goes on 
 The rule that prefers: an answer that names the thing and ends, and of two such the one with fewer sentences.
 
     python tools/make_preferences.py --output-dir D      writes dialogues_{train,valid}.jsonl, pairs_{train,valid}.jsonl
+                                                         and prompts.jsonl, the questions that are not trained on
+    python tools/make_preferences.py --judge A.jsonl B.jsonl      how often A's answers win over B's
 """
 
 import argparse
@@ -70,19 +72,44 @@ def pairs(held_out: bool, times: int, seed: int) -> Iterator[dict[str, Any]]:
             yield {"prompt": question, "chosen": chosen, "rejected": rejected, "criterion": "brief"}
 
 
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    print(f"{path}: {len(rows)} rows")
+
+
+def win_rate(ours: Path, theirs: Path) -> float:
+    """How often an answer of `generate`'s file is worth more than the other file's to the same question; a draw is
+    half a win.
+    """
+    rows = [[json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for path in (ours, theirs)]
+    points, games = 0.0, 0
+    for one, other in zip(*rows, strict=True):
+        asked = one["messages"][-1]["content"]
+        for mine, its in zip(one["completions"], other["completions"], strict=True):
+            difference = worth(asked, mine["text"]) - worth(asked, its["text"])
+            points += 0.5 + 0.5 * ((difference > 0) - (difference < 0))
+            games += 1
+    return points / games
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", type=Path, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--output-dir", type=Path)
+    what.add_argument("--judge", type=Path, nargs=2, metavar=("A.jsonl", "B.jsonl"))
     parser.add_argument("--times", type=int, default=8, help="how often each question is asked (default: 8)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    if options.judge:
+        print(f"{win_rate(*options.judge):.3f}")
+        return
     options.output_dir.mkdir(parents=True, exist_ok=True)
+    asked = [{"messages": [{"role": "user", "content": question}]} for _, question in questions(held_out=True)]
+    write(options.output_dir / "prompts.jsonl", asked)
     for name, make in (("dialogues", dialogues), ("pairs", pairs)):
         for part, held_out in (("train", False), ("valid", True)):
             rows = list(make(held_out, options.times if not held_out else 2, options.seed))
-            path = options.output_dir / f"{name}_{part}.jsonl"
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            print(f"{path}: {len(rows)} rows")
+            write(options.output_dir / f"{name}_{part}.jsonl", rows)
 
 
 if __name__ == "__main__":

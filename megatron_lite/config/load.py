@@ -5,7 +5,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -43,11 +43,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     A `model.preset` among the overrides replaces the file's whole model, so that the file's fields do not undo it.
     Raises UsageError.
     """
+    return config_from_tree(load_tree(path, overrides))
+
+
+def load_tree(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The same, unchecked."""
     tree = read_tree(path, Config)
     if any(override.startswith("model.preset=") for override in overrides):
         tree = tree | {"model": {}}
     apply_overrides(tree, overrides)
-    return config_from_tree(tree)
+    return tree
 
 
 def read_tree(path: str | Path, root: type[BaseModel]) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def parse_arguments(description: str, argv: Sequence[str] | None = None) -> Conf
 
     `--print-config` prints the tree (once in a torchrun job) and exits with 0. Raises UsageError.
     """
-    arguments = command_line(description, _describe_keys(), "optim.lr=3e-4").parse_args(argv)
+    arguments = command_line(description, describe_keys(Config), "optim.lr=3e-4").parse_args(argv)
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
         print_config(config)
@@ -98,12 +103,13 @@ def print_config(config: BaseModel) -> NoReturn:
     sys.exit(0)
 
 
-def _describe_keys() -> str:
+def describe_keys(root: type[BaseModel]) -> str:
+    """For a command's help, those of each section; an optional one is `Section | None`."""
     lines = ["keys of the configuration (--print-config shows their values):"]
-    for name, field in Config.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            lines += textwrap.wrap(f"{name}: {', '.join(section.model_fields)}", 100, subsequent_indent="    ")
+    for name, field in root.model_fields.items():
+        for section in (field.annotation, *get_args(field.annotation)):
+            if isinstance(section, type) and issubclass(section, BaseModel) and section.model_fields:
+                lines += textwrap.wrap(f"{name}: {', '.join(section.model_fields)}", 100, subsequent_indent="    ")
     return "\n  ".join([*lines, f"model.preset: {', '.join(PRESETS)}"])
 
 

@@ -345,6 +345,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_evaluate(self) -> Self:
+        if self.train.evaluate is not None and self.model.head != "logits":
+            raise UsageError(
+                f"train.evaluate: must be null with model.head = {self.model.head}, which predicts no text"
+            )
         if self.train.evaluate is not None and self.data.tokenizer is None:
             raise UsageError("data.tokenizer = null: must be the run's tokenizer, since train.evaluate asks in text")
         return self

@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_lite import checkpoint
-from megatron_lite.config import Config, Resolved, samples_of_run
+from megatron_lite.config import AlignedConfig, Config, Resolved, samples_of_run
 from megatron_lite.data.build import Datasets, build_datasets
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.device import device_name
@@ -63,6 +63,8 @@ class StopRequest:
 
 def pretrain(config: Config, resolved: Resolved, world: World, meanwhile: Meanwhile | None = None) -> str:
     """Train to `train.steps` or until a signal; returns why it ended."""
+    if isinstance(config, AlignedConfig):
+        raise UsageError(f"section {config.algorithm}: is for megatron_lite.{config.algorithm}; pretraining has none")
     if config.model.head != "logits":
         raise UsageError(f"model.head = {config.model.head}: pretraining predicts tokens, which takes logits")
     mesh, recorder = connected(config, resolved, world)

@@ -1,0 +1,16 @@
+"""Fine-tune a model on dialogues, loss on what the assistant says:
+`torchrun ... -m megatron_lite.sft CONFIG.yaml [key=value ...]`, or without torchrun.
+"""
+
+from megatron_lite.alignment.arguments import parse_aligned
+from megatron_lite.alignment.run import align
+from megatron_lite.command import train_on_all_ranks
+from megatron_lite.errors import run_command
+
+
+def main() -> None:
+    train_on_all_ranks(parse_aligned(__doc__, "sft"), align)
+
+
+if __name__ == "__main__":
+    run_command(main)
