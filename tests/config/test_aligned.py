@@ -59,7 +59,7 @@ def test_steps_may_be_left_to_epochs():
         ({"dpo": {"loss": "ipa"}}, "dpo", "dpo.loss = ipa: must be sigmoid or ipo; did you mean ipo?"),
         ({"dpo": {"label_smoothing": 0.5}}, "dpo", "dpo.label_smoothing = 0.5: must be less than 0.5"),
         ({"lora": {"targets": ["q_proj", "q_proj"]}}, "sft", "lora.targets: q_proj stands twice; name each once"),
-        ({"lora": {"targets": ["qproj"]}}, "sft", r"lora.targets\[0\] = qproj: must be q_proj, .* did you mean q_proj?"),
+        ({"lora": {"targets": ["qproj"]}}, "sft", r"lora.targets\[0\] = qproj: must be .* did you mean q_proj?"),
         ({"train": {"z_loss": 0.1}}, "sft", "train.z_loss = 0.1: must be 0 after pretraining"),
         (
             {"train": {"samples": {"every": 1, "prompts": ["a"]}}}, "reward",
