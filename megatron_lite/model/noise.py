@@ -44,7 +44,7 @@ class Dropout:
         least = ceil(self.probability * 2**_BITS)
         for rows in _chunks(x):
             kept = random_bits(self.keys.flatten()[rows], self.name, columns) >= least
-            result.view(-1, x.shape[-1])[rows] = x.flatten(0, -2)[rows] * (kept * scale).to(x.dtype)
+            result.view(-1, x.shape[-1])[rows] = torch.where(kept, x.flatten(0, -2)[rows] * scale, 0)
         return result
 
 
@@ -61,7 +61,8 @@ def _noise(x: Tensor, draws: Draws, alpha: float, name: str) -> Tensor:
     columns = torch.arange(hidden, device=x.device)
     size = alpha / (draws.lengths * hidden).to(torch.float64).sqrt()
     for rows in _chunks(x):
-        uniform = random_bits(draws.keys.flatten()[rows], name, columns) * 2.0 ** (1 - _BITS) - 1
+        bits = random_bits(draws.keys.flatten()[rows], name, columns)
+        uniform = bits.to(torch.float64) * 2.0 ** (1 - _BITS) - 1
         noise.view(-1, hidden)[rows] = (uniform * size.flatten()[rows].unsqueeze(-1)).to(x.dtype)
     return noise
 
