@@ -116,9 +116,7 @@ def build_mesh(shape: MeshShape, device: torch.device, placement: Placement | No
     if shape.world != world_size:
         raise ValueError(f"a mesh of {shape.sizes} needs {shape.world} processes, the world has {world_size}")
     if world_size == 1:
-        me = alone(0)
-        edges = Edges(placement, 0, {})
-        return Mesh(shape, 0, shape.coordinate(0), device, me, me, me, me, me, me, edges, me, words or Words.alone())
+        return mesh_of_one(device, placement, words)
 
     rank = dist.get_rank()
     make = _Groups(rank, device, timeout, recorder)
@@ -140,6 +138,12 @@ def build_mesh(shape: MeshShape, device: torch.device, placement: Placement | No
     )  # fmt: skip
     connect(mesh, recorder)
     return mesh
+
+
+def mesh_of_one(device: torch.device, placement: Placement | None = None, words: Words | None = None) -> Mesh:
+    """Of this process by itself, in a job of more too: what it does there concerns no other rank."""
+    shape, me, edges = MeshShape(), alone(0), Edges(placement or Placement(1), 0, {})
+    return Mesh(shape, 0, shape.coordinate(0), device, me, me, me, me, me, me, edges, me, words or Words.alone())
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,16 @@ import math
 from pathlib import Path
 
 from megatron_lite.errors import UsageError, run_command
+from megatron_lite.exchange import open_source
 from megatron_lite.exchange.average import last_of, mean_of
-from megatron_lite.exchange.convert import KINDS, check_new, open_source, write_source
+from megatron_lite.exchange.convert import MODELS, check_new, write_source
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", metavar="SOURCE", type=Path, nargs="+", help="models of one shape, or one run")
     parser.add_argument("--target", type=Path, required=True, help="a new directory")
-    parser.add_argument("--to", choices=sorted(KINDS), default="ours", help="what TARGET becomes (default: ours)")
+    parser.add_argument("--to", choices=sorted(MODELS), default="ours", help="what TARGET becomes (default: ours)")
     parser.add_argument("--weights", metavar="W,W,..", help="one for each source (default: all the same)")
     parser.add_argument("--last", type=int, metavar="N", help="of the one SOURCE, a run, its newest N checkpoints")
     parser.add_argument("--ema", action="store_true", help="checkpoints' averages of their weights in place of these")
@@ -52,7 +53,7 @@ def main() -> None:
     weights = weights_of(arguments.weights, len(paths))
     mean = mean_of([open_source(path, arguments.ema) for path in paths], weights)
     write_source(mean, arguments.target, arguments.to)
-    print(f"mean of {len(paths)} models -> {KINDS[arguments.to]} {arguments.target}: {mean.size:,} parameters")
+    print(f"mean of {len(paths)} models -> {MODELS[arguments.to]} {arguments.target}: {mean.size:,} parameters")
     for path, weight in zip(paths, weights, strict=True):
         print(f"  {weight / sum(weights):.4f}  {path}")
 

@@ -4,23 +4,19 @@ save(directory, trainer, step, samples)        write directory/step_N: one model
 find(directory, choice, mesh)                  what `checkpoint.resume` chooses, verified
 open_checkpoint(path, mesh)                    what a path means, verified
 config_to_resume(directory, choice)            that one's configuration, before there is a mesh
-load(checkpoint, trainer)                      restore a training state, of one model or several
+load(checkpoint, trainer, base=...)            restore a training state, of one model or several
 load_weights(checkpoint, model, stage, mesh)   restore the weights alone, into a model that may differ where it says so
 state_tensors(checkpoint)                      an algorithm's own tensors
-identity(checkpoint), base_of(checkpoint)      what an adapter's checkpoint stands on, by path and checksum
-open_base(checkpoint, mesh)                    that one, verified
+Base                                           what an adapter's checkpoint stands on, by path and checksum
 """
 
 from megatron_lite.checkpoint.index import Base, RunState
 from megatron_lite.checkpoint.load import (
     Checkpoint,
-    base_of,
     config_to_resume,
     find,
-    identity,
     load,
     load_weights,
-    open_base,
     open_checkpoint,
     state_tensors,
 )
@@ -30,13 +26,10 @@ __all__ = [
     "Base",
     "Checkpoint",
     "RunState",
-    "base_of",
     "config_to_resume",
     "find",
-    "identity",
     "load",
     "load_weights",
-    "open_base",
     "open_checkpoint",
     "save",
     "state_tensors",

@@ -86,11 +86,14 @@ def fill(path: Path, model: str, parameters: Mapping[str, Parameter], state: Sta
 
 @torch.no_grad()
 def fill_from(parameters: Mapping[str, Callable[[], Tensor]], state: State) -> None:
-    """Every box from whole tensors, each read once, and one of them in memory at a time."""
+    """Every box from whole tensors, each read once, and one of them in memory at a time; a parameter that is not among
+    them keeps its values.
+    """
     _clear_padding(state)
     boxes: dict[str, list[tuple[Box, Flats]]] = defaultdict(list)
     for box, flats in all_boxes(state):
-        boxes[box.logical.name].append((box, flats))
+        if box.logical.name in parameters:
+            boxes[box.logical.name].append((box, flats))
     for name, places in boxes.items():
         whole = parameters[name]()
         for box, flats in places:

@@ -6,15 +6,16 @@ depend, and those, such as rope_theta, that would make another function of the s
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from megatron_lite.checkpoint.index import StoredModel
+from megatron_lite.checkpoint.index import Base
 from megatron_lite.checkpoint.state import State, names_of
-from megatron_lite.config import ModelConfig
+from megatron_lite.config import LoraConfig, ModelConfig
+from megatron_lite.config.complaints import show
 from megatron_lite.errors import DataError
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.freezing import Patterns, matches
@@ -35,6 +36,37 @@ def check_model(path: Path, stored: Mapping[str, Any], model: ModelConfig, but: 
         raise DataError(f"{path} is of another model: it has {', '.join(wrong)}; they must be equal")
 
 
+def check_lora(path: Path, config: Mapping[str, Any], lora: LoraConfig | None) -> None:
+    """Raises DataError where a stored configuration's adapters are others than these: alpha makes another function of
+    the same weights. Dropout may differ, as any key of training.
+    """
+    given = config.get("lora")
+    theirs = None if given is None else LoraConfig.model_validate(given)
+    if (theirs is None) != (lora is None):
+        has, here = ("adapters", "lora is null") if lora is None else ("no adapters", "lora is not null")
+        raise DataError(f"{path} is of a run with {has}, and {here} here: lora must be as it was")
+    if theirs is not None and lora is not None:
+        check_adapters(path, theirs, lora)
+
+
+def check_adapters(path: Path, theirs: LoraConfig, ours: LoraConfig) -> None:
+    """Raises DataError for adapters of another form or another scale."""
+    for name in ("rank", "alpha", "targets"):
+        before, now = getattr(theirs, name), getattr(ours, name)
+        if (sorted(before) != sorted(now)) if name == "targets" else before != now:
+            raise DataError(f"{path} has lora.{name} = {show(before)} (here {show(now)}); they must be equal")
+
+
+def check_base(path: Path, recorded: Base | None, found: Base | None) -> None:
+    """Raises DataError where what was found is not what a checkpoint stands on."""
+    if recorded is None or (found is not None and found.xxh3 == recorded.xxh3):
+        return
+    on = f"{path} stands on {recorded.path} with the checksum {recorded.xxh3}"
+    if found is None:
+        raise DataError(f"{on}, whose weights must be in place first")
+    raise DataError(f"{on}; {found.path} has {found.xxh3}: it must be the very model that was trained on")
+
+
 def parameters_of(model: ModelConfig, state: State, mesh: Mesh) -> list[str]:
     """Every parameter's name, whichever stage it lies on: the specification's, and what stages have beside it, as an
     adapter's are. Of the latter the first rank of each stage tells the others.
@@ -47,21 +79,25 @@ def parameters_of(model: ModelConfig, state: State, mesh: Mesh) -> list[str]:
     return list(known)
 
 
-def check_needed(path: Path, stored: StoredModel, needed: Iterable[str], missing: Patterns | None = None) -> None:
-    """Raises DataError for parameters that are not stored, but for those that match a pattern of `missing`."""
-    lacking = [name for name in needed if name not in stored.parameters and not matches(name, missing or ())]
+def check_needed(
+    path: Path, stored: Container[str], needed: Iterable[str], missing: Patterns | None = None, base: Base | None = None
+) -> None:
+    """Raises DataError for parameters whose names are not `stored`, but for those that match a pattern of `missing`;
+    `base` is what has the rest.
+    """
+    lacking = [name for name in needed if name not in stored and not matches(name, missing or ())]
     if lacking:
-        whose = "" if stored.base is None else f" (it stands on {stored.base.path}, which has the rest)"
+        whose = "" if base is None else f" (it stands on {base.path}, which has the rest)"
         raise DataError(
             f"{path} has no parameter {lacking[0]}, which the model needs{_among(lacking)}{whose}"
             f"{_allowing('missing', missing, lacking)}"
         )
 
 
-def check_used(path: Path, stored: StoredModel, used: Iterable[str], extra: Patterns | None = None) -> None:
+def check_used(path: Path, stored: Iterable[str], used: Iterable[str], extra: Patterns | None = None) -> None:
     """Raises DataError for stored parameters that the model has no use for, but for those that match `extra`."""
     known = set(used)
-    left = [name for name in stored.parameters if name not in known and not matches(name, extra or ())]
+    left = [name for name in stored if name not in known and not matches(name, extra or ())]
     if left:
         raise DataError(
             f"{path} has the parameter {left[0]}, which the model does not use{_among(left)}"

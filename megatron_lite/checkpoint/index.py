@@ -9,7 +9,7 @@
 
     MODEL:
         "model": the model's fields, "config": the whole configuration, "updates": the optimizer's,
-        "base": {"path", "xxh3"} or null,  where parameters lie that are not here, an adapter's; absent: null
+        "base": {"path", "xxh3"} or null,  where parameters lie that are not here, under an adapter; absent: null
         "parameters": {logical name: {"shape", "dtype", "trained", "averaged", "blocks": [[file, start, shape], ...]}}
 
 A block's tensors are under `key(kind, name, block, model)` in its file: its master and moments where the parameter was
@@ -88,8 +88,8 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Base:
-    """A checkpoint that another one stands on. `xxh3` is what its index states, which covers the checksums of all its
-    files.
+    """The model that an adapter's checkpoint stands on. `xxh3` is of what it is and of its weights, whatever kind of
+    file holds them.
     """
 
     path: str

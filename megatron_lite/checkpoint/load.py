@@ -11,7 +11,15 @@ from torch import Tensor
 from megatron_lite.checkpoint.agreement import together
 from megatron_lite.checkpoint.directory import candidates, log, named
 from megatron_lite.checkpoint.fill import fill
-from megatron_lite.checkpoint.fit import NAMED, check_model, check_needed, check_used, parameters_of
+from megatron_lite.checkpoint.fit import (
+    NAMED,
+    check_base,
+    check_lora,
+    check_model,
+    check_needed,
+    check_used,
+    parameters_of,
+)
 from megatron_lite.checkpoint.index import MAIN, STATE, Base, Index, RunState, StoredModel, check_files
 from megatron_lite.checkpoint.state import Trainable, names_of, trained_only, training_state, weights_only
 from megatron_lite.config import ModelConfig
@@ -75,20 +83,26 @@ def config_to_resume(directory: Path, choice: str) -> tuple[Path, Mapping[str, A
     return None
 
 
-def load(checkpoint: Checkpoint, trainer: Trainable, others: Mapping[str, Trainable] | None = None) -> RunState:
+def load(
+    checkpoint: Checkpoint,
+    trainer: Trainable,
+    others: Mapping[str, Trainable] | None = None,
+    base: Base | None = None,
+) -> RunState:
     """Restore weights, moments, averages and the count of updates into every shard of every rank; those of `others` by
     their names too.
 
     Stored numbers are converted to what is here; where the dtypes agree, bits stay. An average that is not stored
     begins with the weights, since moments are worth going on with, and one that has no place here is dropped; a warning
-    says so. Of a checkpoint that stands on a base the trained part is restored; the rest must be in place, by
-    `open_base` and `load_weights`. Raises DataError on every rank for another model, another base, a model that is not
-    there, and moments that are not: a parameter that was frozen has none.
+    says so. Of a checkpoint that stands on a base the trained part is restored; the rest must be in place, and `base`
+    is what it came from. Raises DataError on every rank for another model, another base, a model that is not there, and
+    moments that are not: a parameter that was frozen has none.
     """
     models = {MAIN: trainer, **(others or {})}
     stored = {name: _stored(checkpoint, name) for name in models}
     for name, one in models.items():
         _check(checkpoint.path, stored[name], one)
+    check_base(checkpoint.path, stored[MAIN].base, base)
     with together(trainer.mesh, "checkpoint.read"):
         for name, one in models.items():
             _restore(checkpoint.path, name, stored[name], one)
@@ -111,8 +125,8 @@ def load_weights(
     path, stored, state = checkpoint.path, checkpoint.index.main, weights_only(stage)
     check_model(path, stored.model, model, but=NAMED)
     names = parameters_of(model, state, mesh)
-    check_needed(path, stored, names, missing)
-    check_used(path, stored, names, extra)
+    check_needed(path, stored.parameters, names, missing, stored.base)
+    check_used(path, stored.parameters, names, extra)
     with together(mesh, "checkpoint.read"):
         fill(path, MAIN, stored.parameters, state)
 
@@ -120,38 +134,6 @@ def load_weights(
 def state_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The algorithm's own tensors that were saved with the models, on the CPU; none where there were none."""
     return load_file(checkpoint.path / STATE) if STATE in checkpoint.index.files else {}
-
-
-def identity(checkpoint: Checkpoint) -> Base:
-    """What another checkpoint's index says of this one to stand on it."""
-    return Base(str(checkpoint.path.absolute()), checkpoint.index.xxh3)
-
-
-def base_of(checkpoint: Checkpoint) -> Base | None:
-    """What the main model stands on; None where all of it is stored."""
-    return checkpoint.index.main.base
-
-
-def open_base(checkpoint: Checkpoint, mesh: Mesh) -> Checkpoint:
-    """Find and verify what the main model stands on. Raises DataError where it is gone or another one now."""
-    base = base_of(checkpoint)
-    if base is None:
-        raise DataError(f"{checkpoint.path} stands on no other checkpoint: all of its weights are in it")
-    with together(mesh, "checkpoint.base"):
-        _check_base(checkpoint.path, base)
-    return open_checkpoint(base.path, mesh)
-
-
-def _check_base(path: Path, base: Base) -> None:
-    try:
-        found = Index.load(Path(base.path)).xxh3
-    except DataError as error:
-        raise DataError(f"{path} stands on {base.path} (checksum {base.xxh3}), which cannot be read: {error}") from None
-    if found != base.xxh3:
-        raise DataError(
-            f"{path} stands on {base.path} with the checksum {base.xxh3}; what is there now has {found}: it must be "
-            f"the checkpoint that was trained on"
-        )
 
 
 def _stored(checkpoint: Checkpoint, name: str) -> StoredModel:
@@ -167,10 +149,11 @@ def _check(path: Path, stored: StoredModel, trainer: Trainable) -> None:
     """What all ranks see alike: whether it is the model, and whether it is whole."""
     model = trainer.config.model
     check_model(path, stored.model, model)
+    check_lora(path, stored.config, trainer.config.lora)
     names = parameters_of(model, training_state(trainer), trainer.mesh)
-    check_used(path, stored, names)
+    check_used(path, stored.parameters, names)
     if stored.base is None:
-        check_needed(path, stored, names)
+        check_needed(path, stored.parameters, names)
 
 
 def _warn_of_average(path: Path, stored: StoredModel, trainer: Trainable) -> None:
@@ -186,8 +169,7 @@ def _restore(path: Path, name: str, stored: StoredModel, trainer: Trainable) -> 
     """One model's whole state, or its trained part where the rest is a base's."""
     state = training_state(trainer)
     if stored.base is not None:
-        _check_base(path, stored.base)
-        check_needed(path, stored, names_of(trained_only(state)))
+        check_needed(path, stored.parameters, names_of(trained_only(state)), base=stored.base)
     fill(path, name, stored.parameters, state)
 
 

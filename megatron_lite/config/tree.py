@@ -304,9 +304,9 @@ class TrainConfig(Section):
 class CheckpointConfig(Section):
     """`every` steps (null: only at the end), `keep` the newest; `resume`: auto, none, or a checkpoint's path.
 
-    `init` is a checkpoint, a run directory (its newest), a Hugging Face directory or a GGUF file, whose weights alone a
-    run begins with at step 0, once: it goes on from its own checkpoints where it has any (null: weights begin as
-    `train.seed` says).
+    `init` is a checkpoint, a run directory (its newest), a Hugging Face or PEFT directory or a GGUF file, whose weights
+    alone a run begins with at step 0, once: it goes on from its own checkpoints where it has any (null: weights begin
+    as `train.seed` says). With `lora` it is what these stand on, and is looked for here again where it was moved.
     """
 
     every: Positive | None = 1000

@@ -5,7 +5,8 @@ convert(source, target, to, ...)        written beside the target, and renamed w
 compare(ours, theirs, batches)          how far two models' logits are apart; refused above a bound
 """
 
-from megatron_lite.exchange.convert import Written, convert, open_source
+from megatron_lite.exchange.convert import Written, convert
+from megatron_lite.exchange.origin import open_source
 from megatron_lite.exchange.source import Facts, Source, Stored
 from megatron_lite.exchange.verify import compare
 

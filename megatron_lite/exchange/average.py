@@ -29,7 +29,7 @@ def mean_of(sources: Sequence[Source], weights: Sequence[float]) -> Source:
         name: Stored(stored.shape, stored.dtype, _Mean([source.parameters[name] for source in sources], shares))
         for name, stored in first.parameters.items()
     }
-    return replace(first, parameters=parameters)
+    return replace(first, parameters=parameters, adapter=None)
 
 
 class _Mean:

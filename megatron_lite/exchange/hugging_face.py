@@ -1,51 +1,53 @@
 """A Hugging Face directory as a source, and one that is written."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from megatron_lite.errors import DataError
 from megatron_lite.exchange.architectures import config_json, model_from
+from megatron_lite.exchange.json_files import read_json, write_json
 from megatron_lite.exchange.source import CARRIED, Source, Stored, common_dtype, fitting
-from megatron_lite.exchange.tensor_files import in_files, open_tensors, write_tensors
+from megatron_lite.exchange.tensor_files import in_files, open_metadata, open_tensors, write_tensors
 from megatron_lite.files import sync
 
 CONFIG = "config.json"
 SINGLE, SHARDS = "model.safetensors", "model.safetensors.index.json"
 KIND = "Hugging Face directory"
+MERGED = "merged"  # in files' metadata: which adapter is in the weights, as JSON
 ANGLES = ".rotary_emb.inv_freq"  # old files hold them, though they follow from rope_theta
 
 
 def open_hugging_face(path: Path) -> Source:
     """Raises DataError for a model that is not ours, and for files that are not whole or do not fit it."""
-    model, facts = model_from(_json(path / CONFIG), str(path / CONFIG))
+    model, facts = model_from(read_json(path / CONFIG), str(path / CONFIG))
     found = _tensors(path)
     angles = [name for name in found if name.endswith(ANGLES)]
     parameters = fitting(path, model, {name: stored for name, stored in found.items() if name not in angles})
     dtype = common_dtype(stored.dtype for stored in parameters.values())
     carried = {name: (path / name).read_bytes() for name in CARRIED if (path / name).is_file()}
     left_out = ("rotary angles, which follow from rope_theta",) if angles else ()
-    return Source(path, KIND, model, facts, dtype, parameters, carried, left_out)
+    merged = json.loads(_metadata(path).get(MERGED, "{}"))
+    return Source(path, KIND, model, facts, dtype, parameters, carried, left_out, merged=merged)
 
 
 def write_hugging_face(directory: Path, source: Source, most: int) -> int:
     """The source's model into an empty directory, at most `most` bytes a file; returns how many files of tensors."""
     files = in_files(source.parameters, most)
     names = [SINGLE] if len(files) == 1 else [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in _from_1(files)]
+    metadata = {"format": "pt", **({MERGED: json.dumps(dict(source.merged))} if source.merged else {})}
     for name, tensors in zip(names, files, strict=True):
-        write_tensors(directory / name, tensors, {"format": "pt"})
+        write_tensors(directory / name, tensors, metadata)
     if len(files) > 1:
         total = sum(stored.bytes for stored in source.parameters.values())
         where = {one: name for name, tensors in zip(names, files, strict=True) for one in tensors}
-        _write_json(directory / SHARDS, {"metadata": {"total_size": total}, "weight_map": where})
+        write_json(directory / SHARDS, {"metadata": {"total_size": total}, "weight_map": where})
     carried = dict(source.carried)
     if "generation_config.json" not in carried and source.facts.tokens:
-        _write_json(directory / "generation_config.json", {"_from_model_config": True, **source.facts.tokens})
+        write_json(directory / "generation_config.json", {"_from_model_config": True, **source.facts.tokens})
     for name, content in carried.items():
         (directory / name).write_bytes(content)
         sync(directory / name)
-    _write_json(directory / CONFIG, config_json(source.model, source.facts, source.dtype))
+    write_json(directory / CONFIG, config_json(source.model, source.facts, source.dtype))
     return len(files)
 
 
@@ -57,7 +59,7 @@ def _tensors(path: Path) -> dict[str, Stored]:
         pickled = sorted(p.name for p in path.glob("*.bin"))
         what = f"; {pickled[0]} is a pickle, which is not read" if pickled else ""
         raise DataError(f"{path} has neither {SINGLE} nor {SHARDS}{what}")
-    where = _json(path / SHARDS).get("weight_map")
+    where = read_json(path / SHARDS).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise DataError(f"{path / SHARDS} has no weight_map, which says the file of each tensor")
     found: dict[str, Stored] = {}
@@ -74,21 +76,10 @@ def _tensors(path: Path) -> dict[str, Stored]:
     return found
 
 
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    except ValueError:
-        raise DataError(f"{path} is damaged: it is no JSON") from None
-    if not isinstance(tree, dict):
-        raise DataError(f"{path} is damaged: it holds no JSON object")
-    return tree
-
-
-def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
-    sync(path)
+def _metadata(path: Path) -> dict[str, str]:
+    """Of the file, or of the first of several."""
+    files = [path / SINGLE] if (path / SINGLE).is_file() else sorted(path.glob("model-*.safetensors"))
+    return open_metadata(files[0]) if files else {}
 
 
 def _from_1(files: list[dict[str, Stored]]) -> range:

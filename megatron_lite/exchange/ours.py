@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_lite.checkpoint import Checkpoint, open_checkpoint
+from megatron_lite.checkpoint import Base, Checkpoint
 from megatron_lite.checkpoint.blocks import Block, plan_reads
 from megatron_lite.checkpoint.files import checksum
 from megatron_lite.checkpoint.fill import SLICE, TensorFile
@@ -26,39 +26,47 @@ from megatron_lite.checkpoint.index import (
     StoredModel,
     key,
 )
-from megatron_lite.config import Config, config_from_tree
+from megatron_lite.config import Config, LoraConfig, config_from_tree
 from megatron_lite.data.tokenizer import GENERATION, JSON
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.exchange.architectures import TOKENS, checked_model
-from megatron_lite.exchange.source import CARRIED, Facts, Source, Stored, common_dtype, fitting
+from megatron_lite.exchange.merging import adapted, check_matrices
+from megatron_lite.exchange.source import (
+    CARRIED,
+    Adapter,
+    Facts,
+    Source,
+    Stored,
+    common_dtype,
+    fitting,
+    without_head,
+)
 from megatron_lite.exchange.tensor_files import in_files, write_tensors
 from megatron_lite.files import sync
-from megatron_lite.mesh import MeshShape, build_mesh
+from megatron_lite.model.parameters import is_adapter
 
 KIND = "checkpoint"
-EXTRA = "exchange"  # in the index's `extra`: what a checkpoint remembers of where it came from
+# In the index's `extra`: special tokens' ids where it came from, and which adapter is in the weights.
+EXTRA, MERGED = "exchange", "merged"
 SPECIAL = {"bos_token_id": "<s>", "pad_token_id": "<pad>"}
 
 
-def open_ours(path: Path, average: bool = False) -> Source:
-    """A step_N, or the newest whole one of a run; with `average` the moving average stands for what was trained.
+def source_of(checkpoint: Checkpoint, base: "Source | Checkpoint | None" = None, average: bool = False) -> Source:
+    """A checkpoint's main model, its adapter merged, if it has one; `base` is what it stands on, if it does. With
+    `average` the moving average stands for what was trained.
 
-    Raises DataError for a model that Hugging Face has no name for, UsageError where there is no average.
+    Raises DataError for a model that cannot be built here, UsageError where there is no average.
     """
-    checkpoint = open_checkpoint(path, build_mesh(MeshShape(), torch.device("cpu")))
     index, main = checkpoint.index, checkpoint.index.main
     model = checked_model(main.model, str(checkpoint))
-    if model.head != "logits":
-        raise DataError(f"{checkpoint} has model.head = {model.head}: only a model with logits is exchanged")
-    if main.base is not None:
-        raise DataError(f"{checkpoint} stands on {main.base.path}: only a checkpoint with all its weights is exchanged")
     if average and not main.averaged:
         raise UsageError(f"--ema: {checkpoint} has no average of its weights; a run with train.ema has")
-    opened = lru_cache(None)(lambda name: TensorFile(checkpoint.path / name))
-    found = {}
-    for name, parameter in main.parameters.items():
-        read = partial(_whole, name, parameter, AVERAGE if average and parameter.averaged else WEIGHTS, opened)
-        found[name] = Stored(parameter.shape, getattr(torch, parameter.dtype), read)
+    found = _stored(checkpoint, average)
+    matrices = {name: found.pop(name) for name in list(found) if is_adapter(name)}
+    beside = tuple(found) if base is not None else ()
+    if base is not None:
+        under = source_of(base) if isinstance(base, Checkpoint) else base
+        found = {**without_head(under.parameters, model), **found}
     parameters = fitting(checkpoint.path, model, found)
     stored = common_dtype(one.dtype for one in parameters.values())
     train = main.config["train"]
@@ -66,14 +74,33 @@ def open_ours(path: Path, average: bool = False) -> Source:
     carried = {name: (checkpoint.path / name).read_bytes() for name in CARRIED if name in index.files}
     dtype = stored if stored == "float16" else train["dtype"]
     left_out = _left_out(checkpoint, average)
-    return Source(checkpoint.path, KIND, model, facts, dtype, parameters, carried, left_out, index.tokenizer)
+    merged = index.progress.extra.get(MERGED) or {}
+    plain = Source(
+        checkpoint.path, KIND, model, facts, dtype, parameters, carried, left_out, index.tokenizer, merged=merged
+    )
+    if not matrices:
+        return plain
+    lora = LoraConfig.model_validate(main.config["lora"])
+    check_matrices(checkpoint.path, model, lora, matrices)
+    return adapted(plain, Adapter(lora, matrices, parameters, beside, base))
 
 
-def write_ours(directory: Path, source: Source, most: int, run_dir: str) -> int:
-    """The source's model into an empty directory, at most `most` bytes a file; returns how many files of tensors."""
+def _stored(checkpoint: Checkpoint, average: bool) -> dict[str, Stored]:
+    opened = lru_cache(None)(lambda name: TensorFile(checkpoint.path / name))
+    found = {}
+    for name, parameter in checkpoint.index.main.parameters.items():
+        read = partial(_whole, name, parameter, AVERAGE if average and parameter.averaged else WEIGHTS, opened)
+        found[name] = Stored(parameter.shape, getattr(torch, parameter.dtype), read)
+    return found
+
+
+def write_ours(directory: Path, source: Source, most: int, run_dir: str, base: Base | None = None) -> int:
+    """The source's model into an empty directory, at most `most` bytes a file; returns how many files of tensors. With
+    an adapter this is stored for itself, on its `base`.
+    """
     files: dict[str, StoredFile] = {}
     parameters: dict[str, Parameter] = {}
-    parts = in_files(source.parameters, most)
+    parts = in_files(_own(source), most)
     for number, tensors in enumerate(parts):
         file = f"weights_{number:05d}.safetensors"
         blocks = {name: Block(file, (0,) * len(one.shape), one.shape) for name, one in tensors.items()}
@@ -86,15 +113,29 @@ def write_ours(directory: Path, source: Source, most: int, run_dir: str) -> int:
     for name, content in files_of(source).items():
         files[name] = _write(directory / name, content)
     config = config_of(source, run_dir)
+    if source.adapter is not None:
+        config = config.model_copy(update={"lora": source.adapter.lora})
+    noted = {EXTRA: dict(source.facts.tokens), **({MERGED: dict(source.merged)} if source.merged else {})}
+    trees = config.model.model_dump(mode="json"), config.model_dump(mode="json")
     index = Index(
-        progress=RunState(0, 0, 0, {EXTRA: dict(source.facts.tokens)}),
+        progress=RunState(0, 0, 0, noted),
         tokenizer=source.tokenizer,
         files=files,
-        main=StoredModel(config.model.model_dump(mode="json"), config.model_dump(mode="json"), 0, parameters),
+        main=StoredModel(*trees, 0, parameters, base),
     )
     index.check_whole()
     index.save(directory)
     return len(parts)
+
+
+def _own(source: Source) -> Mapping[str, Stored]:
+    """What is stored of it: of an adapter on a base that alone, and what was trained beside it."""
+    adapter = source.adapter
+    if adapter is None:
+        return source.parameters
+    if adapter.base is None:
+        return {**adapter.others, **adapter.matrices}
+    return {**adapter.matrices, **{name: adapter.others[name] for name in adapter.beside}}
 
 
 def files_of(source: Source) -> dict[str, bytes]:

@@ -1,8 +1,10 @@
 """A source in another dtype: each number rounded to the nearest one as its tensor is read, some at a time."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,13 +18,21 @@ SLICE = 1 << 20  # numbers at a time
 
 def in_dtype(source: Source, dtype: str) -> Source:
     """The same model in a dtype of DTYPES. Reading raises DataError for a number that is too large for it."""
-    parameters = {
+    adapter = source.adapter
+    if adapter is not None:
+        matrices, others = (_in_dtype(source.path, tensors, dtype) for tensors in (adapter.matrices, adapter.others))
+        adapter = replace(adapter, matrices=matrices, others=others)
+    parameters = _in_dtype(source.path, source.parameters, dtype)
+    return replace(source, parameters=parameters, dtype=dtype, adapter=adapter)
+
+
+def _in_dtype(path: Path, tensors: Mapping[str, Stored], dtype: str) -> dict[str, Stored]:
+    return {
         name: stored
         if stored.dtype == DTYPES[dtype]
-        else Stored(stored.shape, DTYPES[dtype], partial(_rounded, f"{source.path}: {name}", stored, DTYPES[dtype]))
-        for name, stored in source.parameters.items()
+        else Stored(stored.shape, DTYPES[dtype], partial(_rounded, f"{path}: {name}", stored, DTYPES[dtype]))
+        for name, stored in tensors.items()
     }
-    return replace(source, parameters=parameters, dtype=dtype)
 
 
 def said_of(source: Source, dtype: str) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_lite.checkpoint import Checkpoint
 from megatron_lite.checkpoint.index import TokenizerRecord
-from megatron_lite.config import ModelConfig
+from megatron_lite.config import LoraConfig, ModelConfig
 from megatron_lite.data.tokenizer import FILES, JSON, MODEL, TokenizerFiles
 from megatron_lite.errors import DataError
 from megatron_lite.model.parameters import Specification
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, HEAD, SCORE = "model.embed_tokens.weight", "lm_head.weight", "score.weight"
 # Files of a Hugging Face directory that belong to the model and are carried as they are.
 CARRIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -47,9 +48,23 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """What a source's `parameters` were merged from. `matrices` are A and B by their logical names, `others` the
+    model's parameters as they are without them, and `beside` the names of those of them that were trained with the
+    matrices; all but these are as `base` has them (None: a checkpoint that holds everything itself).
+    """
+
+    lora: LoraConfig
+    matrices: Mapping[str, Stored]
+    others: Mapping[str, Stored]
+    beside: tuple[str, ...]
+    base: "Source | Checkpoint | None"
+
+
+@dataclass(frozen=True)
 class Source:
     """`parameters` are exactly the model's, in its order. `dtype` is torch's name of what the model computes in;
-    `carried` are files that go along, `left_out` what does not.
+    `carried` are files that go along, `left_out` what does not. With an `adapter` it is merged in `parameters`.
     """
 
     path: Path
@@ -61,6 +76,8 @@ class Source:
     carried: Mapping[str, bytes] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     tokenizer: TokenizerRecord | None = None  # whose ids they are, where a checkpoint of ours says so
+    adapter: Adapter | None = None
+    merged: Mapping[str, str] = field(default_factory=dict)  # which adapter is in the weights, where files say so
 
     @property
     def size(self) -> int:
@@ -99,6 +116,11 @@ def fitting(path: Path, model: ModelConfig, found: Mapping[str, Stored]) -> dict
                 f"{path} has {name} with shape {list(rest[name].shape)}, its configuration makes it {list(shape)}"
             )
     return {name: rest[name] for name in shapes}
+
+
+def without_head(found: Mapping[str, Stored], model: ModelConfig) -> dict[str, Stored]:
+    """A policy's tensors for a model that begins from it: one that ends in a scalar has no use for an output."""
+    return {name: stored for name, stored in found.items() if name != HEAD or model.head == "logits"}
 
 
 def common_dtype(dtypes: Iterable[torch.dtype]) -> str:

@@ -32,6 +32,11 @@ def open_tensors(path: Path) -> dict[str, Stored]:
     }
 
 
+def open_metadata(path: Path) -> dict[str, str]:
+    """What a file says beside its tensors."""
+    return TensorFile(path).table.get("__metadata__", {})
+
+
 def _stored(file: TensorFile, name: str, shape: tuple[int, ...]) -> Stored:
     if file.table[name]["dtype"] not in DTYPES:
         raise DataError(

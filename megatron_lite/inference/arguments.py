@@ -63,14 +63,15 @@ def parse_model(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, As
     Raises DataError for a chat template that cannot be read.
     """
     found = parser.parse_intermixed_args()
-    asked = Asked(found.checkpoint, tuple(found.overrides), found.dtype, found.device, found.tokenizer)
+    asked = Asked(found.checkpoint, tuple(found.overrides), found.dtype, found.device, found.tokenizer, found.base)
     return found, asked, _template(found.chat_template)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a step_N, a run (its newest), a Hugging Face directory or a GGUF file"
-    )
+        "checkpoint", metavar="CHECKPOINT",
+        help="a step_N, a run (its newest), a Hugging Face or PEFT directory, or a GGUF file",
+    )  # fmt: skip
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", default=[],
         help="of the layout and the kernels, as parallel.tensor=2; replicas take what processes are left",
@@ -79,6 +80,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("bfloat16", "float32", "float64"), help="to compute in; default: what it was trained in"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: what the node has")
+    parser.add_argument("--base", metavar="PATH", help="what an adapter stands on; default: where it was")
     parser.add_argument("--tokenizer", metavar="PATH", help="default: the one that the checkpoint carries")
     parser.add_argument("--chat-template", metavar="FILE", type=Path, help="Jinja; default: the tokenizer's")
 

@@ -10,13 +10,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from megatron_lite.checkpoint import config_to_resume, open_checkpoint
+from megatron_lite.checkpoint import config_to_resume
 from megatron_lite.config import Config, config_from_tree, resolve
 from megatron_lite.config.load import apply_overrides
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.device import DeviceKind
 from megatron_lite.errors import DataError, UsageError
-from megatron_lite.exchange.origin import Origin, load_origin, open_foreign
+from megatron_lite.exchange.origin import Origin, load_origin, open_foreign, open_origin
 from megatron_lite.exchange.ours import config_of
 from megatron_lite.exchange.source import Source
 from megatron_lite.inference.model import LanguageModel
@@ -40,7 +40,8 @@ TIMEOUT = timedelta(minutes=10)  # of a message between ranks
 @dataclass(frozen=True)
 class Asked:
     """What a command line says of the model: `path` and `tokenizer` as a user gives them, `dtype` to compute in (None:
-    the one it was trained in), `key=value` of its layout and kernels.
+    the one it was trained in), `key=value` of its layout and kernels, `base` where what an adapter stands on
+    lies now (None: where it was).
     """
 
     path: str
@@ -48,6 +49,7 @@ class Asked:
     dtype: str | None = None
     device: DeviceKind = "auto"
     tokenizer: str | None = None
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Opened:
 def opened_model(asked: Asked) -> Iterator[Opened]:
     """While the body runs, on every rank that was started. Raises UsageError and DataError."""
     place = find_place()
-    source = open_foreign(asked.path)  # all ranks open a checkpoint together
+    source = open_foreign(asked.path, asked.base)  # all ranks open a checkpoint together
     tree = _tree(source) if source is not None else _tree_before_mesh(asked.path)
     config = config_to_ask(tree, place.world_size, asked.overrides, asked.dtype)
     resolved = resolve(config, place.world_size)
@@ -75,7 +77,7 @@ def opened_model(asked: Asked) -> Iterator[Opened]:
     with joined_world(place, asked.device, TIMEOUT, None) as world:
         placement = schedule_of(config, resolved, resolved.microbatches).placement
         mesh = build_mesh(MeshShape.of(resolved), world.device, placement, None, world.words, world.timeout)
-        origin = source or open_checkpoint(asked.path, mesh)
+        origin = source or open_origin(asked.path, mesh, asked.base)
         tokenizer = find_tokenizer(origin, asked.tokenizer)
         model = load_model(origin, mesh, asked.overrides, asked.dtype)
         with told_to_others(world.words):
@@ -107,7 +109,7 @@ def config_to_ask(
     tree: Mapping[str, Any], world_size: int, overrides: Sequence[str] = (), dtype: str | None = None
 ) -> Config:
     """A run's configuration on a layout of so many processes that `overrides` choose, one without anything: what
-    training alone needs is set aside, and so are kernels that another machine may lack.
+    training alone needs is set aside, adapters, which are merged, and kernels that another machine may lack.
 
     Raises DataError for a configuration that is not understood, UsageError for another key, or a layout that the model
     or the world does not have.
@@ -120,6 +122,7 @@ def config_to_ask(
     # As many sequences as there are processes suit every layout.
     batch = {"global_batch_size": world_size, "micro_batch_size": 1, "batch_ramp": None, "profile": None}
     changed = {
+        "lora": None,  # an adapter is merged as it is loaded
         "kernels": config.kernels.model_copy(update={"backend": backend, "attention": "auto"}),
         "optim": config.optim.model_copy(update={"backend": "auto"}),
         "train": config.train.model_copy(update={**batch, "dtype": dtype or config.train.dtype}),

@@ -19,7 +19,7 @@ from megatron_lite.data.build import Datasets, build_datasets
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.device import device_name
 from megatron_lite.errors import DataError, MegatronLiteError, UsageError
-from megatron_lite.exchange.origin import load_origin, open_origin
+from megatron_lite.exchange.origin import begin, open_origin, resume
 from megatron_lite.launch import World
 from megatron_lite.mesh import Mesh, MeshShape, build_mesh
 from megatron_lite.model.model import Model, schedule_of
@@ -153,6 +153,7 @@ class Run:
         self.writes = self.mesh.rank == 0
         self.done = 0  # steps
         self.samples = 0  # consumed: the feed's whole state
+        self.base: checkpoint.Base | None = None  # what checkpoints of an adapter stand on
         self.named: dict[str, float] = {}  # the last step's numbers
         train = self.config.train
         self.peak = train.peak_flops or peak_flops(device_name(self.mesh.device), train.dtype)
@@ -250,7 +251,7 @@ class Run:
     def _resume(self) -> None:
         found = checkpoint.find(self.run_dir / "checkpoints", self.config.checkpoint.resume, self.mesh)
         if found is not None:
-            state = checkpoint.load(found, self.trainer)
+            state, self.base = resume(found, self.trainer, self.config.checkpoint.init)
             self._refuse_another_order(found, state.extra)
             self.done, self.samples = state.step, state.samples
             if self.writes:
@@ -261,7 +262,7 @@ class Run:
     def _begin_from(self, path: str) -> None:
         """Another model's weights alone; the optimizer, the data and the count of steps begin anew."""
         found = open_origin(path, self.mesh)
-        load_origin(found, self.config.model, self.trainer.stage, self.mesh)
+        self.base = begin(found, self.trainer)
         if self.writes:
             log.info("begins with the weights of %s", found.path)
 
@@ -280,6 +281,7 @@ class Run:
             self.trainer,
             self.done,
             self.samples,
+            base=self.base,
             tokenizer=self.course.tokenizer,
             extra=self.course.notes(self.named),
         )

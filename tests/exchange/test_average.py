@@ -13,8 +13,8 @@ from support.layouts import Layout
 
 from megatron_lite.checkpoint import save
 from megatron_lite.errors import DataError, UsageError
+from megatron_lite.exchange import open_source
 from megatron_lite.exchange.average import last_of, mean_of
-from megatron_lite.exchange.convert import open_source
 
 MODEL = model_of()
 SEEDS = (1, 2, 3)

@@ -15,7 +15,7 @@ from support.layouts import Layout, Tensors, build_trainer
 
 from megatron_lite.checkpoint import save
 from megatron_lite.errors import UsageError
-from megatron_lite.exchange.convert import convert, open_source
+from megatron_lite.exchange import convert, open_source
 
 LAYOUT = Layout(layers=2, dtype="float32", ema=0.6, trainable=("*.mlp.*", "*.self_attn.*"))
 IDS = IDS[:16]

@@ -8,7 +8,7 @@ import pytest
 from support.runs import metrics_of, run_pretrain, tensors_of, tree_of, write_tokens
 
 from megatron_lite.errors import DataError
-from megatron_lite.exchange.convert import convert, open_source
+from megatron_lite.exchange import convert, open_source
 
 STILL = {"optim__lr": 1e-300, "train__valid_every": None}  # a step changes no weight
 

@@ -23,7 +23,7 @@ from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.device import keep_freed_memory
 from megatron_lite.evaluation.cache import Forgotten
 from megatron_lite.evaluation.replicas import Replica
-from megatron_lite.exchange.convert import open_source
+from megatron_lite.exchange import open_source
 from megatron_lite.inference.opening import load_model
 from megatron_lite.inference.text import find_tokenizer
 from megatron_lite.mesh import MeshShape, build_mesh

@@ -27,7 +27,7 @@ import peers
 import torch
 
 from megatron_lite.device import keep_freed_memory
-from megatron_lite.exchange.convert import convert, open_source
+from megatron_lite.exchange import convert, open_source
 from megatron_lite.inference.engine import Engine
 from megatron_lite.inference.generation import sizes_for
 from megatron_lite.inference.opening import load_model
