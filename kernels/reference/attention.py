@@ -1,12 +1,14 @@
 """Attention in plain PyTorch; kernels/attention.py says what it computes.
 
 Without ranges PyTorch's own fused operations do it, on a CPU and, in bfloat16 and float16, on NVIDIA's GPUs, where its
-backward is asked for a fixed order of sums. Elsewhere the definition is computed as written, whole scores and all.
-What a GPU would run has not run on one: tests hold its calls against the operations' schemas.
+backward is asked for a fixed order of sums; on a CPU they do whole documents, too, one by one. Elsewhere the definition
+is computed as written, whole scores and all. What a GPU would run has not run on one: tests hold its calls against the
+operations' schemas.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from megatron_lite.kernels.visibility import Visible
@@ -32,6 +34,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Visible | 
         return _CPU(q, k, v, 0.0, causal)
     if visible is None and _gpu_has_it(q):
         return _GPU(q, k, v, 0.0, causal)[:2]
+    documents = _documents(q, k, visible)
+    if documents is not None:
+        output, log_sum = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=_exact(q))
+        for one in documents:
+            output[one], log_sum[one] = _CPU(q[one], k[one], v[one], 0.0, True)
+        return output, log_sum
     scores = _scores(q, k, _seen(q, k, causal, visible))
     log_sum = scores.logsumexp(-1)
     return _heads_times(_probabilities(scores, log_sum), v).to(q.dtype), log_sum
@@ -54,6 +62,14 @@ def attention_backward(
     if visible is None and _gpu_has_it(q):
         dq, dk, dv = _gpu_backward(gradient, q, k, v, output, log_sum, causal)
         return dq.reshape(shape), dk, dv
+    documents = _documents(q, k, visible)
+    if documents is not None:
+        gradients = [torch.empty_like(x) for x in (q, k, v)]
+        for one in documents:
+            parts = _CPU_BACKWARD(gradient[one], q[one], k[one], v[one], output[one], log_sum[one], 0.0, True)
+            for whole, part in zip(gradients, parts, strict=True):
+                whole[one] = part
+        return gradients[0].reshape(shape), gradients[1], gradients[2]
     probabilities = _probabilities(_scores(q, k, _seen(q, k, causal, visible)), log_sum)
     exact = gradient.to(probabilities.dtype)
     groups = (*k.shape[:2], q.shape[1] // k.shape[1], *q.shape[2:])
@@ -80,6 +96,19 @@ def attention_backward_(
 def _fused(q: Tensor, k: Tensor) -> bool:
     """Whether PyTorch's operation of the CPU does it. Of no query, or no key, it dies of a division by zero."""
     return q.device.type in _FUSED and q.numel() > 0 and k.numel() > 0
+
+
+def _documents(q: Tensor, k: Tensor, visible: Visible | None) -> list[tuple[slice, slice, slice]] | None:
+    """Where in [B, H, T] each lies, where PyTorch's operation of the CPU can do them one by one: where every query sees
+    its own document up to itself.
+    """
+    if visible is None or q.device.type != "cpu" or not _fused(q, k) or visible.lengths is None:
+        return None
+    length, every, places = q.shape[2], slice(None), []
+    for begin, end in pairwise(visible.lengths.bounds.tolist()):
+        row, first = divmod(begin, length)
+        places.append((slice(row, row + 1), every, slice(first, first + end - begin)))
+    return places
 
 
 def _along_rows(x: Tensor) -> Tensor:
@@ -127,9 +156,13 @@ def _seen(q: Tensor, k: Tensor, causal: bool, visible: Visible | None) -> Tensor
     return seen.tril() if causal else seen
 
 
+def _exact(q: Tensor) -> torch.dtype:
+    return torch.promote_types(q.dtype, torch.float32)
+
+
 def _scores(q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
     """[B, H, T, S] in float32 or wider, -inf where nothing is to be seen."""
-    exact = torch.promote_types(q.dtype, torch.float32)
+    exact = _exact(q)
     groups = (*k.shape[:2], q.shape[1] // k.shape[1], *q.shape[2:])
     scores = q.reshape(groups).to(exact) @ k.unsqueeze(2).to(exact).transpose(-1, -2) / q.shape[-1] ** 0.5
     return scores.flatten(1, 2).masked_fill(seen.logical_not(), float("-inf"))
