@@ -8,6 +8,7 @@ import pytest
 import torch
 from nccl_replay import replay
 from support.drawn import Drawn
+from support.host_traffic import traffic_of
 from support.layouts import (
     Blocks,
     Layout,
@@ -49,26 +50,28 @@ CERTAIN = LoraConfig(rank=3, alpha=5.0, targets=EVERY)
 SOME = LoraConfig(rank=3, alpha=5.0, targets=("v_proj", "down_proj", "q_proj"))
 ONE = Layout(lora=LORA, neftune=5.0, layers=2, steps=3)
 SHAPES = [
-    replace(ONE, tensor=2),
-    replace(ONE, tensor=2, sequence=False),
+    replace(ONE, tensor=2, recompute="selective"),
+    replace(ONE, tensor=2, sequence=False, recompute="full"),
     replace(ONE, pipeline=2),
-    replace(ONE, pipeline=2, schedule="zb_h1"),
-    replace(ONE, data=2),
+    replace(ONE, pipeline=2, schedule="zb_h1", recompute="selective"),
+    replace(ONE, data=2, recompute="full"),
     replace(ONE, data=2, zero_regather="step"),
-    replace(ONE, context=2),
+    replace(ONE, context=2, recompute="selective"),
     replace(ONE, tensor=2, pipeline=2, data=2),
-    replace(ONE, tensor=2, pipeline=2, context=2),
+    replace(ONE, tensor=2, pipeline=2, context=2, recompute="full"),
+]
+NIGHTLY = [
+    replace(ONE, tensor=2, pipeline=2, schedule="zb_h1", recompute="selective", sequence=False, tied=True),
+    replace(ONE, tensor=2, data=2, zero_stage=2, lora=SOME, neftune=None, recompute="full"),
+    replace(ONE, data=4, zero_stage=1, lora=SOME),
+    replace(ONE, pipeline=2, virtual_stages=2, layers=4),
 ]
 LAYOUTS = [
     *SHAPES,
-    replace(ONE, recompute="selective"),
-    replace(ONE, recompute="full"),
-    replace(ONE, tensor=2, pipeline=2, schedule="zb_h1", recompute="selective", sequence=False, tied=True),
     replace(ONE, tensor=2, context=2, context_kind="ulysses", recompute="selective", qk_norm=True, loss_chunk=5),
-    replace(ONE, tensor=2, data=2, zero_stage=2, lora=SOME, neftune=None, recompute="full"),
     replace(ONE, data=2, zero_stage=0, lora=SOME, neftune=None, head_dim=12),
-    replace(ONE, data=4, zero_stage=1, lora=SOME),
     replace(ONE, pipeline=2, schedule="zb_v", virtual_stages=2, layers=4, trainable=("*norm*", "lm_head.weight")),
+    *(pytest.param(layout, marks=pytest.mark.nightly) for layout in NIGHTLY),
 ]
 RANDOM = ((LORA, 5.0), (CERTAIN, None), (SOME, None))
 PRODUCT = [
@@ -155,6 +158,10 @@ def check_layout(outcomes, layout: Layout) -> None:
         assert {key: (entry.calls, entry.bytes) for key, entry in ledger(events).items()} == step, str(layout)
         connect = {key: (entry.calls, entry.bytes) for key, entry in connect_ledger(events).items()}
         assert connect == connect_traffic(*place), str(layout)
+
+
+def test_a_step_with_adapters_copies_nothing_between_host_and_device_and_reads_nothing_back():
+    assert traffic_of(replace(ONE, tensor=2, recompute="selective"), 1) == []
 
 
 def test_what_adapters_send_is_their_rank_over_the_hidden_size_of_what_blocks_do():

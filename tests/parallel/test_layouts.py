@@ -19,13 +19,15 @@ from support.layouts import (
 from support.reference import train as reference_train
 from torch import from_numpy
 
-from megatron_lite.config import resolve
+from megatron_lite.config import LoraConfig, resolve
 from megatron_lite.optim.schedule import learning_rate
 from megatron_lite.parallel.ledger import Entry, connect_ledger, ledger
 from megatron_lite.planning.traffic import connect_traffic, step_traffic
 
 TOLERANCE = 1e-10
 CUBE = Layout(tensor=2, pipeline=2, data=2)
+EVERY_TARGET = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LORA = LoraConfig(rank=3, alpha=5.0, dropout=0.3, targets=EVERY_TARGET)
 
 LAYOUTS = [
     *(Layout(tensor=2, sequence=sequence) for sequence in (True, False)),
@@ -100,6 +102,8 @@ MORE = [
     replace(CUBE, schedule="zb_h1", tied=True),
     replace(CUBE, schedule="zb_v", virtual_stages=2, tied=True),
     replace(CUBE, virtual_stages=2, zero_stage=1, sequence=False),
+    replace(CUBE, lora=LORA, neftune=5.0, recompute="selective"),
+    replace(CUBE, lora=LORA, neftune=5.0, schedule="zb_h1", sequence=False, zero_regather="step", tied=True),
 ]
 EVERY = [*LAYOUTS, *(pytest.param(layout, marks=pytest.mark.nightly) for layout in MORE if layout not in LAYOUTS)]
 

@@ -15,14 +15,20 @@ from support.mutations import (
     Division,
     Message,
     divisions,
+    masks,
     unwatched,
 )
 from support.objectives import Explore, Regression
 from support.writing import Written, differences_in_writing, write
 
+from megatron_lite.alignment.dpo import Dpo
+from megatron_lite.alignment.reward import BradleyTerry
+from megatron_lite.config import LoraConfig
 from megatron_lite.model.objective import CrossEntropy
 from megatron_lite.parallel.collectives import Event
 
+EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LORA = LoraConfig(rank=3, alpha=5.0, dropout=0.3, targets=EVERY)
 # Between them these run every call site. Two blocks are enough, and the third step is past the warmup.
 STAGES = [
     Layout(tensor=2, pipeline=2, data=2, tied=True, objective=CrossEntropy(0.01, 1.3), layers=2, steps=3, asks=True),
@@ -31,8 +37,12 @@ STAGES = [
     Layout(tensor=2, context=2, context_kind="ulysses", loss_chunk=3, layers=2, steps=3),
     Layout(tensor=2, objective=Explore(), layers=2, steps=3),
     Layout(tensor=2, objective=Regression(), head="scalar", layers=2, steps=3),
+    Layout(tensor=2, lora=LORA, neftune=5.0, layers=2, steps=3),
+    Layout(tensor=2, lora=LORA, neftune=5.0, sequence=False, layers=2, steps=3),
+    Layout(tensor=2, objective=Dpo(0.5, "ipo", 0.1, 0.2, length_normalized=True), pairs=True, layers=2, steps=3),
+    Layout(tensor=2, objective=BradleyTerry(), head="scalar", pairs=True, layers=2, steps=3),
 ]
-GENERATES = Layout(tensor=2, pipeline=2, data=2, layers=2)
+GENERATES = Layout(tensor=2, pipeline=2, data=2, lora=LORA, layers=2)
 CAUGHT = 1e-6  # far above the 1e-14 of rounding
 Mutation = Message | Division
 
@@ -91,10 +101,12 @@ def messages_of(transcripts: list[list[Event]]) -> set[Message]:
 
 COMMUNICATES = {"_sum_ranges", "enter", "leave", "enter_backward", "leave_backward", "enter_linear", "linear_leave"}
 COMMUNICATES |= {"all_gather", "reduce_scatter", "all_reduce", "broadcast", "send", "receive", "Inbox", "Outbox"}
-COMMUNICATES |= {"pass_on", "apply", "whole_sequences", "_send", "_receive"}
+COMMUNICATES |= {"pass_on", "apply", "whole_sequences", "_send", "_receive", "qkv", "o", "gate_up", "down"}
 # Divisions that the first stage does not reach, of a module or of one of its functions, and the stage that does.
 ELSEWHERE = {"kernels.reference.attention": 2, "parallel.context": 2, "model.objective.CrossEntropy.token_weights": 3}
-ELSEWHERE |= {"kernels.reference.entropy": 4}
+ELSEWHERE |= {"kernels.reference.entropy": 4, "model.parameters.Specification.head": 5}
+ELSEWHERE |= {"model.noise": 6, "model.parameters.Specification.adapter": 6}
+ELSEWHERE |= {"alignment.dpo": 8, "alignment.reward": 9}
 # Lengths, without which no number could be read: a wrong one is an error.
 NO_NUMBER = {"outputs.sizes", "generate.sizes"}
 
@@ -131,6 +143,8 @@ def test_the_planted_faults_cover_every_named_call_site(truths, written):
     assert site_names() - NO_NUMBER <= exercised
     assert site_names() >= NO_NUMBER
     assert {f"{site}.again" for site in ("attention.enter", "mlp.enter", "head.enter")} <= exercised
+    narrow = {f"{unit}.{way}.narrow" for unit in ("attention", "mlp") for way in ("enter", "leave")}
+    assert narrow | {f"{site}.backward" for site in narrow} <= exercised
 
 
 def test_the_faults_planted_in_generation_are_those_of_all_its_messages(written):
@@ -141,6 +155,7 @@ def test_the_faults_planted_in_generation_are_those_of_all_its_messages(written)
     found = {site for site in site_names() - NO_NUMBER if site.startswith(("decode.", "generate."))}
     assert {message.site for message in own} == found
     leaves = {Message(f"{site}.leave", "all_reduce") for site in ("embedding", "attention", "mlp")}
+    leaves |= {Message(f"{site}.leave.narrow", "all_reduce") for site in ("attention", "mlp")}
     gathers = {Message(site, "all_gather") for site in ("zero.gather", "cross_entropy.combine")}
     assert messages == own | leaves | gathers
 
@@ -152,7 +167,7 @@ def test_every_planted_fault_is_caught_by_its_numbers(ranks, truths, capsys):
     for number, (_, _, messages) in enumerate(truths):
         cases += [(number, message) for message in sorted(messages - seen, key=str)]
         seen |= messages
-    cases += [(stage_of(division), division) for division in divisions() if not division.generates]
+    cases += [(stage_of(one), one) for one in (*divisions(), *masks()) if not one.generates]
     planted = [(mutation, partial(caught_by, ranks, *truths[number][:2])) for number, mutation in cases]
     assert not survivors_of(planted, capsys)
 

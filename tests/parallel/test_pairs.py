@@ -10,7 +10,7 @@ import pytest
 from nccl_replay import replay
 from support.layouts import Layout, differences, run_layout
 
-from megatron_lite.config import resolve
+from megatron_lite.config import LoraConfig, resolve
 from megatron_lite.errors import UsageError
 from megatron_lite.parallel.ledger import ledger
 from megatron_lite.planning.traffic import step_traffic
@@ -32,6 +32,7 @@ CHOICES = {
     "uneven": (False, True),
     "documents": (False, True),
     "loss_chunk": (None, 3),
+    "lora": (None, LoraConfig(rank=3, alpha=5.0, dropout=0.3, targets=("q_proj", "v_proj", "o_proj", "up_proj"))),
 }
 LEAST, RANKS, TRIES = 200, 8, 400
 MORE_LAYOUTS, MORE_RANKS = 12, 16

@@ -8,7 +8,7 @@ import torch
 from support.asking import build_to_ask
 from support.layouts import Layout
 
-from megatron_lite.config import Config, resolve
+from megatron_lite.config import Config, LoraConfig, resolve
 from megatron_lite.inference.engine import Engine
 from megatron_lite.inference.generation import gathered
 from megatron_lite.inference.requests import Limits, Request
@@ -26,7 +26,7 @@ LAYOUTS = [
     Layout(),
     Layout(tensor=2, tied=True),
     Layout(pipeline=2, dtype="bfloat16"),
-    Layout(tensor=2, pipeline=2, loss_chunk=3),
+    Layout(tensor=2, pipeline=2, loss_chunk=3, lora=LoraConfig(rank=3, targets=("k_proj", "o_proj"))),
     Layout(tensor=2, pipeline=2, loss_chunk=3, tied=True, dtype="bfloat16"),
     Layout(pipeline=2, data=2, schedule="zb_v", virtual_stages=2, tied=True, layers=5),
     Layout(pipeline=3, schedule="zb_v", virtual_stages=2, layers=7),

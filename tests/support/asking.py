@@ -1,7 +1,7 @@
 """A small model of which nothing is trained, on this rank of a layout: what generation and scoring ask."""
 
 import torch
-from support.layouts import Layout
+from support.layouts import Layout, stir
 
 from megatron_lite.config import resolve
 from megatron_lite.inference.model import LanguageModel, language_model_of
@@ -17,4 +17,7 @@ def build_to_ask(layout: Layout, recorder: Recorder | None = None, length: int =
     resolved = resolve(config, layout.world)
     placement = schedule_of(config, resolved, resolved.microbatches).placement
     mesh = build_mesh(MeshShape.of(resolved), torch.device("cpu"), placement, recorder)
-    return language_model_of(Model(config, resolved, mesh, recorder=recorder, trainable=NOTHING))
+    model = Model(config, resolved, mesh, recorder=recorder, trainable=NOTHING)
+    if layout.lora is not None:
+        stir(model)
+    return language_model_of(model)

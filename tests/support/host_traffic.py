@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import megatron_lite
 from megatron_lite.planning.paper import choice_on_paper, fake_world
 from megatron_lite.training.boundaries import microbatches_of
+from megatron_lite.training.token_feed import with_draws
 
 PACKAGE = Path(megatron_lite.__file__).parent
 # Numbers read back; results whose size is known when the data is; and indexing, where a mask among the indices is both.
@@ -75,5 +76,6 @@ def traffic_of(layout: Layout, rank: int, backend: str = "auto") -> list[str]:
         trainer = build_trainer(layout, config=config, device="meta", choice=choice_on_paper(config))
         samples = global_batch(1, config)[:microbatches].to("meta")
         traffic.found.clear()
-        trainer.train_step(microbatches_of(samples, config, END_OF_DOCUMENT), learning_rate=1e-3)
+        batches = microbatches_of(samples, config, END_OF_DOCUMENT)
+        trainer.train_step(with_draws(batches, 1, 0) if config.draws else batches, learning_rate=1e-3)
     return traffic.found

@@ -15,7 +15,6 @@ from megatron_lite.mesh import MeshShape, build_mesh
 from megatron_lite.model.initialization import fill_box
 from megatron_lite.model.model import Model, schedule_of
 from megatron_lite.model.objective import Objective
-from megatron_lite.model.parameters import is_adapter
 from megatron_lite.model.sequences import Sequences
 from megatron_lite.model.splitmix import key_of
 from megatron_lite.optim.schedule import learning_rate
@@ -35,9 +34,9 @@ Tensors = dict[str, np.ndarray]
 class Layout:
     """One case of the equality tests. `objective`: where there is none pretraining's. `split` delays weight gradients
     by that many actions; with `resets` positions begin anew with each document, whose end predicts nothing. `trainable`
-    are the patterns of what is trained, if not everything is. With `lora` blocks are adapted, and their weights begin
-    as numbers that matter, B too; `neftune` is the noise of embeddings. With `pairs` microbatches are those of answers
-    in pairs (pairs.py). With `asks` the first rank is given all outputs before the first step.
+    are the patterns of what is trained, if not everything is. With `lora` blocks are adapted, and B begins with numbers
+    that matter; `neftune` is the noise of embeddings. With `pairs` microbatches are those of answers in pairs
+    (pairs.py). With `asks` the first rank is given all outputs before the first step.
     """
 
     tensor: int = 1
@@ -194,12 +193,12 @@ def build_trainer(layout: Layout, recorder: Recorder | None = None, config: Conf
 
 
 def stir(model: Model) -> None:
-    """Give adapters numbers that matter, by name and element alike on every layout: B begins at zero, where nothing
-    would reach A.
+    """Give each adapter's B numbers, by name and element alike on every layout: it begins at zero, where A would not
+    matter.
     """
-    for shards in model.stage.shards:
+    for shards in (one for one in model.stage.shards if not one.values.is_meta):
         for _, box in shards.layout.boxes(shards.sharding.rank):
-            if is_adapter(box.logical.name):
+            if ".lora_B." in box.logical.name:
                 drawn = replace(box, logical=replace(box.logical, deviation=0.3))
                 fill_box(shards.values, drawn, 11, shards.numerics.master)
         shards.refresh()

@@ -1,14 +1,15 @@
-"""Planted faults: each call site that communicates, and each division that normalizes, one at a time.
+"""Planted faults: each call site that communicates, each division that normalizes, each product with a mask, one at a
+time.
 
 A message's mutation keeps every shape and every rank's order of calls, and leaves out what the others would have
-contributed. A division's mutation compiles its function again with the quotient doubled, and puts that code in place.
-Both act in the ranks' processes only, so the truth that they are compared with is untouched.
+contributed. A division's mutation compiles its function again with the quotient doubled, a mask's without the mask, and
+puts that code in place. All act in the ranks' processes only, so the truth that they are compared with is untouched.
 """
 
 import ast
 import importlib
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from megatron_lite.parallel.collectives import Communicator, Handle
 PACKAGE = Path(megatron_lite.__file__).parent
 KERNELS = Path(megatron_lite.kernels.__file__).parent  # setup.py maps them into the package
 # The rooms that make a training step, and those that generate.
-STEP_ROOMS = ("model", "optim", "parallel", "training")
+STEP_ROOMS = ("alignment", "model", "optim", "parallel", "training")
 GENERATING_ROOMS = ("inference",)
 # Rooms without a call site, or whose messages are text that is right or cannot be read.
 OTHER_ROOMS = {
@@ -36,6 +37,8 @@ OTHER_ROOMS = {
 }
 # The code that makes the numbers of a step, or of what is generated.
 NUMERIC = (
+    "alignment.dpo",
+    "alignment.reward",
     "inference.sampling",
     "kernels.reference.attention",
     "kernels.reference.entropy",
@@ -43,6 +46,7 @@ NUMERIC = (
     "kernels.reference.rope",
     "model.heads",
     "model.model",
+    "model.noise",
     "model.objective",
     "model.outputs",
     "model.sequences",
@@ -66,8 +70,17 @@ NUMERIC = (
     "parallel.pipeline.messages",
     "training.step",
 )
+# What takes part in a mean, as factors of these names.
+MASKED = ("alignment.dpo", "alignment.reward")
+MASKS = ("there", "last")
 # Where what is divided is no number of a step.
 NO_NUMBERS = {
+    "alignment.dealing": "how many microbatches there are: tests/alignment/test_feed.py",
+    "alignment.packing": "shares of rows that are reported",
+    "alignment.reference": "paths",
+    "alignment.rows_of_run": "paths",
+    "alignment.run": "paths",
+    "alignment.tokenizer_of_run": "paths",
     "inference.scoring": "replicas' shares of the work",
     "inference.text": "paths",
     "model.rope": "stretched frequencies: tests/model/test_rope.py, beside transformers' own",
@@ -178,11 +191,14 @@ class Division:
         """Whether it is no part of a training step."""
         return self.module.partition(".")[0] in GENERATING_ROOMS
 
+    def spoil(self, tree: ast.Module) -> None:
+        _Double(self.number).visit(tree)
+
     @contextmanager
     def planted(self) -> Iterator[None]:
         module = importlib.import_module(f"megatron_lite.{self.module}")
         tree = _parse(self.module)
-        _Double(self.number).visit(tree)
+        self.spoil(tree)
         compiled = compile(ast.fix_missing_locations(tree), module.__file__, "exec")
         target = _find_function(module, self.function)
         before = target.__code__
@@ -193,13 +209,30 @@ class Division:
             target.__code__ = before
 
 
+@dataclass(frozen=True)
+class Mask(Division):
+    """The n-th product with a mask of a module."""
+
+    def spoil(self, tree: ast.Module) -> None:
+        _Unmask(self.number).visit(tree)
+
+
 def divisions() -> list[Division]:
     """Every division and mean in the numeric modules."""
-    found = []
-    for module in NUMERIC:
-        for number, (path, node) in enumerate(_normalizations(_parse(module))):
-            found.append(Division(module, path, number, ast.unparse(node)))
-    return found
+    return [
+        Division(module, path, number, ast.unparse(node))
+        for module in NUMERIC
+        for number, (path, node) in enumerate(_normalizations(_parse(module)))
+    ]
+
+
+def masks() -> list[Mask]:
+    """Every product with a mask in the modules that have any."""
+    return [
+        Mask(module, path, number, ast.unparse(node))
+        for module in MASKED
+        for number, (path, node) in enumerate(_nodes(_parse(module), _is_masked))
+    ]
 
 
 def unwatched() -> list[str]:
@@ -230,14 +263,27 @@ def _is_normalization(node: ast.AST) -> bool:
     return False
 
 
+def _is_masked(node: ast.AST) -> bool:
+    """Whether it is a product with a mask."""
+    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and any(map(_is_mask, (node.left, node.right)))
+
+
+def _is_mask(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id in MASKS
+
+
 def _normalizations(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
-    """(outermost function or method, node), in the order in which `_Double` meets them."""
+    return _nodes(tree, _is_normalization)
+
+
+def _nodes(tree: ast.Module, wanted: Callable[[ast.AST], bool]) -> Iterator[tuple[str, ast.AST]]:
+    """(outermost function or method, node), in the order in which a transformer meets them."""
 
     def walk(node: ast.AST, path: tuple[str, ...], inside: bool) -> Iterator[tuple[str, ast.AST]]:
         named = isinstance(node, ast.FunctionDef | ast.ClassDef) and not inside
         path = (*path, node.name) if named else path
         inside = inside or isinstance(node, ast.FunctionDef)
-        if _is_normalization(node):
+        if wanted(node):
             yield ".".join(path), node
         for child in ast.iter_child_nodes(node):
             yield from walk(child, path, inside)
@@ -264,6 +310,23 @@ class _Double(ast.NodeTransformer):
             node.args[-1] = ast.BinOp(node.args[-1], ast.Mult(), ast.Constant(2))
             return node
         return ast.BinOp(node, ast.Mult(), ast.Constant(2))
+
+
+class _Unmask(ast.NodeTransformer):
+    """Leaves the mask out of product number `number`, counted parents first."""
+
+    def __init__(self, number: int):
+        self.left = number
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        hit = False
+        if _is_masked(node):
+            hit = self.left == 0
+            self.left -= 1
+        node = self.generic_visit(node)
+        if not hit:
+            return node
+        return node.right if _is_mask(node.left) else node.left
 
 
 def _find_function(module: types.ModuleType, path: str) -> types.FunctionType:
