@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -77,7 +78,8 @@ class RunRows:
 
     def covering(self, epochs: float) -> int:
         """The fewest rows among which every set was seen so many times, those of smaller weight the last."""
-        return self.blend.reaching([math.ceil(epochs * len(one)) for one in self.epochs])
+        # As the number is written: 1.1 epochs of 20 rows are 22, not the next above a nearest binary fraction.
+        return self.blend.reaching([math.ceil(Fraction(str(epochs)) * len(one)) for one in self.epochs])
 
 
 def steps_of(sets: Sequence[SampleSet], epochs: float, config: AlignedConfig) -> int:

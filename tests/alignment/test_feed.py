@@ -123,10 +123,11 @@ def test_tokens_are_those_of_the_rows_read_without_padding(stores):
     feed.close()
 
 
-@pytest.mark.parametrize(("epochs", "rows"), [(1.0, 20), (2.0, 40), (0.25, 5), (1.01, 21)])
-def test_epochs_of_one_set_take_the_steps_that_its_rows_fill(stores, epochs, rows):
-    config = configured(packing=False, global_batch_size=3)
-    assert steps_of(sets_of(stores, 1.0), epochs, config) == -(-rows // 3)
+@pytest.mark.parametrize(("epochs", "rows"), [(1.0, 20), (2.0, 40), (0.25, 5), (0.26, 6), (1.1, 22)])
+@pytest.mark.parametrize("size", [1, 3])
+def test_epochs_of_one_set_take_the_steps_that_its_rows_fill(stores, epochs, rows, size):
+    config = configured(packing=False, global_batch_size=size)
+    assert steps_of(sets_of(stores, 1.0), epochs, config) == -(-rows // size)
 
 
 def test_epochs_of_several_sets_last_until_each_was_seen_so_often(stores):
@@ -185,6 +186,17 @@ def test_random_keys_are_given_where_there_is_dropout_or_noise_and_change_with_t
         one.close()
     assert torch.equal(once.keys, again.keys)
     assert (once.keys != later.keys).all()
+
+
+def test_sets_are_told_apart_though_they_hold_the_same(stores):
+    sets = [SampleSet(name, 1.0, stores[0]) for name in ("one", "again")]
+    config = aligned(Layout(neftune=5.0), data={"packing": False}, global_batch_size=40, sequence_length=32)
+    feed = RowsFeed(sets, config, DataRank())
+    batches = feed.microbatches(0, 1)
+    feed.close()
+    assert len({one.draws.keys[0, 0].item() for one in batches}) == 40
+    read = feed.rows.read(0, 40)
+    assert [row for which, row in read if which == 0] != [row for which, row in read if which == 1]
 
 
 def validations(given, config, size: int, **layout) -> list[RowsValidation]:

@@ -91,6 +91,13 @@ def test_other_samples_share_a_row_in_another_epoch():
     assert len(before & after) < 0.1 * len(before)
 
 
+def test_rows_come_in_another_order_in_another_epoch_though_the_same_samples_share_them():
+    epochs = Epochs(np.random.default_rng(0).permutation(60) + 1, 64, seed=1, stream=0)  # no two of one length
+    before, after = (rows_of(epochs.epoch(number)) for number in (0, 1))
+    assert sorted(before) == sorted(after)
+    assert before != after
+
+
 def test_an_epoch_is_no_other_at_its_beginning_than_at_its_end():
     lengths = long_tailed(20_000, 4096)
     epochs = Epochs(lengths, 4096, seed=1, stream=0)
