@@ -57,7 +57,7 @@ class BradleyTerry:
 
 @dataclass(frozen=True)
 class Scale:
-    """Of scores, by which they are brought to mean 0 and deviation 1."""
+    """Of scores: what brings them to mean 0 and deviation 1."""
 
     mean: float
     deviation: float
@@ -66,6 +66,3 @@ class Scale:
     def of(cls, score: float, score_square: float) -> "Scale":
         """From the means of scores and of their squares."""
         return cls(score, sqrt(max(score_square - score**2, 0.0)))
-
-    def normalized(self, score: float) -> float:
-        return (score - self.mean) / self.deviation

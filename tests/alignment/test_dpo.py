@@ -97,16 +97,16 @@ def test_gradients_and_numbers_of_packed_pairs_are_those_of_each_answer_alone_in
 def test_a_pair_has_the_loss_and_the_gradient_of_the_papers_equation_7():
     chosen = tokens(5, 6, 7, 8, prompt=2, reference=-2.5)  # two trained tokens
     rejected = tokens(5, 6, 9, prompt=2, reference=-1.75)
-    logs = torch.tensor([[0, -1.0, -0.5, 0, 0, -2.0, 0]], dtype=torch.float64, requires_grad=True)
+    logs = torch.tensor([[0, -1.0, -0.5, 0, 0, -2.0, *[0] * 10]], dtype=torch.float64, requires_grad=True)
     rows = [[Pair(chosen, rejected, 0.0)]]
-    loss, numbers, gradient = of_pairs(rows, 7, Dpo(beta=0.5), Outputs(logs, torch.zeros_like(logs)))
+    loss, numbers, gradient = of_pairs(rows, 16, Dpo(beta=0.5), Outputs(logs, torch.zeros_like(logs)))
     h = (-1.5 + 2.5) - (-2.0 + 1.75)
     assert loss.item() == pytest.approx(log(1 + exp(-0.5 * h)), rel=1e-14)
     assert numbers["margin"].item() == pytest.approx(0.5 * h)
     assert (numbers["chosen_logprob"], numbers["rejected_logprob"], numbers["nll"]) == (-1.5, -2.0, 0.75)
     # Their gradient (section 4): beta times the share by which the pair is still judged wrongly.
     slope = 0.5 / (1 + exp(0.5 * h))
-    assert gradient.tolist()[0] == pytest.approx([-slope] * 4 + [slope] * 3, rel=1e-14)
+    assert gradient.tolist()[0] == pytest.approx([-slope] * 4 + [slope] * 3 + [0] * 9, rel=1e-14)
 
 
 def test_a_pair_whose_halves_share_all_tokens_has_loss_log_2_and_leaves_every_weight_alone():
@@ -150,7 +150,7 @@ def test_padding_and_rows_without_a_pair_add_exactly_nothing(objective):
 def test_eight_pairs_in_one_microbatch_or_in_eight_give_the_same_gradient(objective):
     rows = [[pair(number)] for number in range(8)]
     together = [packed(rows, 24)]
-    apart = [packed([row], 16 + 8 * (number % 2)) for number, row in enumerate(rows)]  # a mean of means would differ
+    apart = [packed([row], 24 + 8 * (number % 2)) for number, row in enumerate(rows)]  # a mean of means would differ
     found = []
     for batches in (together, apart):
         trainer = build_trainer(replace(LAYOUT, objective=objective), batch=microbatch(0))

@@ -10,11 +10,7 @@ from support.layouts import Blocks, Layout, assemble, build_trainer, distance, o
 from support.pairs import log_probabilities, pair
 from support.rows import store_of_pairs
 
-from megatron_lite.alignment.batches import Collator
-from megatron_lite.alignment.feed import DataRank
-from megatron_lite.alignment.packing import best_fit
 from megatron_lite.alignment.reference import key_of, reference_of
-from megatron_lite.alignment.segments import Reading
 from megatron_lite.alignment.store import open_store
 from megatron_lite.config import ModelConfig
 from megatron_lite.errors import DataError
@@ -120,34 +116,3 @@ def test_numbers_that_are_not_finite_are_refused_by_row_and_not_kept(prefix, tmp
     with pytest.raises(DataError, match=r"row 0: the reference's log-probability is \[nan, nan\]: must be finite"):
         reference_of(store, broken, "broken", tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("data", [1, 2, 3, 4])
-def test_every_sample_is_read_once_and_every_data_rank_has_as_many_microbatches(data, tmp_path):
-    for count in (1, 2, 5, 12, 13, 31):
-        store = store_of_pairs(tmp_path / str(count), [pair(number) for number in range(count)])
-        rows = best_fit(store.lengths, 24)
-        ranks = [DataRank(rank, data, stages=2) for rank in range(data)]
-        readings = [Reading(store, rows, Collator(61, 24), rank, size=12, micro=2) for rank in ranks]
-        read = [
-            sample
-            for number in range(readings[0].batches)
-            for rank in range(data)
-            for microbatch in readings[0].microbatches(number, rank)
-            for row in microbatch
-            for sample in row
-        ]
-        assert sorted(read) == list(range(count))
-        for number in range(readings[0].batches):
-            made = [reading.sequences(number) for reading in readings]
-            assert len({len(one) for one in made}) == 1
-            assert len(made[0]) % 2 == 0
-            counted = sum(int(one.counted.sum()) for its in made for one in its)
-            mine = [
-                sample
-                for rank in range(data)
-                for microbatch in readings[0].microbatches(number, rank)
-                for row in microbatch
-                for sample in row
-            ]
-            assert counted == sum(int(half.trained.sum()) for sample in mine for half in store.sample(sample))

@@ -77,7 +77,7 @@ def test_a_score_is_read_at_the_last_token_by_length_though_padding_is_the_end_o
     """END stands within each prompt, ends each answer and fills the row up."""
     first = Document(torch.tensor([END, 5, END, 9, END]), torch.tensor([False] * 3 + [True] * 2), 0.0)
     second = Document(torch.tensor([END, 5, END, END]), torch.tensor([False] * 3 + [True]), 0.0)
-    values = torch.arange(16, dtype=torch.float64).unsqueeze(0)
+    values = torch.arange(24, dtype=torch.float64).unsqueeze(0)
     numbers, gradient = of_values(values, [[Pair(first, second, 0.0)]], BradleyTerry())
     assert numbers["margin"] == 4 - 8
     assert numbers["score"] == (4 + 8) / 2
@@ -105,7 +105,7 @@ def test_padding_and_rows_without_a_pair_add_exactly_nothing(objective):
 def test_eight_pairs_in_one_microbatch_or_in_eight_give_the_same_gradient(objective):
     rows = [[pair(number)] for number in range(8)]
     together = [packed(rows, 24)]
-    apart = [packed([row], 16 + 8 * (number % 2)) for number, row in enumerate(rows)]
+    apart = [packed([row], 24 + 8 * (number % 2)) for number, row in enumerate(rows)]
     found = []
     for batches in (together, apart):
         trainer = build_trainer(replace(LAYOUT, objective=objective), batch=microbatch(0))

@@ -53,22 +53,27 @@ def rows_of(number: int) -> list[list[Pair]]:
 
 
 def packed(rows: Sequence[Sequence[Pair]], length: int) -> Sequences:
-    """Their documents one after the other, filled up to a length by a document that belongs to no pair."""
+    """Documents one after the other, filled up to a length. After a single pair comes an answer that is in none, which
+    no comparison may count though its labels do.
+    """
     shape = (len(rows), length)
     tokens, labels = torch.full(shape, END), torch.full(shape, -1)
     documents, positions = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
     last = torch.zeros(shape, dtype=torch.float64)
     paired, margin, reference = torch.zeros(3, len(rows), SLOTS, dtype=torch.float64)
     for row, pairs in enumerate(rows):
-        begin = 0
-        for number, one in enumerate(one for both in pairs for one in (both.chosen, both.rejected)):
+        begin, its = 0, [one for both in pairs for one in (both.chosen, both.rejected)]
+        for number, one in enumerate([*its, pair(1000 + row).chosen] if len(pairs) == 1 else its):
             end = begin + len(one.tokens)
             tokens[row, begin:end], documents[row, begin:end] = one.tokens, number
             labels[row, begin : end - 1] = torch.where(one.trained, one.tokens, -1)[1:]
-            positions[row, begin:end], last[row, end - 1] = torch.arange(end - begin), 1.0
-            paired[row, number], reference[row, number] = 1.0, one.reference
-            margin[row, number], begin = pairs[number // 2].margin, end
-        documents[row, begin:], positions[row, begin:] = 2 * len(pairs), torch.arange(length - begin)
+            positions[row, begin:end] = torch.arange(end - begin)
+            begin = end
+            if number < len(its):
+                paired[row, number] = last[row, end - 1] = 1.0
+                margin[row, number], reference[row, number] = pairs[number // 2].margin, one.reference
+        documents[row, begin:] = documents[row, begin - 1] + 1 if begin else 0
+        positions[row, begin:] = torch.arange(length - begin)
     columns = {"paired": paired, "last": last, "margin": margin, "reference": reference}
     return Sequences(tokens, labels, VOCABULARY, documents, positions, columns)
 
