@@ -231,10 +231,14 @@ def test_validation_goes_by_the_file_whatever_the_seed(stores):
     assert unpacked.samples(0) == [[0], [1], [2], [3]]
 
 
-def test_validation_runs_no_more_microbatches_than_its_last_rows_need(stores):
-    (given,) = sets_of(stores[1:], 1.0)
+def test_validation_runs_no_more_microbatches_than_its_last_rows_need_and_counts_none_twice(stores):
+    given = SampleSet("other", 1.0, stores[1])
     config = configured(packing=False, global_batch_size=32)
-    assert [len(rank.microbatches(0)) for rank in validations(given, config, 4)] == [2, 2, 2, 2]  # 6 rows over 4 ranks
+    ranks = [rank.microbatches(0) for rank in validations(given, config, 4)]
+    assert [len(its) for its in ranks] == [2, 2, 2, 2]  # 6 rows: none is left for the last rank
+    counted = [sum(int(one.counted.sum()) for one in its) for its in ranks]
+    assert counted[3] == 0
+    assert sum(counted) == given.store.trained.sum()
 
 
 def test_how_rows_are_filled_is_said_of_every_set(stores):
