@@ -96,6 +96,7 @@ NO_NUMBERS = {
     "training.profile": "paths",
     "training.report": "paths, rates that are reported",
     "training.run_files": "paths",
+    "training.token_feed": "how many batches a set has",
     "training.validation": "means of validation losses: tests/training/test_data_in_runs.py",
 }
 
