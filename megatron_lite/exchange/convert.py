@@ -77,12 +77,12 @@ def convert(
     elif to == "hf" and MODEL in source.carried and JSON not in source.carried:
         source, without = _with_tokenizer_json(source)
         left_out += without
-    said = None if dtype is None else said_of(source, dtype)
+    said = None if dtype is None else said_of(source.parameters if merges else source.own, dtype)
     about = said_of_merging(source) if merges else None
-    if dtype is not None:
-        source = in_dtype(in_exact(source) if merges else source, dtype)
     if merges:
-        source = merged_alone(source)
+        source = merged_alone(source if dtype is None else in_exact(source))
+    if dtype is not None:
+        source = in_dtype(source, dtype)
     files = write_source(source, target, to, most, check)
     return Written(source, KINDS[to], files, left_out, said, about)
 

@@ -100,7 +100,7 @@ def write_ours(directory: Path, source: Source, most: int, run_dir: str, base: B
     """
     files: dict[str, StoredFile] = {}
     parameters: dict[str, Parameter] = {}
-    parts = in_files(_own(source), most)
+    parts = in_files(source.own, most)
     for number, tensors in enumerate(parts):
         file = f"weights_{number:05d}.safetensors"
         blocks = {name: Block(file, (0,) * len(one.shape), one.shape) for name, one in tensors.items()}
@@ -126,16 +126,6 @@ def write_ours(directory: Path, source: Source, most: int, run_dir: str, base: B
     index.check_whole()
     index.save(directory)
     return len(parts)
-
-
-def _own(source: Source) -> Mapping[str, Stored]:
-    """What is stored of it: of an adapter on a base that alone, and what was trained beside it."""
-    adapter = source.adapter
-    if adapter is None:
-        return source.parameters
-    if adapter.base is None:
-        return {**adapter.others, **adapter.matrices}
-    return {**adapter.matrices, **{name: adapter.others[name] for name in adapter.beside}}
 
 
 def files_of(source: Source) -> dict[str, bytes]:

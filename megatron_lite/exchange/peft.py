@@ -94,8 +94,7 @@ def write_peft(directory: Path, source: Source, base: Base) -> int:
             f"{source.path} has {odd[0]} trained beside the adapter, for which PEFT's LoRA has no place: merge it, "
             f"with --to hf"
         )
-    beside = {name: adapter.others[name] for name in adapter.beside}
-    tensors = {PREFIX + name: stored for name, stored in {**adapter.matrices, **beside}.items()}
+    tensors = {PREFIX + name: stored for name, stored in source.own.items()}
     write_tensors(directory / TENSORS, tensors, {"format": "pt", BASE: base.xxh3})
     for name, content in source.carried.items():
         (directory / name).write_bytes(content)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_lite.errors import DataError
+from megatron_lite.exchange.merging import adapted
 from megatron_lite.exchange.source import Source, Stored
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -17,13 +18,14 @@ SLICE = 1 << 20  # numbers at a time
 
 
 def in_dtype(source: Source, dtype: str) -> Source:
-    """The same model in a dtype of DTYPES. Reading raises DataError for a number that is too large for it."""
-    adapter = source.adapter
-    if adapter is not None:
-        matrices, others = (_in_dtype(source.path, tensors, dtype) for tensors in (adapter.matrices, adapter.others))
-        adapter = replace(adapter, matrices=matrices, others=others)
-    parameters = _in_dtype(source.path, source.parameters, dtype)
-    return replace(source, parameters=parameters, dtype=dtype, adapter=adapter)
+    """The same model, or adapter on the same base, in a dtype of DTYPES. Reading raises DataError for a number that is
+    too large for it.
+    """
+    own = _in_dtype(source.path, source.own, dtype)
+    if source.adapter is None:
+        return replace(source, parameters=own, dtype=dtype)
+    matrices = {name: own.pop(name) for name in source.adapter.matrices}
+    return adapted(source, replace(source.adapter, matrices=matrices, others={**source.adapter.others, **own}))
 
 
 def _in_dtype(path: Path, tensors: Mapping[str, Stored], dtype: str) -> dict[str, Stored]:
@@ -35,18 +37,18 @@ def _in_dtype(path: Path, tensors: Mapping[str, Stored], dtype: str) -> dict[str
     }
 
 
-def said_of(source: Source, dtype: str) -> str:
+def said_of(tensors: Mapping[str, Stored], dtype: str) -> str:
     """What that does to the numbers, in words."""
     target, parts = DTYPES[dtype], []
-    for found, count in Counter(stored.dtype for stored in source.parameters.values()).items():
-        tensors = "1 tensor" if count == 1 else f"{count} tensors"
+    for found, count in Counter(stored.dtype for stored in tensors.values()).items():
+        many = "1 tensor" if count == 1 else f"{count} tensors"
         before = str(found).removeprefix("torch.")
         if found == target:
-            parts.append(f"{tensors} of {before} kept")
+            parts.append(f"{many} of {before} kept")
         elif torch.promote_types(found, target) == target:
-            parts.append(f"{tensors} of {before} in {dtype}, no number changed")
+            parts.append(f"{many} of {before} in {dtype}, no number changed")
         else:
-            parts.append(f"{tensors} rounded from {before} to {dtype}")
+            parts.append(f"{many} rounded from {before} to {dtype}")
     return "; ".join(parts)
 
 

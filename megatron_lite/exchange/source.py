@@ -80,9 +80,18 @@ class Source:
     merged: Mapping[str, str] = field(default_factory=dict)  # which adapter is in the weights, where files say so
 
     @property
+    def own(self) -> Mapping[str, Stored]:
+        """What is to be stored of it: of an adapter on a base that alone, and what was trained beside it."""
+        adapter = self.adapter
+        if adapter is None:
+            return self.parameters
+        others = adapter.others if adapter.base is None else {name: adapter.others[name] for name in adapter.beside}
+        return {**others, **adapter.matrices}
+
+    @property
     def size(self) -> int:
-        """Parameters of the model."""
-        return sum(prod(stored.shape) for stored in self.parameters.values())
+        """Parameters of what is to be stored."""
+        return sum(prod(stored.shape) for stored in self.own.values())
 
 
 def tokenizer_files(path: Path, carried: Mapping[str, bytes]) -> TokenizerFiles | None:

@@ -60,9 +60,9 @@ def in_batches(ids: list[int], context: int) -> Iterator[Tensor]:
 class Transformers:
     """transformers' model of a Hugging Face directory or a GGUF file, in float32, and its tokenizer."""
 
-    def __init__(self, path: Path, rounded: torch.dtype | None = None):
-        """With weights that are `rounded` to a dtype first. Raises UsageError where transformers, or what it needs for
-        such a file, is not installed.
+    def __init__(self, path: Path, rounded: torch.dtype | None = None, adapter: Path | None = None):
+        """With weights that are `rounded` to a dtype first, and with an `adapter` as PEFT adds it. Raises UsageError
+        where transformers, or what it needs for such a file, is not installed.
         """
         self.path, self._library = path, library()
         self._where, self._options = str(path), {}
@@ -75,6 +75,8 @@ class Transformers:
             raise UsageError(f"--verify: transformers cannot open {path}: {str(error).splitlines()[0]}") from None
         for parameter in self._model.parameters() if rounded is not None else ():
             parameter.data = parameter.data.to(rounded).float()
+        if adapter is not None:
+            self._model = peft().PeftModel.from_pretrained(self._model, str(adapter)).float().eval()
 
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
@@ -99,3 +101,14 @@ def library() -> Any:
             "--verify compares with transformers, which is not installed: pip install 'megatron_lite[verify]'"
         ) from None
     return transformers
+
+
+def peft() -> Any:
+    """What an adapter for itself is compared with."""
+    try:
+        import peft
+    except ImportError:
+        raise UsageError(
+            "--verify compares an adapter with PEFT, which is not installed: pip install 'megatron_lite[verify]'"
+        ) from None
+    return peft
