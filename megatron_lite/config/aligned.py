@@ -30,11 +30,12 @@ class RowsConfig(Section):
     dialogue that has none of its own. With `packing` several samples share a row of train.sequence_length, each with
     its own positions, and none sees another; without, each has a row, as long as its microbatch needs. A sample longer
     than a row is dropped, or with `overlong: cut` loses its end. A bad row stops the run before it begins, or with
-    `bad_rows: skip` is left out; both are counted. train.global_batch_size counts rows, packed or not. `epochs` says how
-    often each set is seen at least, in place of train.steps: by their weights some come round before others, and the
-    last step is filled up with the rows that follow.
-    Rows are rendered and tokenized once, by `workers` processes (null: one a processor), into `cache_dir` (null:
-    run_dir/cache).
+    `bad_rows: skip` is left out; both are counted.
+
+    train.global_batch_size counts rows, packed or not. `epochs` says how often each set is seen at least, in place of
+    train.steps: by their weights some come round before others, and the last step is filled up with the rows that
+    follow. Rows are rendered and tokenized once, by `workers` processes (null: one a processor), into `cache_dir`
+    (null: run_dir/cache).
     """
 
     train: Annotated[tuple[RowsEntry, ...], Field(strict=False)] = ()
