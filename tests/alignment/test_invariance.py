@@ -230,9 +230,8 @@ def test_dropout_and_noise_belong_to_a_token_of_a_sample_wherever_it_lies(ranks,
 
 
 def test_dropout_and_noise_change_from_step_to_step_and_are_not_there_in_validation(prefix):
-    case = alone(DRAWING)
-    config = case.config()
-    trainer = build_trainer(case.layout, config=config)
+    config = Case(DRAWING, PACKED, 8).config()
+    trainer = build_trainer(DRAWING, config=config)
     feed = RowsFeed([SampleSet("set", 1.0, open_store(prefix))], config, DataRank.of(trainer.model))
     first, again, later = (trainer.gradients(feed.microbatches(0, step)).loss.item() for step in (1, 1, 2))
     still = trainer.evaluate(feed.microbatches(0, 1)).loss.item()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from megatron_lite.data import blend
-from megatron_lite.data.blend import BlendedDataset, Phase
+from megatron_lite.data.blend import Blend, BlendedDataset, Phase
 
 
 class Numbers:
@@ -48,6 +48,19 @@ def test_shares_stay_near_the_weights_all_along():
     for i, (name, _) in enumerate(taken(dataset, 0, 3000), 1):
         counts[name] += 1
         assert all(abs(count - w * i) <= 0.5 + 2 * w for count, w in zip(counts, weights, strict=True))
+
+
+@pytest.mark.parametrize("weights", [[1], [3, 1], [0.31, 0.005, 0.685], [1, 0, 1]])
+@pytest.mark.parametrize("counts", [[0, 0, 0], [1, 1, 1], [7, 20, 3], [40, 2, 11]])
+def test_the_fewest_samples_with_so_many_of_each_data_set_are_found(weights, counts):
+    blend, counts = Blend.of(weights), counts[: len(weights)]
+    which, _ = blend.sources(0, 5000)
+    seen, walked = [0] * len(weights), 0
+    while any(found < count for found, count, weight in zip(seen, counts, weights, strict=True) if weight):
+        seen[which[walked]] += 1
+        walked += 1
+    assert blend.reaching(counts) == walked
+    assert blend.given(walked).tolist() == seen
 
 
 def test_the_blocks_are_of_no_consequence(monkeypatch):
