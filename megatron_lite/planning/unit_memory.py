@@ -17,6 +17,12 @@ backward and its weight backward a block keeps what its four products need, 2 n 
 A product whose weight is frozen keeps no input: without qkv and gate_up an n H less each, without down N F. Attention
 keeps its output for itself. Nor is anything queued for it.
 
+With adapters (model/adapters.py) of rank r on t of the weights of a product of c columns:
+
+    product        kept                                                  queued
+    qkv, gate_up   its input n H; between A and B N t r                  n (H + t r) + N (t r + adapted rows or 2 F)
+    o, down        its input N c, but selective; past the region n r     N (c + r) + n (H + r)
+
 What it takes while it runs is told as a `Tape`, line after line of the program (model/transformer.py, model/heads.py).
 Kernels take nothing beside their results; PyTorch's operations in their place may, for a moment.
 """

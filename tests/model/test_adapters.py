@@ -75,10 +75,8 @@ LAYOUTS = [
 ]
 RANDOM = ((LORA, 5.0), (CERTAIN, None), (SOME, None))
 PRODUCT = [
-    replace(layout, lora=lora, neftune=noise, recompute=recompute, tied=tied, qk_norm=qk_norm)
-    for layout, (lora, noise), recompute, tied, qk_norm in product(
-        SHAPES, RANDOM, ("none", "selective", "full"), (False, True), (False, True)
-    )
+    replace(layout, lora=lora, neftune=noise, recompute=recompute, tied=number % 2 == 0, qk_norm=number % 3 == 0)
+    for number, (layout, (lora, noise), recompute) in enumerate(product(SHAPES, RANDOM, ("none", "selective", "full")))
 ]
 
 
