@@ -1,9 +1,34 @@
 """From a file of rows to a store, once: rendered, masked and tokenized by workers, found again by content."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
+
+from megatron_lite.alignment.dialogues import read_criterion, read_dialogue, read_pair
+from megatron_lite.alignment.masks import Masks
+from megatron_lite.alignment.rows import BadRow, Row, Rows, parsed, place_of, read_rows
+from megatron_lite.alignment.store import Segment, read_about
+from megatron_lite.alignment.store_writer import StoreWriter
+from megatron_lite.data.open_tokenizer import open_tokenizer
+from megatron_lite.data.tokenizer import Tokenizer
+from megatron_lite.errors import DataError
+from megatron_lite.progress import Progress
+from megatron_lite.workers import map_in_order, worker_pool
+
+VERSION = 1  # raised where the same rows become other tokens
+NAMED = 10  # rows that are left out, each in a line; of the others the number is told
+BLOCK = 1 << 20  # bytes hashed at once
+
+log = logging.getLogger("megatron_lite")
 
 
 @dataclass(frozen=True)
@@ -22,6 +47,10 @@ class Rendering:
     bad_rows: Literal["stop", "skip"] = "stop"
     criterion: str | None = None
 
+    @property
+    def columns(self) -> list[str]:
+        return ["row"] if self.kind == "dialogue" else ["row", "margin"]
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -38,3 +67,154 @@ class Prepared:
     others: int = 0
     tokens: int = 0
     trained_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What became of one row: a sample's segments and margin, or why there is none."""
+
+    row: int
+    fate: Literal["kept", "cut", "dropped", "other", "bad"]
+    segments: tuple[Segment, ...] = ()
+    margin: float = 0.0
+    reason: str = ""
+    what: str = ""
+
+
+def prepare(path: Path, rendering: Rendering, workers: int | None, cache_dir: Path) -> Prepared:
+    """The store of a file's rows, made by so many processes (None: one a processor) unless it stands already.
+
+    Raises DataError for a file that cannot be read, a chat template that cannot be trained with, and bad rows unless
+    they may be left out: it names the first, and counts them by reason.
+    """
+    tokenizer = open_tokenizer(rendering.tokenizer)
+    _masks(rendering)  # a template that cannot be trained with is no row's fault
+    key = key_of(path, rendering, tokenizer)
+    prefix = cache_dir / f"rows-{key[:32]}"
+    about = read_about(prefix)
+    if about is not None and about["key"] == key:
+        return Prepared(prefix, **about["counts"])
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    with StoreWriter(prefix, tokenizer.identity) as writer:
+        prepared = _write(path, rendering, workers or os.cpu_count() or 1, writer)
+        counts = {name: value for name, value in asdict(prepared).items() if name != "prefix"}
+        writer.finish(key, rendering.columns, counts)
+    return prepared
+
+
+def key_of(path: Path, rendering: Rendering, tokenizer: Tokenizer) -> str:
+    """Another one wherever the samples may be others: a tokenizer counts by its content, not by where it lies."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    decides = {**asdict(rendering), "tokenizer": [tokenizer.sha256, sorted(tokenizer.stop_ids), tokenizer.beginning]}
+    known = [VERSION, digest.hexdigest(), decides]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, rendering: Rendering, workers: int, writer: StoreWriter) -> Prepared:
+    bad: Counter[str] = Counter()
+    fates: Counter[str] = Counter()
+    first_bad: str | None = None
+    with Progress(str(path), path.stat().st_size) as progress:
+        for rows, some in _rendered(path, rendering, workers):
+            for one in some:
+                fates[one.fate] += 1
+                if one.fate == "bad":
+                    bad[one.reason] += 1
+                    told = f"{place_of(path, one.row)}: {one.what}"
+                    first_bad = first_bad or told
+                    if rendering.bad_rows == "skip" and fates["bad"] <= NAMED:
+                        log.warning("%s; it is left out", told)
+                elif one.segments:
+                    numbers = {"row": float(one.row), "margin": one.margin}
+                    writer.add(one.segments, {name: numbers[name] for name in rendering.columns})
+            progress.advance(rows.read)
+    if first_bad is not None and rendering.bad_rows == "stop":
+        counted = ", ".join(f"{reason} {count}" for reason, count in bad.most_common())
+        raise DataError(
+            f"{first_bad}; {fates['bad']} of {fates.total()} rows are bad ({counted}): correct them, or leave them out "
+            f"with data.bad_rows = skip"
+        )
+    return Prepared(
+        writer.prefix, fates.total(), writer.samples, dict(bad.most_common()), fates["dropped"], fates["cut"],
+        fates["other"], writer.tokens, writer.trained_tokens,
+    )  # fmt: skip
+
+
+def _rendered(path: Path, rendering: Rendering, workers: int) -> Iterator[tuple[Rows, list[Rendered]]]:
+    """Each part of the file with what its rows become, in the file's order whatever the number of workers."""
+    render = partial(render_rows, rendering)
+    if workers == 1:
+        yield from ((rows, render(rows)) for rows in read_rows(path))
+        return
+    with _pool(workers) as pool:
+        yield from map_in_order(pool, render, read_rows(path), ahead=4 * workers)
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[Executor]:
+    pool = worker_pool(workers)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def render_rows(rendering: Rendering, rows: Rows) -> list[Rendered]:
+    """In a worker."""
+    return [render_row(number, row, rendering) for number, row in rows]
+
+
+def render_row(number: int, row: bytes | Row, rendering: Rendering) -> Rendered:
+    try:
+        found = parsed(row)
+        if rendering.criterion is not None and read_criterion(found) not in (None, rendering.criterion):
+            return Rendered(number, "other")
+        segments, margin = _segments(found, rendering)
+    except BadRow as bad:
+        return Rendered(number, "bad", reason=bad.reason, what=str(bad))
+    return _fitted(Rendered(number, "kept", segments, margin), rendering)
+
+
+def _segments(row: Row, rendering: Rendering) -> tuple[tuple[Segment, ...], float]:
+    """Raises BadRow."""
+    masks = _masks(rendering)
+    if rendering.kind == "dialogue":
+        return (masks.segment(read_dialogue(row, rendering.system_prompt)),), 0.0
+    pair = read_pair(row, rendering.system_prompt)
+    return (masks.segment(pair.chosen), masks.segment(pair.rejected)), pair.margin
+
+
+def _fitted(one: Rendered, rendering: Rendering) -> Rendered:
+    """Within `longest` tokens: as it is, dropped, or cut at the end; of a pair the longer answer loses more."""
+    lengths = [len(segment.tokens) for segment in one.segments]
+    if sum(lengths) <= rendering.longest:
+        return one
+    if rendering.overlong == "drop":
+        return Rendered(one.row, "dropped")
+    rooms = [rendering.longest]
+    if len(lengths) == 2:
+        half, short = rendering.longest // 2, min(lengths)
+        rooms = [half if short > half else max(rendering.longest - other, 0) for other in reversed(lengths)]
+        rooms = [room if length > room else length for room, length in zip(rooms, lengths, strict=True)]
+    cut = tuple(
+        Segment(segment.tokens[:room], segment.trained[:room])
+        for segment, room in zip(one.segments, rooms, strict=True)
+    )
+    same = len(cut) == 2 and cut[0].tokens.tolist() == cut[1].tokens.tolist()
+    if same or not all(segment.trained.any() for segment in cut):
+        return Rendered(one.row, "dropped")
+    return replace(one, fate="cut", segments=cut)
+
+
+@lru_cache(maxsize=2)
+def _masks(rendering: Rendering) -> Masks:
+    """Opened once a process. Raises DataError for a template that cannot be trained with."""
+    masks = Masks(open_tokenizer(rendering.tokenizer), rendering.template)
+    masks.answers  # noqa: B018  # which tries the template
+    return masks

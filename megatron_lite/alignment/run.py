@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megatron_lite.alignment.dpo import Dpo
 from megatron_lite.alignment.dealing import DataRank
+from megatron_lite.alignment.dpo import Dpo
 from megatron_lite.alignment.feed import RowsFeed, RowsValidation
 from megatron_lite.alignment.reference import reference_of
 from megatron_lite.alignment.reward import BradleyTerry, Scale

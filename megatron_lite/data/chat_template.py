@@ -1,7 +1,9 @@
 """A conversation as the text that a model was trained on: Jinja templates, as transformers fills them."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -15,7 +17,27 @@ from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.errors import DataError
 
 Message = Mapping[str, Any]  # role, content, and what else a template knows
+OPENING, CLOSING = "_generation_begins", "_generation_ends"  # names in a template, of characters or undefined
 MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))  # Unicode's noncharacters, which no text should have
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A filled template. `text` has `mark` within each name of a control token that is not the template's.
+
+    begun: for an assistant's message, by its number, where the prompt for it ends and its answer begins; only where the
+    text begins with that prompt. tagged: what stands within {% generation %} parts, [begin, end) each.
+    """
+
+    text: str
+    mark: str
+    begun: Mapping[int, int]
+    tagged: tuple[tuple[int, int], ...]
+
+    @property
+    def cuts(self) -> list[int]:
+        """Where no token reaches over."""
+        return sorted({*self.begun.values(), *(border for span in self.tagged for border in span)})
 
 
 class ChatTemplate:
@@ -45,32 +67,79 @@ class ChatTemplate:
             raise DataError(f"the chat template of {self.tokenizer.path} refuses these messages: {error}") from None
 
     def encode(self, messages: Sequence[Message], answer_next: bool = True, **others: Any) -> list[int]:
-        """The ids of that text."""
-        mark = self._mark([messages, others])
-        return self.tokenizer.encode_marked(self.marked(mark, messages, answer_next, **others), but=mark)
+        """The ids of that text. An answer in it has ids of its own, as it had when it was written: those of the prompt
+        for it stand before them unchanged, whatever the answer begins with.
+        """
+        return [token for _, ids in self.parts(self.fill(messages, answer_next, **others)) for token in ids]
+
+    def parts(self, filled: Filled) -> Iterator[tuple[int, list[int]]]:
+        """The ids of a filled template part by part, each with its place in the text."""
+        return self.tokenizer.encode_parts(filled.text, filled.cuts, filled.mark)
+
+    def fill(self, messages: Sequence[Message], answer_next: bool = True, **others: Any) -> Filled:
+        """Raises DataError as `render` does."""
+        mark, opening, closing = _unused([messages, others], 3)
+        kept_apart, beside = self._all_apart([messages, others], mark)
+        tags = {OPENING: opening, CLOSING: closing}
+        text, tagged = _without_tags(self.render(kept_apart, answer_next, **beside, **tags), opening, closing)
+        prompts = {
+            number: self._prompt(kept_apart[:number], beside)
+            for number, message in enumerate(messages)
+            if number and message["role"] == "assistant"
+        }
+        begun = {number: len(one) for number, one in prompts.items() if one is not None and text.startswith(one)}
+        return Filled(text, mark, begun, tagged)
 
     def marked(self, mark: str, messages: Sequence[Message], answer_next: bool = True, **others: Any) -> str:
         """The conversation's text with a mark within each name of a control token that is not the template's."""
-        kept_apart, beside = _each_string([messages, others], lambda text: self._apart(text, mark))
+        kept_apart, beside = self._all_apart([messages, others], mark)
         return self.render(kept_apart, answer_next, **beside)
 
-    def _mark(self, given: Any) -> str:
-        """A character that is nowhere in what is given."""
-        text = json.dumps(given, ensure_ascii=False, default=str)
-        mark = next((mark for mark in MARKS if mark not in text), None)
-        if mark is None:
-            raise DataError("the messages hold every one of the noncharacters U+FDD0 to U+FDEF: leave one out")
-        return mark
+    def _prompt(self, messages: Sequence[Message], others: Mapping[str, Any]) -> str | None:
+        """None where the template refuses a conversation that ends there."""
+        try:
+            return self.render(messages, **others)
+        except DataError:
+            return None
+
+    def _all_apart(self, given: Any, mark: str) -> Any:
+        return _each_string(given, lambda text: self._apart(text, mark))
 
     def _apart(self, text: str, mark: str) -> str:
         """A mark within each name of a control token, so that it is none."""
-        for name in self._names:
-            text = text.replace(name, name[0] + mark + name[1:])
+        if self.tokenizer.control_names.search(text):
+            for name in self._names:
+                text = text.replace(name, name[0] + mark + name[1:])
         return text
 
     @cached_property
     def _names(self) -> list[str]:
         return sorted(self.tokenizer.special_tokens, key=len, reverse=True)
+
+
+def _unused(given: Any, count: int) -> list[str]:
+    """Characters that are nowhere in what is given."""
+    text = json.dumps(given, ensure_ascii=False, default=str)
+    marks = [mark for mark in MARKS if mark not in text][:count]
+    if len(marks) < count:
+        raise DataError(f"the messages hold the noncharacters U+FDD0 to U+FDEF, all but {len(marks)}: leave some out")
+    return marks
+
+
+def _without_tags(text: str, opening: str, closing: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The text, and where in it the outermost pairs of the two characters stood."""
+    plain, spans, depth, length, begin = [], [], 0, 0, 0
+    for part in re.split(f"([{opening}{closing}])", text):
+        if part == opening:
+            begin = begin if depth else length
+            depth += 1
+        elif part == closing:
+            depth -= 1
+            spans += [] if depth else [(begin, length)]
+        else:
+            plain.append(part)
+            length += len(part)
+    return "".join(plain), tuple((begin, end) for begin, end in spans if begin < end)
 
 
 def _check(messages: Sequence[Message]) -> None:
@@ -105,13 +174,17 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class _Generation(Extension):
-    """`{% generation %}`..`{% endgeneration %}` stand around what the assistant says; the text is what is inside."""
+    """`{% generation %}`..`{% endgeneration %}` stand around what the assistant says; the text is what is inside,
+    between the characters OPENING and CLOSING where `fill` gives them.
+    """
 
     tags = {"generation"}  # noqa: RUF012  as the base class has it
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+        inside = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        opening, closing = (nodes.Output([nodes.Name(name, "load")], lineno=line) for name in (OPENING, CLOSING))
+        return nodes.Scope([opening, *inside, closing]).set_lineno(line)
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None,

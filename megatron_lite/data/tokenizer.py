@@ -17,6 +17,7 @@ from megatron_lite.errors import DataError
 
 SPACE_MARK = "\u2581"  # what SentencePiece writes for a space inside, and decodes as one
 BLOCK_CHARACTERS = 1 << 16  # tokenized at once where the model allows it
+BEFORE = ("\n", "0", "|", "a")  # characters that text may follow without a change of its ids
 LONGEST_BLOCK = 1 << 24  # characters; SentencePiece takes some 50 bytes of memory for each
 
 MODEL, JSON = "tokenizer.model", "tokenizer.json"  # one of them says how text becomes ids
@@ -167,17 +168,48 @@ class Tokenizer(ABC):
         """The same ids, int32 [tokens]."""
         return np.array(self.encode(text), np.int32)
 
+    def encode_after(self, text: str) -> list[int]:
+        """The ids of a text that goes on where another ended: without the space that some models (SentencePiece's
+        dummy prefix) put before each text. As behind a character that it does not merge with, whose ids are left off.
+        """
+        if self.spells_space_mark:
+            return self.encode(text)
+        for character in BEFORE:
+            before, both = self.encode(character), self.encode(character + text)
+            if before and both[: len(before)] == before:
+                return both[len(before) :]
+        return self.encode(text)
+
     def encode_marked(self, text: str, but: str = "") -> list[int]:
         """The ids of a text in which the names of special tokens stand for these; those with `but` inside do not, and
         `but` is left out.
         """
-        ids = []
-        for number, part in enumerate(self._names.split(text)):
-            ids += [self.special_tokens[part]] if number % 2 else self.encode(part.replace(but, "") if but else part)
-        return ids
+        return [token for _, ids in self.encode_parts(text, (), but) for token in ids]
+
+    def encode_parts(self, text: str, cuts: Iterable[int], but: str = "") -> Iterator[tuple[int, list[int]]]:
+        """The same part by part, each with its place in the text: the names, what is between them, and of that what
+        lies between `cuts`, places in the text in their order; no token reaches over one.
+        """
+        begin, ends = 0, [*cuts, len(text)]
+        for name in self.control_names.finditer(text):
+            yield from self._between(text, begin, name.start(), ends, but)
+            yield name.start(), [self.special_tokens[name[0]]]
+            begin = name.end()
+        yield from self._between(text, begin, len(text), ends, but)
+
+    def _between(
+        self, text: str, begin: int, end: int, cuts: Iterable[int], but: str
+    ) -> Iterator[tuple[int, list[int]]]:
+        encode = self.encode
+        for cut in [cut for cut in cuts if begin < cut < end] + [end]:
+            if part := text[begin:cut].replace(but, "") if but else text[begin:cut]:
+                yield begin, encode(part)
+                encode = self.encode_after
+            begin = cut
 
     @cached_property
-    def _names(self) -> re.Pattern[str]:
+    def control_names(self) -> re.Pattern[str]:
+        """The name of a token that no text gives."""
         names = sorted(self.special_tokens, key=len, reverse=True)  # of two that begin alike the longer
         return re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
 

@@ -39,8 +39,14 @@ def test_eight_ranks_take_the_steps_of_one_process(ranks, data_dir, single, algo
     run_dir = data_dir / f"eight_{algorithm}"
     ranks.run(run_align, 8, algorithm, tree_of(algorithm, run_dir, data_dir, **ALL), 8)
     names = NAMED[algorithm]
-    for ours, theirs in zip(numbers(run_dir, names), numbers(single[algorithm], names), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-9)
+    both = [numbers(one, names - {"accuracy"}) for one in (run_dir, single[algorithm])]
+    for ours, theirs in zip(*both, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-12)
+    # Before DPO's first update policy and reference differ by rounding alone, which then decides who is ahead.
+    begin = 1 if algorithm == "dpo" else 0
+    if "accuracy" in names:
+        ahead = [[line["accuracy"] for line in metrics_of(one)[begin:]] for one in (run_dir, single[algorithm])]
+        assert ahead[0] == pytest.approx(ahead[1])
     valid = [{f"valid_{name}" for name in ("loss", *names)} <= set(line) for line in metrics_of(run_dir)]
     assert valid == [False, False, True, False, False, True]
     last, alone = metrics_of(run_dir)[-1], metrics_of(single[algorithm])[-1]
