@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lite.checkpoint import config_to_resume
-from megatron_lite.config import Config, config_from_tree, resolve
+from megatron_lite.config import Config, Resolved, config_from_tree, resolve
 from megatron_lite.config.load import apply_overrides
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.device import DeviceKind
@@ -64,9 +64,32 @@ class Opened:
     origin: Origin | None = None
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a path means on ranks that have met: its configuration on the layout asked for, where its weights come from,
+    and the tokenizer that belongs to it.
+    """
+
+    config: Config
+    resolved: Resolved
+    mesh: Mesh
+    words: Words
+    origin: Origin
+    tokenizer: Tokenizer
+
+
 @contextmanager
 def opened_model(asked: Asked) -> Iterator[Opened]:
     """While the body runs, on every rank that was started. Raises UsageError and DataError."""
+    with found_origin(asked) as found:
+        model = load_model(found.origin, found.mesh, asked.overrides, asked.dtype)
+        with told_to_others(found.words):
+            yield Opened(model, found.tokenizer, found.words, found.origin)
+
+
+@contextmanager
+def found_origin(asked: Asked) -> Iterator[Found]:
+    """The same before there is a model."""
     place = find_place()
     source = open_foreign(asked.path, asked.base)  # all ranks open a checkpoint together
     tree = _tree(source) if source is not None else _tree_before_mesh(asked.path)
@@ -78,10 +101,7 @@ def opened_model(asked: Asked) -> Iterator[Opened]:
         placement = schedule_of(config, resolved, resolved.microbatches).placement
         mesh = build_mesh(MeshShape.of(resolved), world.device, placement, None, world.words, world.timeout)
         origin = source or open_origin(asked.path, mesh, asked.base)
-        tokenizer = find_tokenizer(origin, asked.tokenizer)
-        model = load_model(origin, mesh, asked.overrides, asked.dtype)
-        with told_to_others(world.words):
-            yield Opened(model, tokenizer, world.words, origin)
+        yield Found(config, resolved, mesh, world.words, origin, find_tokenizer(origin, asked.tokenizer))
 
 
 @contextmanager
