@@ -1,7 +1,6 @@
 """Which chat template a run has, and a tokenizer that carries it, so that a model is asked as it was trained."""
 
 import json
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from megatron_lite.data.tokenizer import GENERATION, TEMPLATE, Tokenizer
 from megatron_lite.errors import UsageError
 
 BUILT_IN = Path(__file__).with_name("chat.jinja")
-
-log = logging.getLogger("megatron_lite")
 
 
 def find_template(tokenizer: Tokenizer, given: str | None) -> str:
@@ -29,7 +26,6 @@ def find_template(tokenizer: Tokenizer, given: str | None) -> str:
             raise UsageError(f"chat_template {given}: {why}; must be a file with a Jinja template") from None
     if tokenizer.chat_template is not None:
         return tokenizer.chat_template
-    log.info("tokenizer %s has no chat template: taking the built-in one, %s", tokenizer.path, BUILT_IN.name)
     return BUILT_IN.read_text(encoding="utf-8")
 
 

@@ -1,9 +1,10 @@
 """The tokenizer of a run after pretraining, with the chat template that it trains on."""
 
 import hashlib
+import logging
 from pathlib import Path
 
-from megatron_lite.alignment.template import find_template, with_template
+from megatron_lite.alignment.template import BUILT_IN, find_template, with_template
 from megatron_lite.checkpoint.agreement import together
 from megatron_lite.config import AlignedConfig
 from megatron_lite.data.open_tokenizer import open_tokenizer
@@ -13,6 +14,8 @@ from megatron_lite.exchange.origin import open_origin
 from megatron_lite.files import partial_path, publish
 from megatron_lite.inference.text import find_tokenizer
 from megatron_lite.mesh import Mesh
+
+log = logging.getLogger("megatron_lite")
 
 
 def tokenizer_of_run(config: AlignedConfig, mesh: Mesh) -> Tokenizer:
@@ -33,6 +36,8 @@ def tokenizer_of_run(config: AlignedConfig, mesh: Mesh) -> Tokenizer:
             f"tokenizer {found.path} has {found.vocab_size} tokens, the model's vocab_size is {size}; set "
             f"model.vocab_size to {found.vocab_size} or more"
         )
+    if mesh.rank == 0 and data.chat_template is None and found.chat_template is None:
+        log.info("tokenizer %s has no chat template: taking the built-in one, %s", found.path, BUILT_IN.name)
     complete = with_template(found, find_template(found, data.chat_template))
     return _as_files(complete, Path(data.cache_dir or Path(config.train.run_dir) / "cache"), mesh)
 
