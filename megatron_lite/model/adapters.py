@@ -44,7 +44,7 @@ class Adapter:
         if keys is not None and self.lora.dropout:
             (packed,) = self.a.local.packs
             dropout = Dropout(keys, self.lora.dropout, packed.logical.name, packed.start[1])
-        return Linear(self.a, self.lora.scale, dropout)
+        return Linear(self.a, self.lora.scale, dropout, narrow=True)
 
 
 def adapters_of(weights: Mapping[str, Weight], lora: LoraConfig | None) -> dict[str, Adapter]:
@@ -90,4 +90,4 @@ class Leaving:
             return y
         products = [Linear(self.weight), self.adapter.narrowing(keys)]
         y, narrow = self.leave(x, core, products, region, [site, f"{site}.narrow"])
-        return y.add_(local_linear(narrow, [Linear(self.adapter.b)]))
+        return y.add_(local_linear(narrow, [Linear(self.adapter.b, narrow=True)]))

@@ -46,11 +46,15 @@ def rows_of(x: Tensor) -> Tensor:
 class Linear:
     """x [T, B, K] -> scale * d(x) W^T [T, B, N], where d scales each element of x by a number of its own, such as
     dropout's (None: by 1).
+
+    narrow  W has so few rows or columns that its gradient is worked out at once also where a backward is split: to put
+            it off would keep far more than it saves
     """
 
     weight: Weight
     scale: float = 1.0
     diagonal: Diagonal | None = None
+    narrow: bool = False
 
     def of(self, x: Tensor) -> Tensor:
         return self._scaled(product_with(self.weight, self._scaled_each(x)))
@@ -58,12 +62,23 @@ class Linear:
     def input_gradient(self, gradient: Tensor) -> Tensor:
         return self._scaled_each(product(self._scaled(gradient), self.weight.data))
 
+    def add_input_gradient_(self, total: Tensor, gradient: Tensor) -> None:
+        """total, which is contiguous, += the input's gradient."""
+        if self.diagonal is None:
+            total.view(-1, total.shape[-1]).addmm_(rows_of(self._scaled(gradient)), self.weight.data)
+        else:
+            total.add_(self.input_gradient(gradient))
+
     def add_gradient(self, gradient: Tensor, x: Tensor) -> None:
         """The weight's, now or where the backward is split later; of a frozen one there is none."""
-        if self.weight.trained:
-            self.weight.run_or_defer(
-                lambda: self.weight.add_product(rows_of(self._scaled(gradient)), rows_of(self._scaled_each(x)))
-            )
+
+        def compute() -> None:
+            self.weight.add_product(rows_of(self._scaled(gradient)), rows_of(self._scaled_each(x)))
+
+        if self.weight.trained and self.narrow:
+            compute()
+        elif self.weight.trained:
+            self.weight.run_or_defer(compute)
 
     def _scaled(self, y: Tensor) -> Tensor:
         return y if self.scale == 1 else y * self.scale

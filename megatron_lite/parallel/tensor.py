@@ -112,7 +112,9 @@ def local_linear(x: Tensor, products: Sequence[Linear]) -> Tensor:
 
 
 def add_linear(whole: Tensor, x: Tensor, weights: Sequence[Weight], places: Places) -> Tensor:
-    """whole + x_i W_i^T at the i-th of `places`, in place: x [.., n K] has a part x_i [.., K] for each weight."""
+    """whole + x_i W_i^T at the i-th of `places`, in place: x [.., n K] has a part x_i [.., K], few columns, for each
+    weight.
+    """
     return _AddLinear.apply(whole, x, weights, places)
 
 
@@ -201,7 +203,7 @@ class _LocalLinear(Function):
     def forward(ctx, x, products):
         ctx.products = products
         _keep_for(ctx, x, products)
-        return torch.cat([one.of(x) for one in products], -1)
+        return _side_by_side([one.of(x) for one in products])
 
     @staticmethod
     def backward(ctx, gradient):
@@ -222,14 +224,13 @@ class _AddLinear(Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        x = _saved(ctx)
-        products = [Linear(weight) for weight in ctx.weights]
-        count, places = len(products), ctx.places
-        inner = [place.reshape(*x.shape[:-1], -1) for place in places(gradient)]
-        for one, its_gradient, part in zip(products, inner, x.chunk(count, -1), strict=True):
+        x, found = _saved(ctx), []
+        parts = x.chunk(len(ctx.weights), -1)
+        for weight, part, place in zip(ctx.weights, parts, ctx.places(gradient), strict=True):
+            one, its_gradient = Linear(weight, narrow=True), place.reshape(*x.shape[:-1], -1)
             one.add_gradient(its_gradient, part)
-        parts = [one.input_gradient(its_gradient) for one, its_gradient in zip(products, inner, strict=True)]
-        return gradient, torch.cat(parts, -1), None, None
+            found.append(one.input_gradient(its_gradient))
+        return gradient, _side_by_side(found), None, None
 
 
 class _LinearLeave(Function):
@@ -282,10 +283,14 @@ def _arriving(ctx: Any, gradients: Sequence[Tensor]) -> list[Handle]:
 
 def _input_gradient(products: Sequence[Linear], gradients: Sequence[Tensor]) -> Tensor:
     """Of what all products share."""
-    first, *others = (one.input_gradient(gradient) for one, gradient in zip(products, gradients, strict=True))
-    for other in others:
-        first.add_(other)
-    return first
+    total = products[0].input_gradient(gradients[0])
+    for one, gradient in zip(products[1:], gradients[1:], strict=True):
+        one.add_input_gradient_(total, gradient)
+    return total
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(tuple(parts), -1) if len(parts) > 1 else parts[0]
 
 
 def _weight_gradients(products: Sequence[Linear], gradients: Sequence[Tensor], x: Tensor | None) -> None:
