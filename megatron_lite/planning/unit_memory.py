@@ -17,18 +17,17 @@ backward and its weight backward a block keeps what its four products need, 2 n 
 A product whose weight is frozen keeps no input: without qkv and gate_up an n H less each, without down N F. Attention
 keeps its output for itself. Nor is anything queued for it.
 
-With adapters (model/adapters.py) of rank r on t of the weights of a product of c columns:
-
-    product        kept                                                  queued
-    qkv, gate_up   its input n H; between A and B N t r                  n (H + t r) + N (t r + adapted rows or 2 F)
-    o, down        its input N c, but selective; past the region n r     N (c + r) + n (H + r)
+An adapted product (model/adapters.py) keeps its input nevertheless, and what is between A and B: with t of its weights
+adapted by rank r N t r on entering, n r on leaving. For adapters nothing is queued. Dropout's numbers are left out.
 
 What it takes while it runs is told as a `Tape`, line after line of the program (model/transformer.py, model/heads.py).
 Kernels take nothing beside their results; PyTorch's operations in their place may, for a moment.
 """
 
+from collections.abc import Iterable
+
 from megatron_lite.planning.operation_memory import OperationMemory, Tape
-from megatron_lite.planning.sizes import Unit
+from megatron_lite.planning.sizes import ENTERING, LEAVING, Unit
 
 
 class UnitMemory(OperationMemory):
@@ -44,13 +43,22 @@ class UnitMemory(OperationMemory):
             return self._head_saved(unit)
         if unit.recompute == "full":
             return self.outside(self.hidden)
-        inputs = 2 + unit.trains("qkv") + unit.trains("gate_up")
+        inputs = 2 + self._keeps(unit, "qkv") + self._keeps(unit, "gate_up")
         kept = self.outside(inputs * self.hidden) + 2 * self._scales() + self.inside(2 * self.feed)
-        kept += self._head_norms_saved()
+        kept += self._head_norms_saved() + self._narrow_saved()
         if unit.recompute == "selective":
             return kept + self.inside(self.packed)
-        product = self.inside(self.feed) if unit.trains("down") else 0
-        return kept + product + self._attention_saved(returned=unit.trains("o"))
+        product = self.inside(self.feed) if self._keeps(unit, "down") else 0
+        return kept + product + self._attention_saved(returned=self._keeps(unit, "o"))
+
+    def _keeps(self, unit: Unit, product: str) -> bool:
+        """Whether a product's input stays: for its own weight's gradient, or its adapters'."""
+        return unit.trains(product) or self.sizes.narrow(product) > 0
+
+    def _narrow_saved(self) -> int:
+        """What is between A and B of adapters."""
+        entering, leaving = (sum(map(self.sizes.narrow, names)) for names in (("qkv", "gate_up"), ("o", "down")))
+        return self.inside(entering) + self.outside(leaving)
 
     def _head_saved(self, unit: Unit) -> int:
         """In chunks there is no norm's output, but its gradient, whatever is trained."""
@@ -152,40 +160,89 @@ class UnitMemory(OperationMemory):
         lost = recompute == "full"
         tape.take(h, self._scales())
         self._enter(tape, packed)
-        tape.give(h if lost or not unit.trains("qkv") else 0, self._scales() if lost else 0)
+        self._adapt_entering(tape, unit, "qkv", lost)
+        tape.give(h if lost or not self._keeps(unit, "qkv") else 0, self._scales() if lost else 0)
         self._head_norms_forward(tape)
         tape.give(self._head_norms_saved() if lost else 0)
         self._attention_forward(tape)
         self._leave(tape)
+        self._adapt_leaving(tape, "o", lost)
         tape.give(self._attention_lost(unit) if recompute == "none" else self._attention_added())
         tape.give(packed if lost or (recompute == "none" and self.swaps > 1) else 0)
         tape.take(2 * h, self._scales())  # the sum with the residual, and its norm
         tape.give(h)
         self._enter(tape, fed)
-        tape.give(h if lost or not unit.trains("gate_up") else 0, self._scales() if lost else 0)
+        self._adapt_entering(tape, unit, "gate_up", lost)
+        tape.give(h if lost or not self._keeps(unit, "gate_up") else 0, self._scales() if lost else 0)
         tape.take(self.inside(self.feed))
         self._leave(tape)
-        tape.give(0 if recompute == "none" and unit.trains("down") else self.inside(self.feed))
+        self._adapt_leaving(tape, "down", lost)
+        tape.give(0 if recompute == "none" and self._keeps(unit, "down") else self.inside(self.feed))
         tape.give(fed + h if lost else 0)
 
     def _attention_lost(self, unit: Unit) -> int:
         """Of what attention gave, what nothing after it keeps."""
-        return self._attention_saved() - self._attention_saved(returned=unit.trains("o"))
+        return self._attention_saved() - self._attention_saved(returned=self._keeps(unit, "o"))
+
+    def _adapt_entering(self, tape: Tape, unit: Unit, product: str, lost: bool) -> None:
+        """What A makes of the product's input enters the region, and stays unless it is lost; B's product of one weight
+        after the other is added.
+        """
+        if not (columns := self.sizes.narrow(product)):
+            return
+        tape.take(self.outside(columns), self.inside(columns) if self.gathers else 0)
+        tape.give(self.outside(columns) if self.gathers else 0)
+        widest = self.inside(self._widest(unit, product))
+        tape.take(widest)
+        tape.give(widest, self.inside(columns) if lost else 0)
+
+    def _adapt_leaving(self, tape: Tape, product: str, lost: bool) -> None:
+        """Sums of what A makes leave the region and stay unless they are lost; B's product is added to the output."""
+        if columns := self.sizes.narrow(product):
+            tape.take(self.outside(columns), self.outside(self.hidden))
+            tape.give(self.outside(self.hidden), self.outside(columns) if lost else 0)
+
+    def _widest(self, unit: Unit, product: str) -> int:
+        """Rows of the largest of an entering product's B."""
+        names = (f"{target}.lora_B" for target in ENTERING[product])
+        return max(unit.weights[name].rows for name in names if name in unit.weights)
 
     def _block_backward(self, tape: Tape, unit: Unit, summed: bool, queues: bool) -> None:
         """Begins with what `_block_forward` saved; ends with its input's gradient taken and its weights' or queues."""
         self._feed_backward(tape, unit, summed, queues)
-        self._enter_backward(tape, unit.weights["gate_up"], summed, queues)
+        self._adapted_enter_backward(tape, unit, "gate_up", summed, queues)
         self._norm_backward(tape)
         self._attend_backward(tape, unit, summed, queues)
         self._head_norms_backward(tape)
-        self._enter_backward(tape, unit.weights["qkv"], summed, queues)
+        self._adapted_enter_backward(tape, unit, "qkv", summed, queues)
         self._norm_backward(tape)
+
+    def _adapted_enter_backward(self, tape: Tape, unit: Unit, product: str, summed: bool, queues: bool) -> None:
+        """Adapters' part of the input's gradient first; it is added to that of the product itself."""
+        columns, weight = self.sizes.narrow(product), unit.weights[product]
+        if columns:
+            copied = self.inside(self._widest(unit, product)) if product == "qkv" else 0
+            tape.take(copied)  # packed heads, one weight's after the other
+            tape.give(copied)
+            self._adapter_gradients(tape, unit, ENTERING[product], summed)
+            tape.take(self.outside(self.hidden))
+            tape.give(self.inside(columns), 0 if weight.trained else self.outside(self.hidden))
+        self._enter_backward(tape, weight, summed, queues)
+        tape.give(self.outside(self.hidden) if columns else 0)
+
+    def _adapter_gradients(self, tape: Tape, unit: Unit, targets: Iterable[str], summed: bool) -> None:
+        """At once, wherever the backward is split."""
+        for name in (f"{target}.lora_{part}" for target in targets for part in ("A", "B")):
+            if name in unit.weights:
+                self._weight_gradient(tape, unit.weights[name], summed, queues=False)
 
     def _feed_backward(self, tape: Tape, unit: Unit, summed: bool, queues: bool) -> None:
         """SwiGLU and the product after it."""
         down, again = unit.weights["down"], unit.recompute == "selective"
         later, product = queues and down.trained, self.inside(self.feed)
+        kept = again or self._keeps(unit, "down")
+        self._adapter_gradients(tape, unit, LEAVING["down"], summed)
+        tape.give(self.outside(self.sizes.narrow("down")))
         tape.take(self._gathered())
         tape.take(product if again else 0)
         tape.take(product)  # its gradient
@@ -193,7 +250,7 @@ class UnitMemory(OperationMemory):
             tape.take(self.inside(2 * self.feed))
             tape.give(product)
         self._weight_gradient(tape, down, summed, queues)
-        tape.give(0 if later else self._gathered(), product if (again or down.trained) and not later else 0)
+        tape.give(0 if later else self._gathered(), product if kept and not later else 0)
         if not again:
             tape.take(self.inside(2 * self.feed))
             tape.give(product)
@@ -202,6 +259,8 @@ class UnitMemory(OperationMemory):
     def _attend_backward(self, tape: Tape, unit: Unit, summed: bool, queues: bool) -> None:
         """Attention and the product after it."""
         o, again = unit.weights["o"], unit.recompute == "selective"
+        self._adapter_gradients(tape, unit, LEAVING["o"], summed)
+        tape.give(self.outside(self.sizes.narrow("o")))
         tape.take(self._gathered())
         if again:
             self._attention_forward(tape)
@@ -213,7 +272,7 @@ class UnitMemory(OperationMemory):
         self._weight_gradient(tape, o, summed, queues)
         tape.give(0 if queues and o.trained else self._gathered())
         if not again:
-            self._attention_backward(tape, self._attention_saved(returned=o.trained))
+            self._attention_backward(tape, self._attention_saved(returned=self._keeps(unit, "o")))
 
     # Heads and embedding
 
