@@ -57,7 +57,8 @@ def base_named_in(path: Path) -> str | None:
 
 def checksum_in(path: Path) -> str | None:
     """Of the model beneath, where the directory says it, as those written here do."""
-    return open_metadata(path / TENSORS).get(BASE)
+    # Where there are no tensors, opening them says so.
+    return open_metadata(path / TENSORS).get(BASE) if (path / TENSORS).is_file() else None
 
 
 def open_peft(path: Path, base: Source) -> Source:
