@@ -5,9 +5,10 @@ the checksum that was noted then (`checkpoint.Base`). So no adapter is added to 
 merged in already.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -124,6 +125,11 @@ def base_of(origin: Origin, mesh: Mesh) -> Base:
 def identity_of(origin: Origin) -> str:
     """A checksum of its weights: of all of them, or of an index that has those of their files."""
     return checksum_of(origin) if isinstance(origin, Source) else origin.index.xxh3
+
+
+def notes_of(origin: Origin) -> Mapping[str, Any]:
+    """What a checkpoint says beside its weights, as a reward model's does by which scores are normalized."""
+    return origin.notes if isinstance(origin, Source) else origin.index.progress.extra
 
 
 def load_origin(origin: Origin, model: ModelConfig, stage: Stage, mesh: Mesh, lora: LoraConfig | None = None) -> None:

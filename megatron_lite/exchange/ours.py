@@ -37,6 +37,7 @@ from megatron_lite.exchange.source import (
     Facts,
     Source,
     Stored,
+    carried_over,
     common_dtype,
     fitting,
     without_head,
@@ -64,20 +65,22 @@ def source_of(checkpoint: Checkpoint, base: "Source | Checkpoint | None" = None,
     found = _stored(checkpoint, average)
     matrices = {name: found.pop(name) for name in list(found) if is_adapter(name)}
     beside = tuple(found) if base is not None else ()
+    carried = {name: (checkpoint.path / name).read_bytes() for name in CARRIED if name in index.files}
     if base is not None:
         under = source_of(base) if isinstance(base, Checkpoint) else base
         found = {**without_head(under.parameters, model), **found}
+        carried = carried_over(carried, under.carried)
     parameters = fitting(checkpoint.path, model, found)
     stored = common_dtype(one.dtype for one in parameters.values())
     train = main.config["train"]
     facts = Facts(train["sequence_length"], train["initializer_range"], _tokens(index))
-    carried = {name: (checkpoint.path / name).read_bytes() for name in CARRIED if name in index.files}
     dtype = stored if stored == "float16" else train["dtype"]
     left_out = _left_out(checkpoint, average)
-    merged = index.progress.extra.get(MERGED) or {}
+    notes = {name: note for name, note in index.progress.extra.items() if name not in (EXTRA, MERGED)}
     plain = Source(
-        checkpoint.path, KIND, model, facts, dtype, parameters, carried, left_out, index.tokenizer, merged=merged
-    )
+        checkpoint.path, KIND, model, facts, dtype, parameters, carried, left_out, index.tokenizer,
+        merged=index.progress.extra.get(MERGED) or {}, notes=notes,
+    )  # fmt: skip
     if not matrices:
         return plain
     lora = LoraConfig.model_validate(main.config["lora"])
@@ -115,7 +118,8 @@ def write_ours(directory: Path, source: Source, most: int, run_dir: str, base: B
     config = config_of(source, run_dir)
     if source.adapter is not None:
         config = config.model_copy(update={"lora": source.adapter.lora})
-    noted = {EXTRA: dict(source.facts.tokens), **({MERGED: dict(source.merged)} if source.merged else {})}
+    noted = {**source.notes, EXTRA: dict(source.facts.tokens)}
+    noted |= {MERGED: dict(source.merged)} if source.merged else {}
     trees = config.model.model_dump(mode="json"), config.model_dump(mode="json")
     index = Index(
         progress=RunState(0, 0, 0, noted),

@@ -18,7 +18,16 @@ from megatron_lite.config.tree import Target
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.exchange.json_files import read_json, write_json
 from megatron_lite.exchange.merging import adapted, check_matrices, check_unmerged
-from megatron_lite.exchange.source import CARRIED, SCORE, Adapter, Source, Stored, fitting, without_head
+from megatron_lite.exchange.source import (
+    CARRIED,
+    SCORE,
+    Adapter,
+    Source,
+    Stored,
+    carried_over,
+    fitting,
+    without_head,
+)
 from megatron_lite.exchange.tensor_files import open_metadata, open_tensors, write_tensors
 from megatron_lite.files import sync
 from megatron_lite.model.parameters import is_adapter
@@ -78,7 +87,7 @@ def open_peft(path: Path, base: Source) -> Source:
     check_unmerged(path, matrices, base)
     others = fitting(path, model, {**without_head(base.parameters, model), **found})
     own = {name: (path / name).read_bytes() for name in CARRIED if (path / name).is_file()}
-    carried = {**base.carried, **own}
+    carried = carried_over(own, base.carried)
     left_out = tuple(name for name in ("README.md",) if (path / name).is_file())
     plain = Source(path, KIND, model, base.facts, base.dtype, others, carried, left_out, base.tokenizer)
     return adapted(plain, Adapter(lora, matrices, others, tuple(found), base))

@@ -78,6 +78,7 @@ class Source:
     tokenizer: TokenizerRecord | None = None  # whose ids they are, where a checkpoint of ours says so
     adapter: Adapter | None = None
     merged: Mapping[str, str] = field(default_factory=dict)  # which adapter is in the weights, where files say so
+    notes: Mapping[str, Any] = field(default_factory=dict)  # what a checkpoint of ours says beside its weights
 
     @property
     def own(self) -> Mapping[str, Stored]:
@@ -99,6 +100,12 @@ def tokenizer_files(path: Path, carried: Mapping[str, bytes]) -> TokenizerFiles 
     content = {name: carried[name] for name in FILES if name in carried}
     main = next((name for name in (JSON, MODEL) if name in content), None)
     return None if main is None else TokenizerFiles(str(path), main, content)
+
+
+def carried_over(own: Mapping[str, bytes], base: Mapping[str, bytes]) -> dict[str, bytes]:
+    """An adapter's files and its base's, whose tokenizer is taken where the adapter has none."""
+    without = {name: content for name, content in base.items() if name not in FILES}
+    return {**(without if {JSON, MODEL} & own.keys() else base), **own}
 
 
 def shapes_of(model: ModelConfig) -> dict[str, tuple[int, ...]]:

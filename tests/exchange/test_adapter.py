@@ -29,7 +29,7 @@ from megatron_lite.checkpoint import open_checkpoint, save
 from megatron_lite.config import ModelConfig
 from megatron_lite.errors import DataError, UsageError
 from megatron_lite.exchange import convert, open_source
-from megatron_lite.exchange.origin import begin, load_origin, open_origin, resume
+from megatron_lite.exchange.origin import begin, load_origin, notes_of, open_origin, resume
 from megatron_lite.inference.opening import load_model
 
 MODEL = LAYOUT.config().model
@@ -255,3 +255,11 @@ def test_what_is_asked_of_no_adapter_is_a_usage_error(tmp_path):
         convert(tmp_path / "run", tmp_path / "out", "peft")
     with pytest.raises(DataError, match="is no model"):
         open_source(tmp_path)
+
+
+def test_what_a_checkpoint_says_beside_its_weights_stays_with_a_merged_model_of_ours(tmp_path):
+    trainer = adapted(LAYOUT, write_base(tmp_path / "base", "hf", MODEL))
+    save(tmp_path / "run", trainer, 1, 12, base=trainer.base, extra={"scale": {"mean": 2.5}})
+    assert notes_of(open_origin(tmp_path / "run", ONE)) == {"scale": {"mean": 2.5}}
+    convert(tmp_path / "run", tmp_path / "merged", "ours", merge=True)
+    assert notes_of(open_origin(tmp_path / "merged", ONE))["scale"] == {"mean": 2.5}
