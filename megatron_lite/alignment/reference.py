@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_lite.alignment.segments import of_segments
+from megatron_lite.alignment.segments import check_finite, of_segments
 from megatron_lite.alignment.store import Store
 from megatron_lite.checkpoint.agreement import together
-from megatron_lite.errors import DataError
 from megatron_lite.files import partial_path, publish
 from megatron_lite.model.model import Model
 from megatron_lite.model.objective import CrossEntropy
@@ -37,7 +36,8 @@ def reference_of(store: Store, model: Model, identity: str, cache_dir: Path) -> 
         found = of_segments(store, model, CrossEntropy(), _sum_of_log_probabilities, "reference log-probabilities")
         with together(model.mesh, "reference.write"):
             if found is not None:
-                _write(path, found, store)
+                check_finite(found, store, "reference's log-probability")
+                _write(path, found)
                 log.info("reference log-probabilities of %d samples are kept in %s", len(store), path)
     with together(model.mesh, "reference.read"):
         return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -63,12 +63,8 @@ def _is_whole(path: Path, store: Store) -> bool:
     return found.dtype == np.float64 and found.ndim == 2 and len(found) == len(store)
 
 
-def _write(path: Path, found: np.ndarray, store: Store) -> None:
+def _write(path: Path, found: np.ndarray) -> None:
     """Whole, or not at all."""
-    wrong = np.flatnonzero(~np.isfinite(found).all(1))
-    if len(wrong):
-        row = int(store.columns["row"][wrong[0]])
-        raise DataError(f"row {row}: the reference's log-probability is {found[wrong[0]].tolist()}: must be finite")
     path.parent.mkdir(parents=True, exist_ok=True)
     with partial_path(path).open("wb") as file:
         np.save(file, found)

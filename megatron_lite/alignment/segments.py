@@ -11,6 +11,7 @@ from megatron_lite.alignment.columns import MARGIN
 from megatron_lite.alignment.dealing import DataRank, OnceThrough
 from megatron_lite.alignment.packing import best_fit
 from megatron_lite.alignment.store import Store
+from megatron_lite.errors import DataError
 from megatron_lite.model.model import Model
 from megatron_lite.model.objective import Objective
 from megatron_lite.model.sequences import Sequences
@@ -46,6 +47,14 @@ def of_segments(store: Store, model: Model, objective: Objective, read: Read, ti
             if progress is not None:
                 progress.advance(min((number + 1) * dealt.size, len(rows)))
     return found if first else None
+
+
+def check_finite(found: np.ndarray, store: Store, what: str) -> None:
+    """Raises DataError, naming the first row of the file that has a number which is not."""
+    wrong = np.flatnonzero(~np.isfinite(found).all(1))
+    if len(wrong):
+        row = int(store.columns["row"][wrong[0]])
+        raise DataError(f"row {row}: the {what} is {found[wrong[0]].tolist()}: must be finite")
 
 
 def _read(rows: Sequence[Sequence[Sample]], outputs: Tensor, read: Read, found: np.ndarray) -> None:

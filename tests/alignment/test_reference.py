@@ -12,7 +12,7 @@ from support.rows import store_of_pairs
 
 from megatron_lite.alignment.reference import key_of, reference_of
 from megatron_lite.alignment.store import open_store
-from megatron_lite.config import ModelConfig
+from megatron_lite.config import LoraConfig, ModelConfig
 from megatron_lite.errors import DataError
 from megatron_lite.model.freezing import NOTHING
 from megatron_lite.model.model import Model
@@ -79,6 +79,19 @@ def test_each_answer_has_the_sum_of_its_tokens_log_probabilities_in_a_plain_mode
         assert distance(rank.reference, expected) < 1e-12
         assert (rank.again == rank.reference).all()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_base_under_an_adapter_is_a_reference_without_weights_of_its_own(prefix, tmp_path):
+    layout = replace(LAYOUTS[0], lora=LoraConfig(rank=3, targets=("q_proj", "down_proj")))
+    config = layout.config(sequence_length=24, micro_batch_size=2)
+    policy = build_trainer(layout, config=config).model
+    base = policy.base()
+    store = open_store(prefix)
+    weights = assemble([owned_blocks(base, "compute", base.stage.shards)])
+    expected = in_a_plain_model(weights, config.model)
+    assert distance(np.array(reference_of(store, base, "the base", tmp_path)), expected) < 1e-12
+    assert distance(np.array(reference_of(store, policy, "the policy", tmp_path)), expected) > 1e-3
+    assert {id(one) for one in base.stage.shards} < {id(one) for one in policy.stage.shards}
 
 
 def test_numbers_are_kept_by_rows_weights_shape_and_precision_and_by_no_layout(model, prefix):

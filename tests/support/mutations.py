@@ -77,9 +77,11 @@ MASKS = ("there", "last")
 NO_NUMBERS = {
     "alignment.dealing": "how many microbatches there are: tests/alignment/test_feed.py",
     "alignment.packing": "shares of rows that are reported",
+    "alignment.prepare": "paths",
     "alignment.reference": "paths",
     "alignment.rows_of_run": "paths",
     "alignment.run": "paths",
+    "alignment.scoring": "scores on another scale: tests/alignment/test_scoring.py",
     "alignment.tokenizer_of_run": "paths",
     "inference.scoring": "replicas' shares of the work",
     "inference.text": "paths",
