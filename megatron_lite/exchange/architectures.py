@@ -22,6 +22,8 @@ DEFAULTS: Mapping[str, Tree] = {
     "Qwen3ForCausalLM": {"max_position_embeddings": 32768, "head_dim": 128, "num_key_value_heads": 32},
 }
 MODEL_TYPES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+# What ends in a score is that of one label, as reward models are written.
+SCORING = {name.replace("CausalLM", "SequenceClassification"): name for name in DEFAULTS}
 # Near relatives, and what the model here would need for them.
 LACKING = {
     "Qwen2ForCausalLM": "a bias in q, k and v",
@@ -49,7 +51,7 @@ BUILT_IN: Mapping[str, tuple[Any, ...]] = {
 # What only says how a file was written, how text is sampled, or how a program is to run.
 HARMLESS = frozenset(
     """
-    _name_or_path architectures model_type torch_dtype dtype transformers_version use_cache pretraining_tp
+    _name_or_path architectures num_labels model_type torch_dtype dtype transformers_version use_cache pretraining_tp
     max_position_embeddings initializer_range bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id
     cls_token_id mask_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id
     rope_theta rope_scaling rope_parameters sliding_window max_window_layers layer_types
@@ -72,7 +74,7 @@ def model_from(tree: Tree, where: str) -> tuple[ModelConfig, Facts]:
     ours.
     """
     given = {key: value for key, value in tree.items() if value is not None}
-    architecture = _architecture(given, where)
+    architecture, scores = _architecture(given, where)
     full = {**DEFAULTS[architecture], **{key: value for key, value in tree.items() if key in DEFAULTS[architecture]}}
     full |= given
     _check_keys(full, where)
@@ -82,6 +84,9 @@ def model_from(tree: Tree, where: str) -> tuple[ModelConfig, Facts]:
     fields.setdefault("num_key_value_heads", fields["num_attention_heads"])
     fields.setdefault("rms_norm_eps", 1e-6)
     fields["qk_norm"] = architecture == "Qwen3ForCausalLM"
+    if scores:
+        _check_labels(given, where)
+        fields |= {"head": "scalar", "tie_word_embeddings": False}
     _check_context(full, windows=architecture != "Qwen3ForCausalLM", where=where)
     fields["rope_theta"], fields["rope_scaling"] = _rope(full, where)
     model = checked_model(fields, where)
@@ -104,11 +109,14 @@ def config_json(model: ModelConfig, facts: Facts, dtype: str) -> dict[str, Any]:
     Raises DataError for a model with what is not written here.
     """
     _check_written(model)
-    architecture = "Qwen3ForCausalLM" if model.qk_norm else "LlamaForCausalLM"
+    causal = "Qwen3ForCausalLM" if model.qk_norm else "LlamaForCausalLM"
+    scoring = next(name for name, policy in SCORING.items() if policy == causal)
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}} if model.head == "scalar" else {}
     scaling = None if model.rope_scaling is None else model.rope_scaling.model_dump(mode="json", exclude_none=True)
     return {
-        "architectures": [architecture],
-        "model_type": next(key for key, value in MODEL_TYPES.items() if value == architecture),
+        "architectures": [scoring if labels else causal],
+        "model_type": next(key for key, value in MODEL_TYPES.items() if value == causal),
+        **labels,
         **{key: getattr(model, key) for key in CARRIED},
         "hidden_act": "silu",
         "attention_bias": False,
@@ -128,15 +136,16 @@ def config_json(model: ModelConfig, facts: Facts, dtype: str) -> dict[str, Any]:
 
 def _check_written(model: ModelConfig) -> None:
     """Any other field must be off, or the file would be of another function."""
-    for name, value in model.model_dump(exclude={*CARRIED, "rope_theta", "rope_scaling", "qk_norm"}).items():
-        if value not in (None, False, "logits"):
+    for name, value in model.model_dump(exclude={*CARRIED, "rope_theta", "rope_scaling", "qk_norm", "head"}).items():
+        if value not in (None, False):
             raise DataError(f"model.{name} = {show(value)}: a config.json has no key for it")
 
 
-def _architecture(tree: Tree, where: str) -> str:
-    """`architectures` and `model_type` name it, and may not differ."""
+def _architecture(tree: Tree, where: str) -> tuple[str, bool]:
+    """Of the policy, and whether it ends in a score. `architectures` and `model_type` name it, and may not differ."""
     named = tree.get("architectures") or [MODEL_TYPES.get(tree.get("model_type", ""), tree.get("model_type"))]
-    found = str(named[0] if isinstance(named, list) and len(named) == 1 else named)
+    given = str(named[0] if isinstance(named, list) and len(named) == 1 else named)
+    found = SCORING.get(given, given)
     if found not in DEFAULTS:
         lacks = LACKING.get(found)
         because = f"it has {lacks}, which the model here has not" if lacks else f"read are {', '.join(DEFAULTS)}"
@@ -144,7 +153,14 @@ def _architecture(tree: Tree, where: str) -> str:
     model_type = tree.get("model_type")
     if model_type is not None and MODEL_TYPES.get(model_type) != found:
         raise DataError(f"{where}: model_type = {show(model_type)}: is not that of {found}")
-    return found
+    return found, given in SCORING
+
+
+def _check_labels(tree: Tree, where: str) -> None:
+    """A score is what transformers makes of one label; of a configuration without labels it makes two."""
+    labels = tree.get("num_labels", len(tree.get("id2label") or (0, 1)))
+    if labels != 1:
+        raise DataError(f"{where}: num_labels = {show(labels)}: must be 1, the score of a reward model")
 
 
 def _check_keys(tree: Tree, where: str) -> None:
