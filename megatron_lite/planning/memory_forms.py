@@ -9,6 +9,7 @@ for the average; a frozen one is its copy.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from megatron_lite.config import Config, Resolved
@@ -115,7 +116,7 @@ class StepMemory(StageSizes):
     # A unit's turn: what passes in, what passes out
 
     def _f(self, unit: Unit, passed: int) -> int:
-        self._see(passed, self.forms.forward(unit, self._summed(unit), self.goes_back))
+        self._see(passed, self.forms.forward(unit, self._summed(unit.trained), self.goes_back))
         if not self.goes_back:
             self.saved += self.forms.outputs(unit)
         else:
@@ -125,7 +126,7 @@ class StepMemory(StageSizes):
         return 0 if unit.ends else self.message
 
     def _b(self, unit: Unit, passed: int, queues: bool = False) -> int:
-        self._see(passed, self.forms.backward(unit, self._summed(unit), queues))
+        self._see(passed, self.forms.backward(unit, self._summed(unit.trained), queues))
         self.saved -= self.forms.saved(unit)
         if not queues:
             self.zero.summed |= self._left(unit)
@@ -134,10 +135,12 @@ class StepMemory(StageSizes):
     def _i(self, unit: Unit, passed: int) -> int:
         passed = self._b(unit, passed, queues=True)
         self.saved += self.forms.queued(unit)
+        self.zero.summed |= {shards.name for shards in unit.trained if shards.adapts}
         return passed
 
     def _w(self, unit: Unit, passed: int) -> int:
-        self._see(0, self.forms.weight_backward(unit, self._summed(unit)))
+        put_off = [shards for shards in unit.trained if not shards.adapts]
+        self._see(0, self.forms.weight_backward(unit, self._summed(put_off)))
         self.saved -= self.forms.queued(unit)
         self.zero.summed |= self._left(unit)
         return 0
@@ -150,9 +153,9 @@ class StepMemory(StageSizes):
         """The shards whose full gradients a backward makes."""
         return set() if self._ready(unit) else {shards.name for shards in unit.trained}
 
-    def _summed(self, unit: Unit) -> bool:
-        """Whether the full gradients of the unit's products are there: of a tied head, they lie in its last shards."""
-        return self.sharding == 1 or any(shards.name in self.zero.summed for shards in unit.trained[-1:])
+    def _summed(self, trained: Sequence[ShardSizes]) -> bool:
+        """Whether the full gradients of a unit's products are there: of a tied head, they lie in its last shards."""
+        return self.sharding == 1 or any(shards.name in self.zero.summed for shards in trained[-1:])
 
     # ZeRO
 

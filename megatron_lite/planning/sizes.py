@@ -75,6 +75,11 @@ class ShardSizes:
         return self.weights[0].trained
 
     @property
+    def adapts(self) -> bool:
+        """Whether they are an adapter's, whose gradients no split backward puts off."""
+        return ".lora_" in self.weights[0].name
+
+    @property
     def elements(self) -> int:
         return sum(weight.elements for weight in self.weights)
 

@@ -1,5 +1,5 @@
-"""Where weights are frozen, where the model ends with a value, where it is only asked: the closed forms of memory and
-traffic against steps on paper.
+"""Where weights are frozen, also under adapters, where the model ends with a value, where it is only asked: the closed
+forms of memory and traffic against steps on paper.
 """
 
 from dataclasses import replace
@@ -9,7 +9,7 @@ from support.layouts import Layout, build_trainer, global_batch
 from support.objectives import Regression
 from support.paper import assert_memory_is, memory_form, ranks_of, wide_config
 
-from megatron_lite.config import Config, resolve
+from megatron_lite.config import Config, LoraConfig, resolve
 from megatron_lite.model.freezing import NOTHING
 from megatron_lite.parallel.collectives import Recorder
 from megatron_lite.parallel.ledger import Entry, connect_ledger, ledger
@@ -21,6 +21,8 @@ from megatron_lite.training.boundaries import microbatches_of
 ONE = Layout(layers=4, dtype="bfloat16")
 CUBE = replace(ONE, tensor=2, pipeline=2, data=2)
 SCALAR = {"head": "scalar", "objective": Regression()}
+EVERY = LoraConfig(rank=8, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
+SOME_TARGETS = LoraConfig(rank=8, targets=("v_proj", "up_proj", "down_proj"))
 NORMS, FEED, ATTENTION = ("*norm*",), ("*.mlp.*",), ("*.self_attn.*",)
 BLOCKS, SOME = ("model.layers.*",), ("model.layers.3.*", "model.embed_tokens.weight")
 TRAINED = (NORMS, FEED, ATTENTION, BLOCKS, SOME)
@@ -39,8 +41,18 @@ STEPS = [
     replace(CUBE, trainable=SOME, tied=True, zero_regather="step", ema=0.9),
     replace(ONE, data=2, context=2, context_kind="ulysses", zero_stage=0, **SCALAR),
     replace(CUBE, trainable=("score.weight", *FEED), schedule="zb_h1", **SCALAR),
+    replace(CUBE, lora=EVERY, schedule="zb_h1", recompute="selective"),
 ]
 MORE = [
+    *(replace(ONE, lora=lora, recompute=recompute, qk_norm=lora is SOME_TARGETS)
+      for lora in (EVERY, SOME_TARGETS) for recompute in ("none", "selective", "full")),
+    *(replace(CUBE, lora=EVERY, sequence=sequence, schedule=schedule, zero_regather=regather)
+      for sequence in (True, False) for schedule in ("1f1b", "zb_h1") for regather in ("microbatch", "step")),
+    *(replace(ONE, lora=SOME_TARGETS, data=2, zero_stage=stage) for stage in (0, 1, 2, 3)),
+    *(replace(ONE, lora=EVERY, context=2, context_kind=kind) for kind in ("ring", "ulysses")),
+    replace(CUBE, lora=EVERY, trainable=FEED, schedule="zb_h1"),
+    replace(ONE, lora=EVERY, trainable=NORMS, recompute="selective"),
+    replace(ONE, lora=EVERY, tensor=2, data=2, **SCALAR),
     *(replace(ONE, trainable=trained, recompute=recompute)
       for trained in TRAINED for recompute in ("none", "selective", "full")),
     *(replace(ONE, trainable=trained, tensor=2, sequence=sequence)
