@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ def _prepared(asked: Scoring, mesh: Mesh) -> Store:
         return open_store(Path(prefix))
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: Path) -> Literal["dialogue", "pair"]:
     """Of a file's rows, by its first: "pair" where that has chosen and rejected, else "dialogue"."""
     first = next((_fields(row) for rows in read_rows(path) for _, row in rows), {})
     return "pair" if all(side in first for side in SIDES) else "dialogue"
