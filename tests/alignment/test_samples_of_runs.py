@@ -66,7 +66,7 @@ def test_a_run_that_writes_samples_has_the_bits_of_one_that_does_not(ranks, tmp_
         if world == 1:
             run(algorithm, tree, 1)
         else:
-            ranks.run(run, world, algorithm, tree, world)
+            ranks.run(run, world, algorithm, tree, world, timeout=300)
     lines = [json.loads(line) for line in (with_ / "samples.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
     assert [(line["step"], line["prompt"]) for line in lines] == [(s, p) for s in (4, 6) for p in ASKED["prompts"]]
     assert "<h2>Sample texts</h2>" in (with_ / "report.html").read_text(encoding="utf-8")
