@@ -82,7 +82,7 @@ class Dpo:
     def _as_labelled(self, h: Tensor) -> Tensor:
         if self.kind == "ipo":
             return (h - 1 / (2 * self.beta)).square()
-        return F.softplus(-self.beta * h)
+        return -F.logsigmoid(self.beta * h)
 
 
 def counted_labels(sequences: Sequences) -> Tensor:

@@ -12,6 +12,8 @@ from megatron_lite.config.aligned import RewardConfig
 from megatron_lite.model.outputs import Values
 from megatron_lite.model.sequences import Column, Sequences
 
+SCALE = "reward_scale"  # in what a checkpoint says beside its weights
+
 
 @dataclass(frozen=True)
 class BradleyTerry:
@@ -47,7 +49,7 @@ class BradleyTerry:
         chosen, rejected, there = scores[:, 0::2], scores[:, 1::2], paired[:, 0::2]
         margin = sequences.columns[MARGIN.name][:, 0::2] if self.margin is None else self.margin
         by_pair = {
-            "loss": F.softplus(margin - (chosen - rejected)) + self.centring * (chosen + rejected).square(),
+            "loss": -F.logsigmoid(chosen - rejected - margin) + self.centring * (chosen + rejected).square(),
             "accuracy": (chosen > rejected).double(), "margin": chosen - rejected,
             "score": 0.5 * (chosen + rejected), "score_square": 0.5 * (chosen.square() + rejected.square()),
         }  # fmt: skip

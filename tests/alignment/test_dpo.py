@@ -170,6 +170,14 @@ def test_ipos_loss_is_least_where_the_margin_is_half():
     assert losses.min() == 0
 
 
+def test_large_margins_neither_overflow_nor_lose_digits():
+    h = torch.tensor([-2000.0, -60.0, 60.0, 2000.0], dtype=torch.float64, requires_grad=True)
+    losses = Dpo(beta=0.5).of_difference(h)
+    (slopes,) = torch.autograd.grad(losses.sum(), h)
+    assert losses.tolist() == pytest.approx([1000.0, 30 + exp(-30), exp(-30), 0.0], rel=1e-14)
+    assert slopes.tolist() == pytest.approx([-0.5, -0.5, -0.5 * exp(-30), 0.0], rel=1e-12)
+
+
 @pytest.mark.parametrize("key", [field for field in DpoConfig.model_fields if field != "reference"])
 def test_every_key_of_the_section_reaches_the_loss(key):
     other = {"beta": 0.2, "loss": "ipo", "label_smoothing": 0.1, "nll_weight": 0.5, "length_normalized": True}[key]
