@@ -66,10 +66,11 @@ def source_of(checkpoint: Checkpoint, base: "Source | Checkpoint | None" = None,
     matrices = {name: found.pop(name) for name in list(found) if is_adapter(name)}
     beside = tuple(found) if base is not None else ()
     carried = {name: (checkpoint.path / name).read_bytes() for name in CARRIED if name in index.files}
+    tokenizer = index.tokenizer
     if base is not None:
         under = source_of(base) if isinstance(base, Checkpoint) else base
         found = {**without_head(under.parameters, model), **found}
-        carried = carried_over(carried, under.carried)
+        carried, tokenizer = carried_over(carried, under.carried), tokenizer or under.tokenizer
     parameters = fitting(checkpoint.path, model, found)
     stored = common_dtype(one.dtype for one in parameters.values())
     train = main.config["train"]
@@ -78,7 +79,7 @@ def source_of(checkpoint: Checkpoint, base: "Source | Checkpoint | None" = None,
     left_out = _left_out(checkpoint, average)
     notes = {name: note for name, note in index.progress.extra.items() if name not in (EXTRA, MERGED)}
     plain = Source(
-        checkpoint.path, KIND, model, facts, dtype, parameters, carried, left_out, index.tokenizer,
+        checkpoint.path, KIND, model, facts, dtype, parameters, carried, left_out, tokenizer,
         merged=index.progress.extra.get(MERGED) or {}, notes=notes,
     )  # fmt: skip
     if not matrices:
