@@ -14,7 +14,7 @@ from megatron_lite.alignment.dealing import DataRank
 from megatron_lite.alignment.dpo import Dpo
 from megatron_lite.alignment.feed import RowsFeed, RowsValidation
 from megatron_lite.alignment.reference import reference_of
-from megatron_lite.alignment.reward import BradleyTerry, Scale
+from megatron_lite.alignment.reward import SCALE, BradleyTerry, Scale
 from megatron_lite.alignment.rows_of_run import RowSets, prepared_sets, write_rows
 from megatron_lite.alignment.sets import SampleSet, steps_of
 from megatron_lite.alignment.tokenizer_of_run import tokenizer_of_run
@@ -34,7 +34,6 @@ from megatron_lite.training.step import Trainer
 from megatron_lite.training.validation import Validation
 
 log = logging.getLogger("megatron_lite")
-SCALE = "reward_scale"  # in what a checkpoint says beside its weights
 
 
 def align(config: Config, resolved: Resolved, world: World, meanwhile: Meanwhile | None = None) -> str:
