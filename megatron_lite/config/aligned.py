@@ -75,7 +75,8 @@ class SftConfig(Section):
 class RewardConfig(Section):
     """A reward model of pairs (Bradley-Terry): -log sigmoid(chosen - rejected - margin) + centring * (chosen +
     rejected)^2. `margin` holds for every pair (null: each row's own `margin`, 0 where it has none). Of rows with a
-    `criterion` those of this one are taken (null: all).
+    `criterion` those of this one are taken (null: all). A head that is not loaded begins with deviation
+    1 / (hidden_size + 1), as OpenRLHF's.
     """
 
     margin: NonNegativeFloat | None = None
@@ -86,7 +87,7 @@ class RewardConfig(Section):
 class DpoConfig(Section):
     """Direct preference optimization: `reference` is the checkpoint that the policy is held against (null:
     checkpoint.init, or the weights that the run begins with). `nll_weight` times the mean -log p of chosen answers
-    joins the loss; `length_normalized` compares means a token in place of sums.
+    joins the loss; `length_normalized` compares means a token in place of sums, as TRL's ipo does and OpenRLHF's not.
     """
 
     beta: PositiveFloat = 0.1
