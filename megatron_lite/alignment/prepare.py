@@ -10,14 +10,18 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from megatron_lite.alignment.dialogues import read_criterion, read_dialogue, read_pair
 from megatron_lite.alignment.masks import Masks
 from megatron_lite.alignment.rows import BadRow, Row, Rows, parsed, place_of, read_rows
 from megatron_lite.alignment.store import Segment, read_about
 from megatron_lite.alignment.store_writer import StoreWriter
+from megatron_lite.data.cache import alone
 from megatron_lite.data.open_tokenizer import open_tokenizer
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.errors import DataError
@@ -27,6 +31,7 @@ from megatron_lite.workers import map_in_order, worker_pool
 VERSION = 1  # raised where the same rows become other tokens
 NAMED = 10  # rows that are left out, each in a line; of the others the number is told
 BLOCK = 1 << 20  # bytes hashed at once
+ALONE = 3  # parts of a file from which on others help
 
 log = logging.getLogger("megatron_lite")
 
@@ -91,14 +96,15 @@ def prepare(path: Path, rendering: Rendering, workers: int | None, cache_dir: Pa
     _masks(rendering)  # a template that cannot be trained with is no row's fault
     key = key_of(path, rendering, tokenizer)
     prefix = cache_dir / f"rows-{key[:32]}"
-    about = read_about(prefix)
-    if about is not None and about["key"] == key:
-        return Prepared(prefix, **about["counts"])
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    with StoreWriter(prefix, tokenizer.identity) as writer:
-        prepared = _write(path, rendering, workers or os.cpu_count() or 1, writer)
-        counts = {name: value for name, value in asdict(prepared).items() if name != "prefix"}
-        writer.finish(key, rendering.columns, counts)
+    with alone(prefix):  # another run may be writing it
+        about = read_about(prefix)
+        if about is not None and about["key"] == key:
+            return Prepared(prefix, **about["counts"])
+        with StoreWriter(prefix, tokenizer.identity) as writer:
+            prepared = _write(path, rendering, workers or len(os.sched_getaffinity(0)), writer)
+            counts = {name: value for name, value in asdict(prepared).items() if name != "prefix"}
+            writer.finish(key, rendering.columns, counts)
     return prepared
 
 
@@ -111,7 +117,8 @@ def key_of(path: Path, rendering: Rendering, tokenizer: Tokenizer) -> str:
                 digest.update(block)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    decides = {**asdict(rendering), "tokenizer": [tokenizer.sha256, sorted(tokenizer.stop_ids), tokenizer.beginning]}
+    named = [sorted(tokenizer.stop_ids), tokenizer.beginning, tokenizer.named_tokens]
+    decides = {**asdict(rendering), "tokenizer": [tokenizer.sha256, *named]}
     known = [VERSION, digest.hexdigest(), decides]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
@@ -148,12 +155,13 @@ def _write(path: Path, rendering: Rendering, workers: int, writer: StoreWriter) 
 
 def _rendered(path: Path, rendering: Rendering, workers: int) -> Iterator[tuple[Rows, list[Rendered]]]:
     """Each part of the file with what its rows become, in the file's order whatever the number of workers."""
-    render = partial(render_rows, rendering)
-    if workers == 1:
-        yield from ((rows, render(rows)) for rows in read_rows(path))
+    render, parts = partial(render_rows, rendering), read_rows(path)
+    first = tuple(islice(parts, ALONE))
+    if workers == 1 or len(first) < ALONE:  # to start processes would take longer
+        yield from ((rows, render(rows)) for rows in chain(first, parts))
         return
     with _pool(workers) as pool:
-        yield from map_in_order(pool, render, read_rows(path), ahead=4 * workers)
+        yield from map_in_order(pool, render, chain(first, parts), ahead=4 * workers)
 
 
 @contextmanager
@@ -187,7 +195,10 @@ def _segments(row: Row, rendering: Rendering) -> tuple[tuple[Segment, ...], floa
     if rendering.kind == "dialogue":
         return (masks.segment(read_dialogue(row, rendering.system_prompt)),), 0.0
     pair = read_pair(row, rendering.system_prompt)
-    return (masks.segment(pair.chosen), masks.segment(pair.rejected)), pair.margin
+    segments = masks.segment(pair.chosen), masks.segment(pair.rejected)
+    if _same(segments):
+        raise BadRow("chosen equals rejected", "has the same tokens as chosen and as rejected")
+    return segments, pair.margin
 
 
 def _fitted(one: Rendered, rendering: Rendering) -> Rendered:
@@ -197,19 +208,18 @@ def _fitted(one: Rendered, rendering: Rendering) -> Rendered:
         return one
     if rendering.overlong == "drop":
         return Rendered(one.row, "dropped")
-    rooms = [rendering.longest]
+    room = rendering.longest  # of each segment
     if len(lengths) == 2:
-        half, short = rendering.longest // 2, min(lengths)
-        rooms = [half if short > half else max(rendering.longest - other, 0) for other in reversed(lengths)]
-        rooms = [room if length > room else length for room, length in zip(rooms, lengths, strict=True)]
-    cut = tuple(
-        Segment(segment.tokens[:room], segment.trained[:room])
-        for segment, room in zip(one.segments, rooms, strict=True)
-    )
-    same = len(cut) == 2 and cut[0].tokens.tolist() == cut[1].tokens.tolist()
-    if same or not all(segment.trained.any() for segment in cut):
+        room = max(room // 2, room - min(lengths))
+    cut = tuple(Segment(segment.tokens[:room], segment.trained[:room]) for segment in one.segments)
+    if _same(cut) or not all(segment.trained.any() for segment in cut):
         return Rendered(one.row, "dropped")
     return replace(one, fate="cut", segments=cut)
+
+
+def _same(segments: tuple[Segment, ...]) -> bool:
+    """Whether the answers of a pair are the same tokens."""
+    return len(segments) == 2 and np.array_equal(segments[0].tokens, segments[1].tokens)
 
 
 @lru_cache(maxsize=2)

@@ -63,32 +63,49 @@ def place_of(path: Path, number: int) -> str:
 
 
 def parsed(row: bytes | Row) -> Row:
-    """Raises BadRow for a line that is no JSON object."""
+    """A line's object. NaN and Infinity, which are no JSON, are read, so that a check can name what holds them.
+
+    Raises BadRow for a line that is no JSON object, and text that is no text.
+    """
     if not isinstance(row, bytes):
         return row
     try:
         found = json.loads(row)
-    except ValueError as error:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeError:
+        raise BadRow("broken text", "has broken UTF-8, or half of a surrogate pair") from None
+    except (ValueError, RecursionError) as error:
         raise BadRow("no JSON", f"is no JSON ({error})") from None
     if not isinstance(found, dict):
-        raise BadRow("no JSON", f"is a JSON {type(found).__name__}: must be an object")
+        kind = "list: a file must have an object a line" if isinstance(found, list) else type(found).__name__
+        raise BadRow("no object", f"is no object but a JSON {kind}")
     return found
 
 
 def _read_parquet(path: Path) -> Iterator[Rows]:
     try:
-        import pyarrow.parquet
+        import pyarrow as pa
+        import pyarrow.parquet as pq
     except ImportError:
         raise UsageError(
             f"{path}: Parquet takes pyarrow, which is missing: pip install 'megatron_lite[data]'"
         ) from None
     first, size = 0, path.stat().st_size
     try:
-        table = pyarrow.parquet.ParquetFile(path)
-        for batch in table.iter_batches(AT_ONCE_ROWS):
-            rows = tuple(batch.to_pylist())
-            read = size * (first + len(rows)) // table.metadata.num_rows
-            yield Rows(first, rows, read)
-            first += len(rows)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: damaged from row {first} on ({error})") from None
+        with pq.ParquetFile(path, page_checksum_verification=True) as table:
+            total = table.metadata.num_rows
+            for batch in table.iter_batches(AT_ONCE_ROWS):
+                rows = tuple(_present(row) for row in batch.to_pylist())
+                yield Rows(first, rows, size * (first + len(rows)) // total)
+                first += len(rows)
+            if first != total:  # the footer has no check sum
+                raise pa.ArrowInvalid(f"{total} rows are announced, {first} are there")
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: damaged from row {first} on ({' '.join(str(error).split())})") from None
+
+
+def _present(value: Any) -> Any:
+    """Without the fields that are null: in a column of objects each has the fields of all."""
+    if isinstance(value, dict):
+        return {name: _present(inner) for name, inner in value.items() if inner is not None}
+    return [_present(inner) for inner in value] if isinstance(value, list) else value

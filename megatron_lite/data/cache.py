@@ -46,7 +46,7 @@ def cached(
     found = _load(path)
     if found is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
+        with alone(path):
             found = _load(path)  # another process may have built it while this one waited
             if found is None:
                 _save(path, build())
@@ -72,7 +72,7 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """One process at a time; a lock ends with the process that holds it.
 
     On a file system without locks every process goes on: each publishes a whole file, so the result is the same.
