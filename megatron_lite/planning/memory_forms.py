@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
-from megatron_lite.config import Config, Resolved
+from megatron_lite.config import AlignedConfig, Config, Resolved
 from megatron_lite.model.freezing import Patterns
 from megatron_lite.parallel.pipeline.routes import Channel, needed_by, received_on, sent_on, stays
 from megatron_lite.parallel.pipeline.schedules import Action, Schedule
@@ -136,6 +136,8 @@ class StepMemory(StageSizes):
         passed = self._b(unit, passed, queues=True)
         self.saved += self.forms.queued(unit)
         self.zero.summed |= {shards.name for shards in unit.trained if shards.adapts}
+        if self._in_chunks(unit) and self.numbers.two_passes:
+            self.zero.summed.add(unit.trained[-1].name)
         return passed
 
     def _w(self, unit: Unit, passed: int) -> int:
@@ -147,6 +149,10 @@ class StepMemory(StageSizes):
 
     def _ready(self, unit: Unit) -> bool:
         """Whether forward makes the full gradient of the unit's product."""
+        return self._in_chunks(unit) and not self.numbers.two_passes
+
+    def _in_chunks(self, unit: Unit) -> bool:
+        """Whether its product's gradient is made with its logits."""
         return unit.kind == "head" and self.forms.chunked and unit.projection.trained
 
     def _left(self, unit: Unit) -> set[str]:
@@ -238,10 +244,25 @@ class StepMemory(StageSizes):
         return copy + (exact * self.exact_bytes if shards.trained else 0)
 
     def _tokens(self) -> int:
-        """Samples, tokens and labels of the step, int64; tables of cosines and sines, positions int32."""
+        """Samples, tokens and labels of the step, int64; tables of cosines and sines, positions int32. Packed rows
+        bring documents, positions and for pairs where each ends; int64 numbers for dropout and noise, where there are.
+        """
         train, resolved = self.config.train, self.resolved
         sequences = resolved.microbatches * train.micro_batch_size
         positions = train.sequence_length // resolved.context
         ids = 8 * sequences * (train.sequence_length + 1 + 2 * positions)
+        if isinstance(self.config, AlignedConfig):
+            wide = 4 + self.config.compares + (2 if self.config.draws else 0)
+            own = 2 + (2 if self.config.draws else 0)
+            ids = sequences * (8 * (wide * train.sequence_length + own * positions) + self._seen() + 4 * positions)
         angles = train.sequence_length * resolved.head_dim * self.exact_bytes + 4 * positions
         return ids + angles
+
+    def _seen(self) -> int:
+        """What attention knows of a row's documents, four int32 a position: at each step of a ring of its queries and
+        keys, of which all but the first have half of either.
+        """
+        length, ranks = self.config.train.sequence_length, self.resolved.context
+        if self.config.parallel.context_kind == "ulysses" or ranks == 1:
+            return 16 * length
+        return 16 * (length // ranks) + (ranks - 1) * 12 * (length // ranks)

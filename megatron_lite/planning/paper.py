@@ -20,7 +20,7 @@ from megatron_lite.model.build import choice_of
 from megatron_lite.model.freezing import NOTHING, Patterns
 from megatron_lite.model.model import Model, schedule_of
 from megatron_lite.model.objective import CrossEntropy, Objective
-from megatron_lite.model.sequences import Sequences
+from megatron_lite.model.sequences import Draws, Sequences
 from megatron_lite.parallel.collectives import Recorder
 from megatron_lite.parallel.ledger import Entry, ledger, phase_totals
 from megatron_lite.parallel.pipeline.stage import Stage
@@ -29,6 +29,7 @@ from megatron_lite.training.boundaries import microbatches_of
 from megatron_lite.training.step import Trainer
 
 META = torch.device("meta")
+Batch = Callable[[], Sequences]  # makes one microbatch
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,51 @@ class _Work:
     beside: Sequence[torch.Tensor] = ()
 
 
+def packed(config: Config, objective: Objective, documents: int) -> Batch:
+    """Full rows of so many documents, with positions of their own, the objective's columns, and what training's random
+    numbers are drawn by where the configuration has some.
+    """
+    size = (config.train.micro_batch_size, config.train.sequence_length)
+
+    def empty(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=META)
+
+    def made() -> Sequences:
+        widths = {"token": size[1], "document": documents}
+        columns = {one.name: empty(size[0], widths[one.per], dtype=one.dtype) for one in objective.columns}
+        draws = Draws(empty(*size), empty(*size)) if config.draws else None
+        tokens, labels, numbers, positions = (empty(*size) for _ in range(4))
+        return Sequences(tokens, labels, config.model.vocab_size, numbers, positions, columns, draws)
+
+    return made
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What goes through the model: how many microbatches (None: the configuration's), and what makes one (None: tokens
+    and labels are cut from a step's samples).
+    """
+
+    microbatches: int | None
+    batch: Batch | None
+
+    def made(self, count: int, config: Config) -> list[Sequences]:
+        if self.batch is not None:
+            return [self.batch() for _ in range(count)]
+        size = (count * config.train.micro_batch_size, config.train.sequence_length + 1)
+        return microbatches_of(torch.empty(size, dtype=torch.int64, device=META), config)
+
+
 def step_on_paper(
-    config: Config, world_size: int, rank: int, microbatches: int | None = None, objective: Objective | None = None
+    config: Config,
+    world_size: int,
+    rank: int,
+    microbatches: int | None = None,
+    objective: Objective | None = None,
+    batch: Batch | None = None,
 ) -> PaperStep:
-    """Run one training step as `rank` of `world_size`; `microbatches` instead of the configuration's, if given, and
-    `objective` instead of pretraining's.
+    """Run one training step as `rank` of `world_size`; `microbatches` instead of the configuration's, if given,
+    `objective` instead of pretraining's, and of each `batch` instead of tokens and labels alone.
 
     Raises UsageError for a world that the configuration does not fit, and for kernels that cannot be had.
     """
@@ -93,17 +134,24 @@ def step_on_paper(
         beside += [] if trainer.average is None else trainer.average.values
         return _Work(partial(trainer.train_step, learning_rate=config.optim.lr), beside)
 
-    return _on_paper(config, world_size, rank, training, microbatches)
+    return _on_paper(config, world_size, rank, training, _Given(microbatches, batch))
 
 
-def forward_on_paper(config: Config, world_size: int, rank: int, objective: Objective | None = None) -> PaperStep:
+def forward_on_paper(
+    config: Config,
+    world_size: int,
+    rank: int,
+    objective: Objective | None = None,
+    microbatches: int | None = None,
+    batch: Batch | None = None,
+) -> PaperStep:
     """Ask a model of which nothing is trained for what its end makes of a step's microbatches."""
     asked = objective or CrossEntropy(config.train.z_loss)
 
     def asking(model: Model) -> _Work:
         return _Work(partial(model.forward, objective=asked))
 
-    return _on_paper(config, world_size, rank, asking, trainable=NOTHING)
+    return _on_paper(config, world_size, rank, asking, _Given(microbatches, batch), NOTHING)
 
 
 def _on_paper(
@@ -111,11 +159,11 @@ def _on_paper(
     world_size: int,
     rank: int,
     begin: Callable[[Model], _Work],
-    microbatches: int | None = None,
+    given: _Given,
     trainable: Patterns | None = None,
 ) -> PaperStep:
     resolved = resolve(config, world_size)
-    count = microbatches or resolved.microbatches
+    count = given.microbatches or resolved.microbatches
     shape = MeshShape.of(resolved)
     recorder, tracker = Recorder(), StorageTracker(META)
     with fake_world(rank, world_size), tracker:
@@ -124,9 +172,7 @@ def _on_paper(
         work = begin(model)
         tracker.inspect = lambda: _holdings(model.stage, work.beside)
         recorder.phase = "count"  # what comes before the first action
-        size = (count * config.train.micro_batch_size, config.train.sequence_length + 1)
-        samples = torch.empty(size, dtype=torch.int64, device=META)
-        work.run(microbatches_of(samples, config))
+        work.run(given.made(count, config))
     sent = ledger(recorder.events), phase_totals(recorder.events)
     return PaperStep(rank, mesh.stage, count, tracker.peak, tracker.at_peak, tracker.made_at_peak, *sent)
 

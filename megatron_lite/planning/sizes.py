@@ -8,7 +8,7 @@ from math import ceil
 
 import torch
 
-from megatron_lite.config import Config, Resolved
+from megatron_lite.config import AlignedConfig, Config, Resolved
 from megatron_lite.config.rounding import aligned
 from megatron_lite.model.freezing import Patterns, trained_by
 from megatron_lite.parallel.pipeline.schedules import Action, Schedule
@@ -47,6 +47,32 @@ REPLICATED = (
     *(f"{target}.lora_A" for targets in ENTERING.values() for target in targets),
     *(f"{target}.lora_B" for targets in LEAVING.values() for target in targets),
 )
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """How many an objective gives: numbers that add up, numbers whose largest counts, and what it divides by.
+
+    two_passes  whether what a token counts depends on the outputs, so that a head in chunks makes its logits again
+    """
+
+    sums: int
+    maxima: int
+    denominators: int
+    two_passes: bool = False
+
+
+CROSS_ENTROPY = Numbers(sums=2, maxima=0, denominators=1)
+OF_ALGORITHM = {
+    "sft": CROSS_ENTROPY,
+    "reward": Numbers(sums=5, maxima=0, denominators=1),
+    "dpo": Numbers(sums=6, maxima=0, denominators=2, two_passes=True),
+}
+
+
+def numbers_of(config: Config) -> Numbers:
+    """Of what a configuration's run descends."""
+    return OF_ALGORITHM[config.algorithm] if isinstance(config, AlignedConfig) else CROSS_ENTROPY
 
 
 @dataclass(frozen=True)
@@ -122,13 +148,20 @@ def forward_only(schedule: Schedule) -> Schedule:
 class StageSizes:
     """The units of a stage's chunks, the schedule's actions on it, and sizes that forms share.
 
-    `trainable` are the patterns of what is trained (None: the configuration's). A schedule may have forward actions
-    alone, as those of a model that is only asked.
+    `trainable` are the patterns of what is trained, `numbers` the objective's (None: the configuration's). A schedule
+    may have forward actions alone, as those of a model that is only asked.
     """
 
     def __init__(
-        self, config: Config, resolved: Resolved, schedule: Schedule, stage: int, trainable: Patterns | None = None
+        self,
+        config: Config,
+        resolved: Resolved,
+        schedule: Schedule,
+        stage: int,
+        trainable: Patterns | None = None,
+        numbers: Numbers | None = None,
     ):
+        self.numbers = numbers or numbers_of(config)
         self.config, self.resolved, self.schedule, self.stage = config, resolved, schedule, stage
         self.patterns = trained_by(config) if trainable is None else trainable
         self.actions = schedule.actions[stage]

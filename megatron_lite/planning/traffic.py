@@ -17,21 +17,11 @@ from megatron_lite.config import Config, Resolved
 from megatron_lite.model.freezing import Patterns
 from megatron_lite.parallel.pipeline.routes import channels_of, received_on, sent_on
 from megatron_lite.parallel.pipeline.schedules import Schedule
-from megatron_lite.planning.sizes import HEAD_NORMS, REPLICATED, ShardSizes, StageSizes, Unit
+from megatron_lite.planning.sizes import HEAD_NORMS, REPLICATED, Numbers, ShardSizes, StageSizes, Unit
 
 Traffic = dict[tuple[str, str], tuple[int, int]]  # (site, operation) -> (calls, bytes)
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """How many an objective gives: numbers that add up, numbers whose largest counts, and what it divides by."""
-
-    sums: int
-    maxima: int
-    denominators: int
-
-
-CROSS_ENTROPY = Numbers(sums=2, maxima=0, denominators=1)
 OF_A_STEP = 5  # beside the objective's: the gradient's square sum, a stop, memory at its peak, reserved and free
 
 
@@ -45,10 +35,9 @@ class StepTraffic(StageSizes):
         schedule: Schedule,
         stage: int,
         trainable: Patterns | None = None,
-        numbers: Numbers = CROSS_ENTROPY,
+        numbers: Numbers | None = None,
     ):
-        super().__init__(config, resolved, schedule, stage, trainable)
-        self.numbers = numbers
+        super().__init__(config, resolved, schedule, stage, trainable, numbers)
         self.found: Counter[tuple[str, str]] = Counter()
         self.bytes: Counter[tuple[str, str]] = Counter()
         self.running = self.units
@@ -102,15 +91,14 @@ class StepTraffic(StageSizes):
         self._add("cross_entropy.combine", "all_gather", self.forwards, pairs)
 
     def _chunked_head_traffic(self, unit: Unit) -> None:
-        """Once over the microbatch, a chunk at a time, the last of what is left."""
+        """Once over the microbatch, or again in backward, a chunk at a time, the last of what is left."""
         sequence, tensor = self.config.parallel.sequence, self.resolved.tensor
         ranks = tensor if sequence else 1  # that hold tokens of their own
         row = self.config.model.hidden_size * self.element_bytes
         for tokens, chunks in self.loss_chunks():
-            calls, size = self.forwards * chunks, ranks * tokens * row
+            calls, back, size = self.forwards * chunks, self.backwards * chunks, ranks * tokens * row
             if sequence:
-                self._add("head.chunk", "all_gather", calls, size)
-            back = self.backwards * chunks
+                self._add("head.chunk", "all_gather", calls + (back if self.numbers.two_passes else 0), size)
             self._add("head.chunk.backward", "reduce_scatter" if sequence else "all_reduce", back, size)
             self._add("cross_entropy.chunk", "all_gather", calls, tensor * 2 * ranks * tokens * self.exact_bytes)
 
@@ -292,7 +280,7 @@ def connect_traffic(
     schedule: Schedule,
     stage: int,
     trainable: Patterns | None = None,
-    numbers: Numbers = CROSS_ENTROPY,
+    numbers: Numbers | None = None,
 ) -> Traffic:
     """(calls, bytes) of every call site and operation, before the first step, of a rank on `stage`."""
     return ConnectTraffic(config, resolved, schedule, stage, trainable, numbers).total()
@@ -304,13 +292,12 @@ def step_traffic(
     schedule: Schedule,
     stage: int,
     trainable: Patterns | None = None,
-    numbers: Numbers = CROSS_ENTROPY,
+    numbers: Numbers | None = None,
 ) -> Traffic:
     """(calls, bytes) of every call site and operation, in one training step, of a rank on `stage`; in the forward pass
     of a model that is only asked where the schedule has forward actions alone.
 
-    `trainable` are the patterns of what is trained (None: the configuration's). Of an objective over a vocabulary the
-    forms are those of one that knows beforehand what each token counts.
+    `trainable` are the patterns of what is trained, `numbers` the objective's (None: the configuration's).
     """
     return StepTraffic(config, resolved, schedule, stage, trainable, numbers).total()
 

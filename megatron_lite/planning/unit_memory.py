@@ -61,9 +61,12 @@ class UnitMemory(OperationMemory):
         return self.inside(entering) + self.outside(leaving)
 
     def _head_saved(self, unit: Unit) -> int:
-        """In chunks there is no norm's output, but its gradient, whatever is trained."""
+        """In chunks there is no norm's output, but its gradient, whatever is trained; where logits are made again, the
+        output and each token's log-sum.
+        """
         kept = self.outside(self.hidden) + self._scales()
         in_chunks = unit.kind == "head" and self.chunked
+        kept += self._log_sums() if in_chunks and self.sizes.numbers.two_passes else 0
         kept += self.outside(self.hidden) if in_chunks or unit.projection.trained else 0
         return kept + (self.inside(self.vocabulary) + self._losses() if unit.kind == "head" and not self.chunked else 0)
 
@@ -96,9 +99,14 @@ class UnitMemory(OperationMemory):
         """Log-sum-exps, as they are and counted ones; targets; two masks of what counts."""
         return self.region_tokens * (2 * self.exact_bytes + 8 + 2)
 
+    def _log_sums(self) -> int:
+        return self.region_tokens * self.exact_bytes
+
     @property
     def chunked(self) -> bool:
-        """Whether the head's loss, and the gradients of its product, are worked out chunk by chunk in forward."""
+        """Whether the head's loss, and the gradients of its product, are worked out chunk by chunk: in one pass in
+        forward, in two where the objective takes them.
+        """
         return self.sizes.chunked
 
     def logits(self) -> int:
@@ -142,7 +150,7 @@ class UnitMemory(OperationMemory):
         """Beside what was queued."""
         tape = Tape()
         if unit.kind == "head" and self.chunked:
-            return tape  # it was made in forward
+            return tape  # it was made before
         for name in ("down", "gate_up", "o", "qkv", "lm_head", "embed", "score"):
             if name not in unit.weights or not unit.trains(name):
                 continue
@@ -287,21 +295,28 @@ class UnitMemory(OperationMemory):
         tape.take(self.wide(self.outside(self.hidden)) if self.mixed else 0, self.region_tokens * self.exact_bytes)
 
     def _chunked_head_forward(self, tape: Tape, unit: Unit, summed: bool, keeps: bool) -> None:
+        """In one pass it ends with its input's gradient, in two with the norm's output and log-sums."""
+        h, numbers = self.outside(self.hidden), 2 * self._log_sums()
+        one_pass = keeps and not self.sizes.numbers.two_passes
+        tape.take(h, self._scales(), numbers, h if one_pass else 0)
+        self._in_chunks(tape, unit, summed, one_pass)
+        tape.give(numbers if one_pass or not keeps else numbers - self._log_sums())
+        tape.give(h if one_pass or not keeps else 0)
+
+    def _in_chunks(self, tape: Tape, unit: Unit, summed: bool, gradients: bool) -> None:
         """At the fullest moment a chunk's logits are there, the next one's h on its way, the last one's dh too."""
         chunks = sum(count for _, count in self.sizes.loss_chunks())
         here = self._chunk(self.hidden)  # of all ranks
         part = self.sizes.chunk_tokens * self.hidden * self.element_bytes
         arrives, leaves = (here, here + part) if self.gathers else (0, here)
-        leaves = leaves if keeps else 0
-        numbers, gradient = 2 * self.region_tokens * self.exact_bytes, self.outside(self.hidden) if keeps else 0
-        tape.take(self.outside(self.hidden), self._scales(), numbers, gradient)
+        leaves = leaves if gradients else 0
         for number in range(min(chunks, 3)):
             tape.take(arrives if number == 0 else 0, arrives if number + 1 < chunks else 0)
             tape.take(self.logits())
             tape.take(leaves)
-            self._weight_gradient(tape, unit.projection, summed or number > 0, queues=not keeps)
+            self._weight_gradient(tape, unit.projection, summed or number > 0, queues=not gradients)
             tape.give(self.logits(), arrives, leaves if number else 0)
-        tape.give(leaves, numbers, self.outside(self.hidden))
+        tape.give(leaves)
 
     def _chunk(self, columns: int) -> int:
         """Bytes of [a chunk's tokens of all ranks, columns]."""
@@ -315,6 +330,10 @@ class UnitMemory(OperationMemory):
         elif not self.chunked:
             tape.give(self._losses())
             self._enter_backward(tape, unit.projection, summed, queues)
+        elif self.sizes.numbers.two_passes:
+            tape.take(self.outside(self.hidden))
+            self._in_chunks(tape, unit, summed, gradients=True)
+            tape.give(self.outside(self.hidden), self._log_sums())
         self._norm_backward(tape)
 
     def _embedding_backward(self, tape: Tape, unit: Unit, summed: bool, queues: bool) -> None:

@@ -14,8 +14,8 @@ from megatron_lite.model.freezing import NOTHING
 from megatron_lite.parallel.collectives import Recorder
 from megatron_lite.parallel.ledger import Entry, connect_ledger, ledger
 from megatron_lite.planning.paper import choice_on_paper, fake_world, forward_on_paper, step_on_paper
-from megatron_lite.planning.sizes import forward_only
-from megatron_lite.planning.traffic import CROSS_ENTROPY, Numbers, connect_traffic, step_traffic
+from megatron_lite.planning.sizes import CROSS_ENTROPY, Numbers, forward_only
+from megatron_lite.planning.traffic import connect_traffic, step_traffic
 from megatron_lite.training.boundaries import microbatches_of
 
 ONE = Layout(layers=4, dtype="bfloat16")
