@@ -4,12 +4,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from megatron_lite.alignment.arguments import config_of
 from megatron_lite.alignment.prepare import Rendering
 from megatron_lite.alignment.reward import SCALE, Scale
 from megatron_lite.alignment.scoring import Scoring, kind_of, score_rows
 from megatron_lite.alignment.template import find_template
 from megatron_lite.checkpoint import Checkpoint
-from megatron_lite.config import AlignedConfig, load_config
+from megatron_lite.config import AlignedConfig
+from megatron_lite.config.load import load_tree
 from megatron_lite.exchange.origin import Origin, load_origin
 from megatron_lite.files import check_output
 from megatron_lite.inference.arguments import model_command_line, parse_model
@@ -43,7 +45,7 @@ def scale_of(origin: Origin) -> Scale | None:
 
 def _checkpoint_of(path: str) -> str:
     """A run's configuration stands for what it left."""
-    return load_config(path).train.run_dir if path.endswith((".yaml", ".yml")) else path
+    return config_of(load_tree(path, ()), "reward").train.run_dir if path.endswith((".yaml", ".yml")) else path
 
 
 def _rendering(rows: Path, found: Found, template: str | None) -> Rendering:
