@@ -263,3 +263,19 @@ def test_what_a_checkpoint_says_beside_its_weights_stays_with_a_merged_model_of_
     assert notes_of(open_origin(tmp_path / "run", ONE)) == {"scale": {"mean": 2.5}}
     convert(tmp_path / "run", tmp_path / "merged", "ours", merge=True)
     assert notes_of(open_origin(tmp_path / "merged", ONE))["scale"] == {"mean": 2.5}
+
+
+def test_the_average_of_an_adapter_is_merged_in_its_place(tmp_path):
+    base = write_base(tmp_path / "base", "hf", MODEL)
+    trainer = adapted(LAYOUT, base, LAYOUT.config(ema=0.5))
+    train(trainer, range(1, 3))
+    save(tmp_path / "run", trainer, 1, 12, base=trainer.base)
+    averages = whole([owned(trainer)])["ema"]
+    assert len(averages) == 2 * 5 * 2
+    weights = weights_in(trainer) | {name: torch.from_numpy(average) for name, average in averages.items()}
+    truth = merged_by_hand(weights, LORA)
+    convert(tmp_path / "run", tmp_path / "hf", "hf", average=True)
+    found = open_source(tmp_path / "hf").parameters
+    assert all((found[name].read() - weight).abs().max() < 1e-6 for name, weight in truth.items())
+    plain = merged_by_hand(weights_in(trainer), LORA)
+    assert any((found[name].read() - weight).abs().max() > 1e-3 for name, weight in plain.items())
