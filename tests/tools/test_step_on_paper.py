@@ -18,7 +18,7 @@ def test_overrides_may_stand_before_and_after_options(monkeypatch):
     arguments = ["step_on_paper.py", "c.yaml", "a=1", "--world-size", "8", "b=2", "--recompute"]
     monkeypatch.setattr("sys.argv", arguments)
     options = parse_arguments()
-    assert (options.config, options.overrides, options.world_size) == ("c.yaml", ["a=1", "b=2"], 8)
+    assert (options.config, options.overrides, options.world_size) == ("c.yaml", ["a=1", "b=2"], (8,))
     assert options.recompute
 
 
