@@ -32,7 +32,7 @@ LAYOUTS = {
     "t2p2d2": {"tensor": 2, "pipeline": 2, "data": 2},
     "t2p2c2": {"tensor": 2, "pipeline": 2, "context": 2},
 }
-EIGHT = {"t2d4": {"tensor": 2, "data": 4}}  # for five microbatches
+EIGHT = {"t2d4": {"tensor": 2, "data": 4}}  # for three microbatches
 WEIGHTS = {"all": None, "lora": LoraConfig(rank=3, alpha=6.0, targets=("q_proj", "v_proj", "o_proj", "gate_proj"))}
 # Each two of algorithm, layout and weights meet.
 PAIRWISE = [

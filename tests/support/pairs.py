@@ -14,7 +14,7 @@ from megatron_lite.model.sequences import Sequences, padded
 
 VOCABULARY, END = 61, 3  # END ends every answer, and fills rows up
 SLOTS = 4  # documents of a row at most
-MICROBATCHES = 5  # of a step; with two data ranks the second has one fewer, and an empty one
+MICROBATCHES = 3  # of a step; with two data ranks the second has one fewer, and an empty one
 
 
 @dataclass(frozen=True)
