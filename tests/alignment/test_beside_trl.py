@@ -27,6 +27,7 @@ from megatron_lite.alignment.reference import reference_of
 from megatron_lite.alignment.reward import BradleyTerry
 from megatron_lite.alignment.store import Store
 from megatron_lite.config import Config, LoraConfig, config_from_tree
+from megatron_lite.model.model import Model
 from megatron_lite.model.objective import CrossEntropy
 from megatron_lite.model.sequences import Sequences
 
@@ -48,8 +49,11 @@ PAIRS = [pair(200 + number) for number in range(STEPS * EACH)]
 
 @dataclass
 class Trajectory:
-    """Losses of the steps, raw gradients of the first, weights before it and after the last."""
+    """Of a vocabulary the log-probabilities of the longest row's tokens, before the first step; losses of the steps, raw
+    gradients of the first, weights before it and after the last.
+    """
 
+    outputs: list[float]
     losses: list[float]
     gradients: Tensors
     begun: Tensors
@@ -88,6 +92,7 @@ def ours(kind: str, folder: Path) -> Trajectory:
     reference = reference_of(store, trainer.model, "as begun", folder) if isinstance(layout.objective, Dpo) else None
     stage = trainer.stage
     begun = assemble([owned_blocks(trainer, "compute", stage.shards)])
+    outputs = [] if kind == "reward" else outputs_of(trainer.model)
     losses, gradients = [], {}
     for step, microbatches in enumerate(batches(kind, store, reference)):
         result = trainer.gradients(microbatches)
@@ -95,7 +100,13 @@ def ours(kind: str, folder: Path) -> Trajectory:
         if step == 0:
             gradients = assemble([owned_blocks(trainer, "gradient")])
         trainer.update(result.grad_norm, RATE)
-    return Trajectory(losses, gradients, begun, assemble([owned_blocks(trainer, "master")]))
+    return Trajectory(outputs, losses, gradients, begun, assemble([owned_blocks(trainer, "master")]))
+
+
+def outputs_of(model: Model) -> list[float]:
+    ids = max((one.chosen.tokens for one in PAIRS), key=len).unsqueeze(0)
+    (found,) = model.outputs([Sequences(ids[:, :-1], ids[:, 1:], 61)], CrossEntropy())
+    return found.log_probability[0].tolist()
 
 
 def in_two_numbers(tensor: np.ndarray) -> list[float]:
@@ -104,18 +115,19 @@ def in_two_numbers(tensor: np.ndarray) -> list[float]:
     return [float(np.linalg.norm(flat)), float(flat @ np.cos(np.arange(len(flat))))]
 
 
-def summary(losses: list[float], gradients: Tensors, weights: Tensors) -> dict[str, Any]:
+def summary(found: Trajectory) -> dict[str, Any]:
     return {
-        "losses": losses,
-        "gradients": {name: in_two_numbers(tensor) for name, tensor in sorted(gradients.items())},
-        "weights": {name: in_two_numbers(tensor) for name, tensor in sorted(weights.items())},
+        "outputs": found.outputs,
+        "losses": found.losses,
+        "gradients": {name: in_two_numbers(tensor) for name, tensor in sorted(found.gradients.items())},
+        "weights": {name: in_two_numbers(tensor) for name, tensor in sorted(found.weights.items())},
     }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_losses_and_weights_are_those_that_trl_gave(kind, tmp_path):
-    theirs, found = json.loads(STORED.read_text())[kind], ours(kind, tmp_path)
-    mine = summary(found.losses, found.gradients, found.weights)
+    theirs, mine = json.loads(STORED.read_text())[kind], summary(ours(kind, tmp_path))
+    assert mine["outputs"] == pytest.approx(theirs["outputs"], abs=5e-6)
     assert mine["losses"] == pytest.approx(theirs["losses"], abs=1e-6)
     for what, bound in (("gradients", 1e-5), ("weights", 1e-5)):
         assert mine[what].keys() == theirs[what].keys()
@@ -164,7 +176,8 @@ def answers(path: Path) -> Trajectory:
         what: {name.removeprefix(f"{what} "): one for name, one in found.items() if name.startswith(f"{what} ")}
         for what in ("gradient", "weight")
     }
-    return Trajectory(found["losses"].tolist(), parts["gradient"], {}, parts["weight"])
+    outputs, losses = found["outputs"].tolist(), found["losses"].tolist()
+    return Trajectory(outputs, losses, parts["gradient"], {}, parts["weight"])
 
 
 @pytest.mark.nightly
@@ -175,6 +188,7 @@ def test_every_gradient_and_weight_is_that_of_trl(both, kind, capsys):
     gradients = {name: distance(mine.gradients[name], theirs.gradients[name]) for name in theirs.gradients}
     weights = {name: float(np.abs(mine.weights[name] - theirs.weights[name]).max()) for name in theirs.weights}
     losses = np.abs(np.array(mine.losses) - theirs.losses)
+    assert mine.outputs == pytest.approx(theirs.outputs, abs=5e-6)
     with capsys.disabled():
         print(
             f"\n{kind}: gradients {max(gradients.values()):.1e} of their largest, losses {losses.max():.1e}, "
@@ -189,7 +203,8 @@ def test_every_gradient_and_weight_is_that_of_trl(both, kind, capsys):
 @pytest.mark.parametrize("kind", KINDS)
 def test_trl_still_gives_the_answers_that_are_stored(both, kind):
     theirs, stored = both[kind][1], json.loads(STORED.read_text())[kind]
-    made = summary(theirs.losses, theirs.gradients, theirs.weights)
+    made = summary(theirs)
+    assert made["outputs"] == pytest.approx(stored["outputs"], abs=5e-6)
     assert made["losses"] == pytest.approx(stored["losses"], abs=1e-6)
     for what in ("gradients", "weights"):
         assert made[what].keys() == stored[what].keys()

@@ -1,8 +1,8 @@
 """`python trl_answers.py FOLDER`: what trl's trainers make of the weights and rows in FOLDER (extra trl).
 
 FOLDER/given.json has a model's fields, settings and rows of token ids, FOLDER/KIND.safetensors each trainer's first
-weights. It writes FOLDER/KIND.answers.safetensors: losses [steps], and by parameter `gradient NAME` of step 1 and
-`weight NAME` after the last. Every default of trl that differs from plain AdamW at a constant rate is set.
+weights. It writes FOLDER/KIND.answers.safetensors: losses [steps], outputs (log-probabilities of the longest row's
+tokens, before training), and by parameter `gradient NAME` of step 1 and `weight NAME` after the last. Every default of trl that differs from plain AdamW at a constant rate is set.
 """
 
 import json
@@ -113,17 +113,26 @@ def trainer_of(kind: str, given: dict[str, Any], weights: dict[str, torch.Tensor
     return trl.DPOTrainer(ref_model=reference, args=arguments, train_dataset=Dataset.from_list(data), **shared)
 
 
+@torch.no_grad()
+def outputs_of(model: torch.nn.Module, rows: list[dict[str, Any]]) -> torch.Tensor:
+    ids = torch.tensor([max((row["prompt"] + row["chosen"] for row in rows), key=len)])
+    logs = model.eval()(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
+    model.train()
+    return logs.gather(1, ids[0, 1:, None])[:, 0]
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     given = json.loads((folder / "given.json").read_text())
     for kind in given["kinds"]:
         trainer = trainer_of(kind, given, load_file(folder / f"{kind}.safetensors"), folder)
+        outputs = torch.empty(0) if kind == "reward" else outputs_of(trainer.model, given["rows"])
         first = FirstGradients()
         trainer.add_callback(first)
         trainer.train()
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-        answers = {"losses": torch.tensor(losses, dtype=torch.float64)}
+        answers = {"losses": torch.tensor(losses, dtype=torch.float64), "outputs": outputs}
         answers |= {f"gradient {name}": one.contiguous() for name, one in first.found.items()}
         trained = {name_of(name): one for name, one in trainer.model.named_parameters() if one.requires_grad}
         answers |= {f"weight {name}": one.detach().contiguous() for name, one in trained.items()}
