@@ -49,7 +49,7 @@ PAIRS = [pair(200 + number) for number in range(STEPS * EACH)]
 
 @dataclass
 class Trajectory:
-    """Of a vocabulary the log-probabilities of the longest row's tokens, before the first step; losses of the steps, raw
+    """Log-probabilities of the longest row's tokens before the first step (of a vocabulary); losses of the steps, raw
     gradients of the first, weights before it and after the last.
     """
 

@@ -2,7 +2,8 @@
 
 FOLDER/given.json has a model's fields, settings and rows of token ids, FOLDER/KIND.safetensors each trainer's first
 weights. It writes FOLDER/KIND.answers.safetensors: losses [steps], outputs (log-probabilities of the longest row's
-tokens, before training), and by parameter `gradient NAME` of step 1 and `weight NAME` after the last. Every default of trl that differs from plain AdamW at a constant rate is set.
+tokens, before training), and by parameter `gradient NAME` of step 1 and `weight NAME` after the last. Every default of
+trl that differs from plain AdamW at a constant rate is set.
 """
 
 import json
