@@ -9,10 +9,9 @@ from megatron_lite.alignment.prepare import Rendering
 from megatron_lite.alignment.reward import SCALE, Scale
 from megatron_lite.alignment.scoring import Scoring, kind_of, score_rows
 from megatron_lite.alignment.template import find_template
-from megatron_lite.checkpoint import Checkpoint
 from megatron_lite.config import AlignedConfig
 from megatron_lite.config.load import load_tree
-from megatron_lite.exchange.origin import Origin, load_origin
+from megatron_lite.exchange.origin import Origin, load_origin, notes_of
 from megatron_lite.files import check_output
 from megatron_lite.inference.arguments import model_command_line, parse_model
 from megatron_lite.inference.opening import Found, found_origin
@@ -39,7 +38,7 @@ def score(description: str) -> None:
 
 def scale_of(origin: Origin) -> Scale | None:
     """What a checkpoint keeps to normalize scores by; None where it keeps nothing."""
-    kept = origin.index.progress.extra.get(SCALE) if isinstance(origin, Checkpoint) else None
+    kept = notes_of(origin).get(SCALE)
     return None if kept is None else Scale(**kept)
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -65,15 +67,41 @@ def world_here(size: int = 1) -> World:
 
 
 def start_pretrain(tree: dict[str, Any], world: int) -> subprocess.Popen:
+    return start("pretrain", tree, world)
+
+
+def start(command: str, tree: dict[str, Any], world: int) -> subprocess.Popen:
     """Start a run as a user does, in a process group of its own; several processes through torchrun."""
     path = Path(tree["train"]["run_dir"]).with_suffix(".yaml")
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
-    command = [sys.executable, *launcher, "-m", "megatron_lite.pretrain", str(path)]
+    words = [sys.executable, *launcher, "-m", f"megatron_lite.{command}", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, start_new_session=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words, start_new_session=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def wait_for_step(run_dir: Path, step: int, process) -> None:
+    """Return once metrics.jsonl has the step."""
+    deadline = time.monotonic() + 120
+    path = run_dir / "metrics.jsonl"
+    while not path.exists() or path.read_bytes().count(b"\n") < step:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, f"no step {step} in two minutes"
+        time.sleep(0.005)
+
+
+def kill_launcher(process) -> None:
+    """SIGKILL torchrun alone, and see its ranks end by themselves."""
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(ranks) == 8
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks):
+        assert time.monotonic() < deadline, "ranks train on without their launcher"
+        time.sleep(0.05)
 
 
 def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
@@ -94,5 +122,5 @@ def tensors_of(checkpoint: Path) -> dict[str, bytes]:
     for path in sorted(checkpoint.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a dict)
-                found[f"{path.name}/{key}"] = file.get_tensor(key).numpy().tobytes()
+                found[f"{path.name}/{key}"] = file.get_tensor(key).view(torch.uint8).numpy().tobytes()
     return found

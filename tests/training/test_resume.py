@@ -1,14 +1,20 @@
 """A run that was ended, by a crash, a signal or a change of layout, goes on as if nothing had happened."""
 
 import json
-import os
 import random
 import signal
-import time
-from pathlib import Path
 
 import pytest
-from support.runs import numbers_of, run_pretrain, start_pretrain, tensors_of, tree_of, write_tokens
+from support.runs import (
+    kill_launcher,
+    numbers_of,
+    run_pretrain,
+    start_pretrain,
+    tensors_of,
+    tree_of,
+    wait_for_step,
+    write_tokens,
+)
 
 CUBE = {"parallel__tensor": 2, "parallel__pipeline": 2}
 
@@ -18,28 +24,6 @@ def data_dir(tmp_path):
     write_tokens(tmp_path / "train", 2000, seed=1)
     write_tokens(tmp_path / "valid", 500, seed=2)
     return tmp_path
-
-
-def wait_for_step(run_dir: Path, step: int, process) -> None:
-    """Return once metrics.jsonl has the step."""
-    deadline = time.monotonic() + 120
-    path = run_dir / "metrics.jsonl"
-    while not path.exists() or path.read_bytes().count(b"\n") < step:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, f"no step {step} in two minutes"
-        time.sleep(0.005)
-
-
-def kill_launcher(process) -> None:
-    """SIGKILL torchrun alone, and see its ranks end by themselves."""
-    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(ranks) == 8
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{rank}").exists() for rank in ranks):
-        assert time.monotonic() < deadline, "ranks train on without their launcher"
-        time.sleep(0.05)
 
 
 @pytest.mark.nightly
