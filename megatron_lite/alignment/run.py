@@ -20,6 +20,7 @@ from megatron_lite.alignment.sets import SampleSet, steps_of
 from megatron_lite.alignment.tokenizer_of_run import tokenizer_of_run
 from megatron_lite.config import AlignedConfig, Config, Resolved, resolve
 from megatron_lite.config.aligned import UNCOUNTED
+from megatron_lite.config.load import check_tree
 from megatron_lite.data.chat_template import ChatTemplate
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.exchange.origin import identity_of, load_origin, open_origin
@@ -65,7 +66,9 @@ def objective_of(config: AlignedConfig) -> Objective:
 
 
 def counted(config: AlignedConfig, sets: RowSets) -> AlignedConfig:
-    """With the steps that `data.epochs` takes, where it stands for them."""
+    """With the steps that `data.epochs` takes, where it stands for them. Raises UsageError where another key does not
+    go with so few.
+    """
     if config.train.steps != UNCOUNTED:
         return config
     assert config.data.epochs is not None  # or there would be steps
@@ -75,7 +78,7 @@ def counted(config: AlignedConfig, sets: RowSets) -> AlignedConfig:
         "train": config.train.model_copy(update={"steps": steps}),
         "optim": config.optim.model_copy(update={"decay_steps": decay}),
     }
-    return config.model_copy(update=changed)
+    return check_tree(config.model_copy(update=changed).model_dump(mode="json"), AlignedConfig)  # they fit each other
 
 
 def with_references(sets: RowSets, config: AlignedConfig, resolved: Resolved, mesh: Mesh) -> RowSets:
