@@ -1,10 +1,11 @@
 """Our SFT and DPO steps against TRL's: the same weights, samples, cores, float32, AdamW, clipping at 1.
 
 Samples are of very unequal lengths. Both sides go through all of them in turn in one process, as many rounds as asked,
-so that a machine that slows down slows both; a row gives both medians of tokens/s, padding not counted, and the median
-of the rounds' ratios (ours / TRL's; above 1 we are faster). TRL is in its own default form: padded batches, since its
-packing takes flash-attention to keep samples apart. The first batch's losses are compared as well where both have the
-same one. Takes the extra `trl`.
+so that a machine that slows down slows both. A row gives both medians of tokens/s, padding not counted, the median of
+the rounds' ratios (ours / TRL's; above 1 we are faster), and the same of processor seconds a token (TRL's / ours),
+which say more where others use the machine. TRL is in its own default form: padded batches, since its packing takes
+flash-attention to keep samples apart. The first batch's losses are compared as well where both have the same one. Takes
+the extra `trl`.
 
     sft           a row a sample, padded like TRL's
     sft packed    several samples a row, none of which sees another
@@ -21,7 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -69,10 +70,26 @@ class Workload:
 
 @dataclass(frozen=True)
 class Round:
-    """Once through all samples."""
+    """Once through all samples; `processor` are seconds of all threads."""
 
     seconds: float
+    processor: float
     tokens: int
+
+    @property
+    def speed(self) -> float:
+        return self.tokens / self.seconds
+
+
+@dataclass
+class Watch:
+    """Starts when it is made."""
+
+    begin: float = field(default_factory=time.perf_counter)
+    busy: float = field(default_factory=time.process_time)
+
+    def round(self, tokens: int) -> Round:
+        return Round(time.perf_counter() - self.begin, time.process_time() - self.busy, tokens)
 
 
 @dataclass(frozen=True)
@@ -152,13 +169,13 @@ def our_side(case: str, workload: Workload, weights: Path, folder: Path) -> Side
     def run() -> Round:
         nonlocal consumed, step
         before, end = consumed, consumed + RunRows((rows,), config).covering(1)
-        begin = time.perf_counter()
+        watch = Watch()
         while consumed < end:
             step += 1
             result = trainer.train_step(feed.microbatches(consumed, step), RATE)
             result.loss.item()  # the step is done
             consumed += feed.size(consumed)
-        return Round(time.perf_counter() - begin, feed.tokens(consumed) - feed.tokens(before))
+        return watch.round(feed.tokens(consumed) - feed.tokens(before))
 
     return Side(loss, run)
 
@@ -187,33 +204,33 @@ def their_side(case: str, workload: Workload, weights: Path, folder: Path) -> Si
         arguments = trl.SFTConfig(**shared, completion_only_loss=True, packing=False)
         rows = Dataset.from_list([masked(one) for one in workload.samples])
         trainer = trl.SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
-    watch = epoch_watch()
-    trainer.add_callback(watch)
+    epochs = epoch_watch(sum(tokens_of(one, pairs) for one in workload.samples))
+    trainer.add_callback(epochs)
     trainer.remove_callback(PrinterCallback)
-    tokens = sum(tokens_of(one, pairs) for one in workload.samples)
 
     def run() -> Round:
         trainer.train()
-        return Round(watch.seconds, tokens)
+        return epochs.last
 
     run()
     return Side(next(line["loss"] for line in trainer.state.log_history if "loss" in line), run)
 
 
-def epoch_watch() -> Any:
+def epoch_watch(tokens: int) -> Any:
     """Times an epoch without what comes before and after it."""
     from transformers import TrainerCallback
 
-    class Watch(TrainerCallback):
-        begin = seconds = 0.0
+    class Epochs(TrainerCallback):
+        watch: Watch
+        last: Round
 
         def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.begin = time.perf_counter()
+            self.watch = Watch()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            self.seconds = time.perf_counter() - self.begin
+            self.last = self.watch.round(tokens)
 
-    return Watch()
+    return Epochs()
 
 
 def tokenizer_of_words(vocab_size: int) -> Any:
@@ -257,13 +274,20 @@ def compare(case: str, ours: Side, theirs: Side, rounds: int) -> str:
     ours.run()  # theirs ran once when it was made
     pairs = []
     for _ in range(rounds):
-        mine, other = (one.tokens / one.seconds for one in (ours.run(), theirs.run()))
+        mine, other = ours.run(), theirs.run()
         pairs.append((mine, other))
-        print(f"{case}: {mine:,.0f} beside {other:,.0f} tokens/s, {mine / other:.2f}", file=sys.stderr)
-    our_speed, their_speed = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
-    ratio = statistics.median(mine / other for mine, other in pairs)
+        told = f"{mine.speed:,.0f} beside {other.speed:,.0f} tokens/s, {mine.speed / other.speed:.2f}"
+        print(f"{case}: {told}, processor {cost(other) / cost(mine):.2f}", file=sys.stderr)
+    speeds = [f"{statistics.median(pair[side].speed for pair in pairs):,.0f}" for side in (0, 1)]
+    ratio = statistics.median(mine.speed / other.speed for mine, other in pairs)
+    processor = statistics.median(cost(other) / cost(mine) for mine, other in pairs)
     difference = "" if case.endswith("packed") else f"{abs(ours.loss - theirs.loss):.0e}"
-    return f"| {case} | {our_speed:,.0f} | {their_speed:,.0f} | {ratio:.2f} | {difference} |"
+    return f"| {case} | {' | '.join(speeds)} | {ratio:.2f} | {processor:.2f} | {difference} |"
+
+
+def cost(one: Round) -> float:
+    """Processor seconds a token."""
+    return one.processor / one.tokens
 
 
 def main() -> None:
@@ -283,8 +307,8 @@ def main() -> None:
     }  # fmt: skip
     samples = made_samples(arguments.samples, arguments.longest, model["vocab_size"])
     workload = Workload(model, samples, arguments.batch, arguments.longest)
-    print("| step | ours, tokens/s | TRL, tokens/s | ratio | first loss differs by |")
-    print("| --- | ---: | ---: | ---: | ---: |", flush=True)
+    print("| step | ours, tokens/s | TRL, tokens/s | ratio | processor | first loss differs by |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
     with TemporaryDirectory() as name:
         folder = Path(name)
         write_weights(folder / "weights", model)
