@@ -6,6 +6,7 @@ import torch.distributed as dist
 from support.layouts import Layout, build_trainer, my_batches
 from support.ranks import Ranks
 
+from megatron_lite.config import LoraConfig
 from megatron_lite.parallel.collectives import Communicator, default_store
 from megatron_lite.parallel.transcript import TranscriptChecker, TranscriptError
 
@@ -103,7 +104,9 @@ def train_with_a_fault(layout: Layout, faulty: int | None, patience: float) -> s
     return "done"
 
 
-@pytest.mark.parametrize("layout", [Layout(tensor=2, data=2, pipeline=2), Layout(context=2, tensor=2)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [Layout(tensor=2, data=2, pipeline=2, lora=LoraConfig()), Layout(context=2, tensor=2)], ids=str
+)
 def test_real_steps_of_up_to_eight_ranks_pass(pool, layout):
     assert pool.run(train_with_a_fault, layout.world, layout, None, 60.0) == ["done"] * layout.world
 
