@@ -101,8 +101,8 @@ def with_references(sets: RowSets, config: AlignedConfig, resolved: Resolved, me
 
 
 def notes_of(config: AlignedConfig) -> Callable[[Mapping[str, float]], Mapping[str, Any]]:
-    """What a checkpoint says beside its weights: of a reward model by which scores are normalized, from the last
-    validation, or where there is none from the last step.
+    """What a checkpoint says beside its weights: of a reward model by which scores are normalized, from the validation
+    after its last step, or where there was none from that step's pairs.
     """
 
     def scale(numbers: Mapping[str, float]) -> Mapping[str, Any]:
