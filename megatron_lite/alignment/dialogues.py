@@ -10,8 +10,9 @@ Only answers are trained: of a dialogue all that the assistant says, of the othe
 """
 
 import json
-import math
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,13 +60,14 @@ def read_dialogue(row: Row, system_prompt: str | None = None) -> Sample:
     if row.get("completion") is not None:
         if context is None:
             raise BadRow("no prompt", "has a completion but no prompt")
-        return _checked(_joined(context, _spoken(row["completion"], "completion"), tools, system_prompt))
+        sample = _joined(context, _spoken(row["completion"], "completion"), tools)
+        return _with_system(_checked(sample), system_prompt)
     if context is None:
         wanted = "must have messages, conversations, or prompt and completion"
         raise BadRow("unknown form", f"has the keys {', '.join(sorted(row)) or '(none)'}: {wanted}")
     if isinstance(context, str) or (row.get("messages") is None and row.get("conversations") is None):
         raise BadRow("no completion", "has a prompt but no completion")
-    return _checked(_with_system(Dialogue(tuple(context), 0, tools), system_prompt))
+    return _with_system(_checked(Dialogue(tuple(context), 0, tools)), system_prompt)
 
 
 def read_pair(row: Row, system_prompt: str | None = None) -> Pair:
@@ -79,10 +81,10 @@ def read_pair(row: Row, system_prompt: str | None = None) -> Pair:
     if isinstance(answers[0], str) != isinstance(answers[1], str):
         raise BadRow("unknown form", "of chosen and rejected one is text, the other messages: must be of a kind")
     context, answers = _shared(_context(row), answers)
-    chosen, rejected = (_checked(_joined(context, answer, tools, system_prompt)) for answer in answers)
+    chosen, rejected = (_checked(_joined(context, answer, tools)) for answer in answers)
     if chosen == rejected:
         raise BadRow("chosen equals rejected", "has the same answer as chosen and as rejected")
-    return Pair(chosen, rejected, margin)
+    return Pair(_with_system(chosen, system_prompt), _with_system(rejected, system_prompt), margin)
 
 
 def read_criterion(row: Row) -> str | None:
@@ -122,25 +124,26 @@ def _shared(
     prompt = both[0][:count]
     if count == len(both[0]) == len(both[1]):
         raise BadRow("chosen equals rejected", "has the same answer as chosen and as rejected")
-    _check_beginning(context, prompt)
+    _check_beginning(context, prompt, both)
     return prompt, [one[count:] for one in both]
 
 
-def _check_beginning(context: str | list[Message] | None, prompt: list[Message]) -> None:
+def _check_beginning(
+    context: str | list[Message] | None, prompt: list[Message], whole: Sequence[list[Message]]
+) -> None:
+    """The row's prompt may be the text that is answered, the first messages, or one of the conversations again."""
     if not prompt:
         raise BadRow("no prompt", "chosen and rejected have no beginning in common that would be the prompt")
     same = (
         context is None
         or (isinstance(context, str) and prompt[-1].get("content") == context)
-        or (isinstance(context, list) and prompt[: len(context)] == context)
+        or (isinstance(context, list) and (prompt[: len(context)] == context or context in whole))
     )
     if not same:
         raise BadRow("another prompt", "chosen and rejected do not begin with the row's prompt")
 
 
-def _joined(
-    prompt: str | list[Message], answer: str | list[Message], tools: tuple[Any, ...], system_prompt: str | None
-) -> Sample:
+def _joined(prompt: str | list[Message], answer: str | list[Message], tools: tuple[Any, ...]) -> Sample:
     """A text beside messages is what the user, or the assistant, says."""
     if isinstance(prompt, str) and isinstance(answer, str):
         return Continuation(prompt, answer)
@@ -149,15 +152,14 @@ def _joined(
     if not after or after[0]["role"] != "assistant":
         found = f"begins with the role {after[0]['role']!r}" if after else "is empty"
         raise BadRow("no answer", f"what follows the prompt {found}: must begin with the assistant")
-    return _with_system(Dialogue((*before, *after), len(before), tools), system_prompt)
+    return Dialogue((*before, *after), len(before), tools)
 
 
-def _with_system(dialogue: Dialogue, system_prompt: str | None) -> Dialogue:
-    messages = dialogue.messages
-    if system_prompt is None or (messages and messages[0]["role"] == "system"):
-        return dialogue
+def _with_system(sample: Sample, system_prompt: str | None) -> Sample:
+    if system_prompt is None or isinstance(sample, Continuation) or sample.messages[0]["role"] == "system":
+        return sample
     system = {"role": "system", "content": system_prompt}
-    return Dialogue((system, *messages), dialogue.given + (dialogue.given > 0), dialogue.tools)
+    return Dialogue((system, *sample.messages), sample.given + (sample.given > 0), sample.tools)
 
 
 def _checked(sample: Sample) -> Sample:
@@ -170,7 +172,7 @@ def _checked(sample: Sample) -> Sample:
     answers = [number for number, one in enumerate(messages) if one["role"] == "assistant"]
     if not answers:
         raise BadRow("no answer", "the assistant says nothing in it")
-    if answers[0] == 0:
+    if all(one["role"] == "system" for one in messages[: answers[0]]):
         raise BadRow("nothing to answer", "the assistant speaks first: what it answers must stand before")
     for number in answers:
         if not messages[number]["content"].strip() and not messages[number].get("tool_calls"):
@@ -234,13 +236,13 @@ def _call(call: Any, where: str) -> Any:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise BadRow("bad tool call", f"{where} has the tool call {call!r:.80}: must name its function")
-    arguments = function.get("arguments", {})
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            raise BadRow("bad tool call", f"{where}: arguments {arguments!r:.80} must be a JSON object") from None
-    changed = {**function, "arguments": arguments}
+    given = arguments = function.get("arguments")
+    if isinstance(given, str):
+        with suppress(ValueError):
+            arguments = json.loads(given)
+    if not isinstance(arguments, Mapping | None):
+        raise BadRow("bad tool call", f"{where}: arguments {given!r:.80} must be a JSON object")
+    changed = {**function, "arguments": arguments or {}}
     return {**call, "function": changed} if "function" in call else changed
 
 
@@ -274,6 +276,6 @@ def _numbers(row: Row) -> dict[str, float]:
     """A row's margin and scores. Raises BadRow for one that is no number: its row was not judged well."""
     found = {name: row[name] for name in SCORES if row.get(name) is not None}
     for name, value in found.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise BadRow("no number", f"{name} is {value!r:.40}: must be a finite number")
     return {name: float(value) for name, value in found.items()}

@@ -92,10 +92,8 @@ class AnswerMasks:
         if end is None:
             names = " or ".join(sorted(self.ends))
             raise BadRow("no end of turn", f"message {number}: the chat template does not end it with {names}")
-        if number + 1 < len(messages):
-            alone = self.template.marked(filled.mark, messages[: number + 1], answer_next=False, **others)
-            if alone[:end] != filled.text[:end]:
-                raise _changed(number, "it reads otherwise once another turn follows")
+        if number + 1 < len(messages) and self.template.shortened(filled, number + 1)[:end] != filled.text[:end]:
+            raise _changed(number, "it reads otherwise once another turn follows")
         return begin, end
 
     def end_of_turn(self, text: str, begin: int) -> int | None:

@@ -118,7 +118,7 @@ def key_of(path: Path, rendering: Rendering, tokenizer: Tokenizer) -> str:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     named = [sorted(tokenizer.stop_ids), tokenizer.beginning, tokenizer.named_tokens]
-    decides = {**asdict(rendering), "tokenizer": [tokenizer.sha256, *named]}
+    decides = {**asdict(rendering), "tokenizer": [asdict(tokenizer.identity), *named]}
     known = [VERSION, digest.hexdigest(), decides]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 

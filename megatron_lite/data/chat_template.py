@@ -26,13 +26,16 @@ class Filled:
     """A filled template. `text` has `mark` within each name of a control token that is not the template's.
 
     begun: for an assistant's message, by its number, where the prompt for it ends and its answer begins; only where the
-    text begins with that prompt. tagged: what stands within {% generation %} parts, [begin, end) each.
+    text begins with that prompt. tagged: what stands within {% generation %} parts, [begin, end) each. messages and
+    beside: what it was filled with, with `mark` where the text has it.
     """
 
     text: str
     mark: str
     begun: Mapping[int, int]
     tagged: tuple[tuple[int, int], ...]
+    messages: Sequence[Message]
+    beside: Mapping[str, Any]
 
     @property
     def cuts(self) -> list[int]:
@@ -88,12 +91,16 @@ class ChatTemplate:
             if number and message["role"] == "assistant"
         }
         begun = {number: len(one) for number, one in prompts.items() if one is not None and text.startswith(one)}
-        return Filled(text, mark, begun, tagged)
+        return Filled(text, mark, begun, tagged, kept_apart, beside)
 
     def marked(self, mark: str, messages: Sequence[Message], answer_next: bool = True, **others: Any) -> str:
         """The conversation's text with a mark within each name of a control token that is not the template's."""
         kept_apart, beside = self._all_apart([messages, others], mark)
         return self.render(kept_apart, answer_next, **beside)
+
+    def shortened(self, filled: Filled, count: int) -> str:
+        """The text of its first messages alone, marked as it is."""
+        return self.render(filled.messages[:count], answer_next=False, **filled.beside)
 
     def _prompt(self, messages: Sequence[Message], others: Mapping[str, Any]) -> str | None:
         """None where the template refuses a conversation that ends there."""
