@@ -18,7 +18,7 @@ from megatron_lite.alignment.dialogues import Continuation, Dialogue
 from megatron_lite.alignment.masks import AnswerMasks, answer_masks, continuation_segment
 from megatron_lite.alignment.rows import BadRow
 from megatron_lite.alignment.store import Segment
-from megatron_lite.alignment.template import BUILT_IN, find_template, with_template
+from megatron_lite.alignment.template import BUILT_IN, find_template
 from megatron_lite.data.chat_template import ChatTemplate
 from megatron_lite.data.fast_tokenizer import FastTokenizer
 from megatron_lite.data.json_tokenizer import JsonTokenizer
@@ -303,21 +303,6 @@ def test_plain_text_is_trained_after_the_prompt_that_generate_has_with_an_end_of
     empty = continuation_segment(tokenizer, Continuation("", "reads"))
     assert empty.tokens.tolist() == [tokenizer.eod_id, *tokenizer.encode("reads"), tokenizer.eod_id]
     assert not empty.trained[0] and empty.trained[1:].all()
-
-
-def test_a_tokenizer_without_a_template_gets_the_built_in_one_and_carries_it(ours, tmp_path):
-    carrying = with_template(ours, find_template(ours, None))
-    assert carrying.chat_template == BUILT_IN.read_text() and carrying.identity == ours.identity
-    for name, content in carrying.files.content.items():
-        (tmp_path / name).write_bytes(content)
-    again = open_tokenizer(tmp_path)
-    assert find_template(again, None) == BUILT_IN.read_text() and again.stop_ids == {ours.eod_id}
-
-
-def test_an_end_of_turn_that_is_no_end_of_document_joins_the_stop_ids(tokenizer):
-    carrying = with_template(tokenizer, PLAIN["llama3"])
-    assert carrying.stop_ids == {tokenizer.eod_id, tokenizer.special_tokens["<|eot_id|>"]}
-    assert carrying.eod_id == tokenizer.eod_id
 
 
 @pytest.mark.nightly
