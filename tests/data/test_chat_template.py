@@ -76,6 +76,19 @@ def test_what_a_template_cannot_or_must_not_do_is_one_sentence(tokenizer, source
         ChatTemplate(source, tokenizer).render([user("x")])
 
 
+def test_what_is_allowed_of_one_kind_of_object_is_refused_of_another_each_time(tokenizer):
+    class Harmless:
+        def pop(self) -> str:
+            return "allowed"
+
+    template = ChatTemplate("{{ value.pop() }}", tokenizer)
+    for _ in range(2):
+        assert template.render([user("x")], value=Harmless()) == "allowed"
+        for value in ([1], {"x": 1}):
+            with pytest.raises(DataError, match=r"access to attribute 'pop' .* is unsafe"):
+                template.render([user("x")], value=value)
+
+
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
