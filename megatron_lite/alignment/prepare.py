@@ -93,6 +93,7 @@ def prepare(path: Path, rendering: Rendering, workers: int | None, cache_dir: Pa
     they may be left out: it names the first, and counts them by reason.
     """
     tokenizer = open_tokenizer(rendering.tokenizer)
+    _masks.cache_clear()  # another tokenizer may lie there by now
     _masks(rendering)  # a template that cannot be trained with is no row's fault
     key = key_of(path, rendering, tokenizer)
     prefix = cache_dir / f"rows-{key[:32]}"

@@ -144,6 +144,16 @@ def test_whatever_changes_samples_makes_another_store(tmp_path, rendering):
     assert len(set(keys)) == len(keys) == len(list(cache.glob("*.store.json")))
 
 
+def test_a_tokenizer_that_another_one_replaced_makes_its_own_tokens(tmp_path, rendering):
+    path = written(tmp_path / "rows.jsonl", [{"prompt": "the model", "completion": "reads a shard of text"}])
+    plain = replace(rendering, tokenizer=str(tmp_path / "tokenizer"), template=None)
+    counts = []
+    for size in (259, 400):  # of the first each byte is a token
+        train_byte_level(tmp_path / "tokenizer", vocab_size=size)
+        counts.append(prepare(path, plain, 1, tmp_path / "cache").tokens)
+    assert counts[1] < counts[0] == len("the model" + "reads a shard of text") + 1
+
+
 BAD = [
     dialogue("fine"), "{", {"messages": [{"content": "a"}]}, dialogue(""), {"text": "a"}, dialogue(" "), dialogue("x"),
 ]  # fmt: skip

@@ -1,7 +1,6 @@
 """show_mask.py as a user calls it: what stands in brackets is what was said, to the end of the turn."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from megatron_lite.checkpoint import save
 from megatron_lite.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_lite.errors import run_command
 
-TOOL = Path(__file__).parents[2] / "tools" / "show_mask.py"
 TALK = [
     {"role": "user", "content": "hi"}, {"role": "assistant", "content": "one\n\ntwo <|im_end|> \x1b[31m"},
     {"role": "user", "content": "and"}, {"role": "assistant", "content": "caf\u00e9"},
@@ -68,17 +66,16 @@ def written(path: Path, *rows: Any) -> Path:
 
 
 def test_answers_and_their_ends_stand_in_brackets_and_text_is_apart_from_the_control_token_it_spells(
-    tmp_path, tokenizer
+    tmp_path, tokenizer, shown
 ):
     path = written(tmp_path / "rows.jsonl", {"messages": TALK}, {"messages": TALK})
-    command = [sys.executable, str(TOOL), str(path), "--tokenizer", str(tokenizer)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-    assert (done.returncode, done.stderr) == (0, "")
-    legend, _, counts, _, shown = done.stdout.split("\n", 4)
+    code, out, err = shown(path, "--tokenizer", tokenizer)
+    assert (code, err) == (0, "")
+    legend, _, counts, _, text = out.split("\n", 4)
     assert legend == "⟦trained⟧ not trained    ⏎ a line end   chat template: the tokenizer's own"
     assert counts.startswith(f"{path} line 1: ")
     assert counts.endswith(" trained; end-of-turn tokens trained: 2, assistant turns to train: 2")
-    assert shown == SHOWN
+    assert text == SHOWN
 
 
 def test_colours_say_the_same_as_brackets(tmp_path, tokenizer, shown):
