@@ -4,12 +4,14 @@
     conversations  [{from: human | gpt | system | tool, value}, ..], as ShareGPT has them
     prompt, completion                  both text, or one of them or both messages
     chosen, rejected                    text or messages, after prompt, messages or conversations; or whole
-                                        conversations, whose common beginning is the prompt
+                                        conversations, whose common beginning is the prompt; these may be texts of
+                                        turns that begin "\\n\\nHuman:" and "\\n\\nAssistant:", as in HH-RLHF
 
 Only answers are trained: of a dialogue all that the assistant says, of the others what follows the prompt.
 """
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +24,7 @@ from megatron_lite.data.chat_template import Message
 ROLES = ("system", "user", "assistant", "tool")
 SAID_AS = {"developer": "system", "function": "tool", "ipython": "tool"}
 SHARED_AS = {"human": "user", "gpt": "assistant", "model": "assistant", "observation": "tool"}
+TURN = re.compile(r"\n\n(Human|Assistant):")
 SCORES = ("margin", "score", "score_chosen", "score_rejected", "chosen_score", "rejected_score")
 
 
@@ -80,7 +83,10 @@ def read_pair(row: Row, system_prompt: str | None = None) -> Pair:
     answers = [_spoken(row[name], name) for name in ("chosen", "rejected")]
     if isinstance(answers[0], str) != isinstance(answers[1], str):
         raise BadRow("unknown form", "of chosen and rejected one is text, the other messages: must be of a kind")
-    context, answers = _shared(_context(row), answers)
+    context = _context(row)
+    if context is None:
+        answers = [_turns(answer) if isinstance(answer, str) else answer for answer in answers]
+    context, answers = _shared(context, answers)
     chosen, rejected = (_checked(_joined(context, answer, tools)) for answer in answers)
     if chosen == rejected:
         raise BadRow("chosen equals rejected", "has the same answer as chosen and as rejected")
@@ -126,6 +132,17 @@ def _shared(
         raise BadRow("chosen equals rejected", "has the same answer as chosen and as rejected")
     _check_beginning(context, prompt, both)
     return prompt, [one[count:] for one in both]
+
+
+def _turns(text: str) -> str | list[Message]:
+    """The messages of a conversation that is written down as text; any other as it is."""
+    if TURN.match(text) is None:
+        return text
+    _, *parts = TURN.split(text)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": roles[speaker], "content": said.strip()} for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
 
 
 def _check_beginning(

@@ -183,6 +183,14 @@ def test_a_pair_of_each_form_is_read_as_what_it_says(form):
     assert read_pair(row) == expected
 
 
+def test_conversations_written_down_as_text_are_read_as_their_turns():
+    begun = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+    pair = read_pair({"chosen": f"{begun} d", "rejected": f"{begun} It is\n\nso."})
+    before = (ASKED, TOLD, AGAIN)
+    other = said("assistant", "It is\n\nso.")
+    assert pair == Pair(Dialogue((*before, MORE), given=3), Dialogue((*before, other), given=3))
+
+
 def test_a_system_prompt_begins_both_answers_of_a_pair():
     found = read_pair(PAIRS["whole conversations"][0], "be brief")
     assert found == Pair(Dialogue((BRIEF, ASKED, TOLD), 2), Dialogue((BRIEF, ASKED, MORE), 2))
