@@ -1,56 +1,29 @@
 """The page as it lies in its file: what it may load and run, and that each field has its name."""
 
-import base64
-import hashlib
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from support.elements import Elements, hash_of
 
 PAGE = Path(__file__).parent.parent.parent / "megatron_lite" / "serving" / "page.html"
 TEXT = PAGE.read_text(encoding="utf-8")
 
 
-class Elements(HTMLParser):
-    """Every element as (name, attributes), and the text within each script and style."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.inline: dict[str, list[str]] = {"script": [], "style": []}
-        self.within = ""
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-        self.within = tag
-
-    def handle_endtag(self, tag):
-        self.within = ""
-
-    def handle_data(self, data):
-        if self.within in self.inline:
-            self.inline[self.within].append(data)
-
-
 @pytest.fixture(scope="module")
 def elements() -> Elements:
-    parser = Elements()
-    parser.feed(TEXT)
-    return parser
+    return Elements(TEXT)
 
 
 @pytest.fixture(scope="module")
 def policy(elements) -> dict[str, list[str]]:
-    meta = next(a for _, a in elements.found if a.get("http-equiv") == "Content-Security-Policy")
-    return {name: sources for name, *sources in (part.split() for part in (meta["content"] or "").split(";"))}
+    return elements.policy()
 
 
 @pytest.mark.parametrize("kind", ["script", "style"])
 def test_the_policy_lets_the_files_own_script_and_style_alone_run(elements, policy, kind):
     (inline,) = elements.inline[kind]
-    right = base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()
-    assert policy[f"{kind}-src"] == [f"'sha256-{right}'"]
+    assert policy[f"{kind}-src"] == [hash_of(inline)]
 
 
 def test_the_policy_forbids_all_that_it_does_not_name(policy):

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 INSTALLED = shutil.which("chromium") is not None and shutil.which("chromedriver") is not None
-KEYS = {"enter": "\ue007", "shift": "\ue008", "escape": "\ue00c", "tab": "\ue004", "release": "\ue000"}
+KEYS = {
+    "enter": "\ue007", "shift": "\ue008", "control": "\ue009", "escape": "\ue00c", "tab": "\ue004",
+    "backspace": "\ue003", "release": "\ue000",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Browser:
             if letter == KEYS["release"]:
                 actions += [{"type": "keyUp", "value": key} for key in held]
                 held.clear()
-            elif letter == KEYS["shift"]:
+            elif letter in (KEYS["shift"], KEYS["control"]):
                 actions.append({"type": "keyDown", "value": letter})
                 held.append(letter)
             else:
@@ -50,6 +53,17 @@ class Browser:
         """Where a pointer would: fails where something else lies above the element, or it is not to be seen."""
         (element,) = self.ask("element", {"using": "css selector", "value": selector}).values()
         self.ask(f"element/{element}/click", {})
+
+    def tap(self, selector: str) -> None:
+        """A finger's touch on the middle of the element."""
+        element = self.ask("element", {"using": "css selector", "value": selector})
+        actions = [
+            {"type": "pointerMove", "duration": 0, "origin": element, "x": 0, "y": 0},
+            {"type": "pointerDown", "button": 0},
+            {"type": "pointerUp", "button": 0},
+        ]
+        finger = {"type": "pointer", "id": "finger", "parameters": {"pointerType": "touch"}, "actions": actions}
+        self.ask("actions", {"actions": [finger]})
 
     def text(self, selector: str) -> str:
         """Of the last element that the selector finds, as it is seen; "" where there is none."""
