@@ -5,6 +5,7 @@ import time
 
 import pytest
 from support.browser import INSTALLED, KEYS, browser
+from support.standing_in import HOSTILE
 from support.standing_in_compare import PAIRS, PLAIN, Bench, standing_in_compare
 
 pytestmark = [
@@ -12,6 +13,10 @@ pytestmark = [
     pytest.mark.skipif(not INSTALLED, reason="chromium and chromedriver are not installed"),
 ]
 GLANCE = 0.3  # s: a criterion has to stand this long before the page takes a judgement of it
+AGREEMENT = {
+    "helpful": {"pairs": 12, "percent": 83.3, "alpha": 0.643},
+    "harmless": {"pairs": 0, "percent": None, "alpha": None},
+}
 VERDICT = "#verdicts [data-verdict='{}']"
 
 
@@ -77,10 +82,7 @@ def judgements(bench: Bench) -> list[tuple[str, str, dict[str, str]]]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_person_judges_every_pair_by_key_at_a_desks_width(page, bench, scheme):
     page.look_like(1280, 900, scheme, "reduce")
-    bench.agreement = {
-        "helpful": {"pairs": 12, "percent": 83.3, "alpha": 0.643},
-        "harmless": {"pairs": 0, "percent": None, "alpha": None},
-    }
+    bench.agreement = AGREEMENT
     begin(page)
     assert page.text("#asked .text") == PLAIN
     assert (page.text("#first"), page.text("#second")) == (PAIRS[0]["first"], PAIRS[0]["second"])
@@ -126,8 +128,9 @@ def test_a_person_judges_by_touch_at_a_phones_width_and_every_target_is_large_en
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844), (844, 390)])
-def test_text_of_any_kind_is_shown_as_it_is_and_bursts_nothing(page, tmp_path, width, height, scheme):
+def test_text_of_any_kind_is_shown_as_it_is_and_bursts_nothing(page, bench, tmp_path, width, height, scheme):
     page.look_like(width, height, scheme, "reduce")
+    bench.agreement = AGREEMENT
     begin(page, "N" * 70)
     for pair in PAIRS:
         asked = page.run("return [...document.querySelectorAll('#asked .text')].map((box) => box.textContent)")
@@ -139,7 +142,7 @@ def test_text_of_any_kind_is_shown_as_it_is_and_bursts_nothing(page, tmp_path, w
         fits(page)
         page.picture(tmp_path / f"{pair['pair']}.png")
         judge(page, "1", "1")
-        page.wait(lambda: page.text("#criterion") != "harmless")
+        page.wait(lambda: page.text("#count") == f"{len(bench.judged)} of 3 judged")
     assert page.run("return document.title") == "Compare"
     assert page.complaints() == []
 
@@ -234,7 +237,9 @@ def test_a_pair_that_cannot_come_is_asked_for_again(page, bench):
 
 
 def test_a_page_that_waits_says_so_and_for_how_long(page, bench):
+    page.look_like(390, 844, "light", "reduce")
     bench.seconds = 3.0
+    bench.pairs = [{**PAIRS[0], "first": HOSTILE}, *PAIRS[1:]]
     page.type("Ada\n")
     page.wait(lambda: page.text("#blank") == "Waiting for the next two answers …")
     page.wait(lambda: page.run("return document.querySelector('#blank').dataset.waited") == "2 s")
@@ -243,6 +248,12 @@ def test_a_page_that_waits_says_so_and_for_how_long(page, bench):
     judge(page, "1", criteria=("harmless",))
     page.wait(lambda: page.text("#question") == "Sending, and waiting for the next two answers …")
     assert page.run("return document.querySelector('#pair').getAttribute('aria-busy')") == "true"
+    page.run("document.querySelector('main').scrollTop = 400")
+    over = page.run(
+        "const box = document.querySelector('#first-title').getBoundingClientRect();"
+        "return document.elementFromPoint(box.left + 30, box.top + 10).id"
+    )
+    assert over == "first-title"
     judging(page)
 
 
