@@ -147,6 +147,21 @@ def test_text_of_any_kind_is_shown_as_it_is_and_bursts_nothing(page, bench, tmp_
     assert page.complaints() == []
 
 
+def test_a_criterion_may_have_any_name(page, bench):
+    page.look_like(390, 844, "light", "reduce")
+    names = bench.criteria = ("__proto__", "constructor", "<b>" + "w" * 57)
+    bench.agreement = {name: {"pairs": 1, "percent": 0, "alpha": -0.5} for name in names}
+    page.type("Ada\n")
+    judge(page, "1", "2", criteria=names[:2])
+    judging(page, names[2])
+    fits(page)
+    assert page.text("#steps") == f"__proto__: first\nconstructor: second\n{names[2]}: now"
+    assert page.text("#agreement").startswith("__proto__: 0 % agree, α −0.50, 1 pair\n")
+    page.type("0")
+    page.wait(lambda: page.text("#count") == "1 of 3 judged")
+    assert judgements(bench) == [("Ada", "plain", dict(zip(names, ("first", "second", "bad"), strict=True)))]
+
+
 def test_one_goes_back_to_the_criterion_before_and_sees_what_was_judged(page, bench):
     begin(page)
     assert page.run("return document.querySelector('#back').getAttribute('aria-disabled')") == "true"
