@@ -132,7 +132,7 @@ def test_text_of_any_kind_is_shown_as_it_is_and_bursts_nothing(page, bench, tmp_
     page.look_like(width, height, scheme, "reduce")
     bench.agreement = AGREEMENT
     begin(page, "N" * 70)
-    for pair in PAIRS:
+    for number, pair in enumerate(PAIRS, 1):
         asked = page.run("return [...document.querySelectorAll('#asked .text')].map((box) => box.textContent)")
         wanted = [turn["content"] for turn in pair["messages"]] if "messages" in pair else [pair["prompt"]]
         assert asked == wanted
@@ -141,8 +141,10 @@ def test_text_of_any_kind_is_shown_as_it_is_and_bursts_nothing(page, bench, tmp_
         assert page.run("return document.querySelectorAll('.text *').length") == 0
         fits(page)
         page.picture(tmp_path / f"{pair['pair']}.png")
+        page.run("scrollTo(0, 200); document.querySelector('main').scrollTop = 200")
         judge(page, "1", "1")
-        page.wait(lambda: page.text("#count") == f"{len(bench.judged)} of 3 judged")
+        page.wait(lambda number=number: page.text("#count") == f"{number} of 3 judged")
+        assert page.run("return [scrollY, document.querySelector('main').scrollTop]") == [0, 0]
     assert page.run("return document.title") == "Compare"
     assert page.complaints() == []
 
