@@ -1,7 +1,8 @@
 """Serve a model over HTTP: `[torchrun ...] -m megatron_lite.serve CHECKPOINT [parallel.tensor=2 ...]`.
 
 The API is OpenAI's: /v1/models, /v1/completions, /v1/chat/completions. GET / is a page to talk to the model, /health
-and /metrics are for machines. SIGTERM ends it when running requests are answered.
+and /metrics are for machines; with --compare people judge pairs of answers at /compare. SIGTERM ends it when running
+requests are answered.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from megatron_lite.inference.generation import ROWS
 from megatron_lite.inference.opening import opened_model
 from megatron_lite.inference.requests import Limits
 from megatron_lite.inference.text import chat_template_of
+from megatron_lite.serving.comparisons import Comparing, read_comparisons
 from megatron_lite.serving.settings import Settings
 
 
@@ -25,6 +27,7 @@ def main() -> None:
     arguments, asked, template = parse_model(parser)
     settings = settings_of(arguments)
     check(arguments)
+    comparing = comparing_of(arguments)
     try:
         from megatron_lite.serving.server import Served, listening, serve, sizes_of
     except ModuleNotFoundError as error:
@@ -33,7 +36,8 @@ def main() -> None:
         sizes = sizes_of(opened, arguments.batch, int(arguments.cache_gib * 2**30))
         tokenizer = opened.tokenizer
         served = Served(opened, template_of(tokenizer, template), limits_of(tokenizer), sizes)
-        serve(served, settings, partial(listening, arguments.host, arguments.port), partial(say, settings.name))
+        listen = partial(listening, arguments.host, arguments.port)
+        serve(served, settings, listen, partial(say, settings.name), comparing)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +58,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"of a request (default: {Settings.body})")  # fmt: skip
     add("--drain", type=float, default=Settings.drain_seconds, metavar="S",
         help=f"seconds for requests that run when it is told to end (default: {Settings.drain_seconds:g})")  # fmt: skip
+    people = parser.add_argument_group("people who compare answers, on the page /compare").add_argument
+    people("--compare", metavar="PROMPTS.jsonl", type=Path, help="rows with prompt or messages, and with answers: "
+           "[.., ..], or chosen and rejected, or none, which the model then writes")  # fmt: skip
+    people("--judgements", metavar="OUT.jsonl", type=Path, help="gets a row of the reward format for each preference")
+    people("--criteria", default=",".join(Comparing.criteria), help=f"default: {','.join(Comparing.criteria)}")
+    people("--compare-temperature", type=float, default=Comparing.temperature, metavar="T",
+           help=f"of answers that the model writes (default: {Comparing.temperature:g})")  # fmt: skip
+    people("--compare-tokens", type=int, metavar="N", help="of such an answer at most; default: as many as have room")
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
@@ -73,6 +85,24 @@ def check(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--cache-gib {arguments.cache_gib}: must be above 0")
     if not 0 <= arguments.port < 2**16:
         raise UsageError(f"--port {arguments.port}: must be 0 to 65535")
+
+
+def comparing_of(arguments: argparse.Namespace) -> Comparing | None:
+    """None where nobody compares. Raises UsageError, and DataError for rows that nobody can judge."""
+    prompts, judgements = arguments.compare, arguments.judgements
+    if prompts is None and judgements is None:
+        return None
+    if prompts is None or judgements is None:
+        given, missing = ("--judgements", "--compare") if prompts is None else ("--compare", "--judgements")
+        raise UsageError(
+            f"{given} needs {missing} too: one names what there is to judge, the other where judgements go"
+        )
+    if prompts.resolve() == judgements.resolve():
+        raise UsageError(f"--judgements {judgements}: must be another file than --compare")
+    criteria = tuple(one.strip() for one in arguments.criteria.split(","))
+    way = (arguments.compare_temperature, arguments.compare_tokens)
+    Comparing((), judgements, criteria, *way)  # what is wrong with options is said before a long file is read
+    return Comparing(read_comparisons(prompts), judgements, criteria, *way)
 
 
 def limits_of(tokenizer: Tokenizer) -> Limits:

@@ -82,6 +82,12 @@ def test_an_address_that_is_taken_is_one_line_and_exit_code_2(run):
         (["--batch", "0"], "--batch 0: must be 1 or more"),
         (["--cache-gib", str(2**-19)], "--cache-gib 1.91e-06: a sequence of 192 tokens takes"),
         (["--max-output", "0"], "--max-output 0: must be 1 or more"),
+        (["--compare", "p.jsonl"], "--compare needs --judgements too"),
+        (["--judgements", "o.jsonl"], "--judgements needs --compare too"),
+        (["--compare", "a.jsonl", "--judgements", "./a.jsonl"], "--judgements a.jsonl: must be another file"),
+        (["--compare", "p", "--judgements", "o"], "--judgements o: must end in .jsonl"),
+        (["--compare", "p", "--judgements", "o.jsonl", "--criteria", "a,,b"], "--criteria '': must be words"),
+        (["--compare", "p", "--judgements", "o.jsonl", "--compare-temperature", "0"], "temperature 0: must be above 0"),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be_are_one_sentence(run, options, line, monkeypatch):
@@ -91,6 +97,61 @@ def test_options_that_cannot_be_are_one_sentence(run, options, line, monkeypatch
     monkeypatch.setattr(sys, "argv", ["serve", str(run), *options])
     with pytest.raises(UsageError, match=re.escape(line)):
         serve.main()
+
+
+def test_rows_that_nobody_can_judge_are_one_line_and_exit_code_3_before_a_model_is_opened(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "p"}\n{"prompt": "p", "chosen": "a"}\n')
+    command = [sys.executable, "-m", "megatron_lite.serve", str(tmp_path / "none"), "--compare", str(rows)]
+    done = subprocess.run([*command, "--judgements", str(tmp_path / "o.jsonl")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert (
+        done.stderr.startswith(f"error: {rows} line 2 has chosen: must have answers") and done.stderr.count("\n") == 1
+    )
+    assert list(tmp_path.iterdir()) == [rows]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("launch", [[], torchrun(2)])
+def test_a_server_that_is_killed_has_lost_no_judgement_and_goes_on_from_them(run, tmp_path, launch):
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"the model {number}"}) + "\n" for number in range(6)))
+    serve = [
+        *launch,
+        "-m",
+        "megatron_lite.serve",
+        str(run),
+        "--port",
+        "0",
+        "--cache-gib",
+        "0.01",
+        "--compare",
+        str(rows),
+    ]
+    command = [*serve, "--judgements", str(out), "--criteria", "helpful", "--compare-tokens", "12"]
+
+    def ask(path: str, body: dict | None = None) -> dict:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{address}/compare/{path}", data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answered:
+            return json.load(answered)
+
+    judged = []
+    for _ in range(2):
+        with started(*command) as (process, address):
+            shown = ask("next?annotator=Ada")
+            assert shown["judged"] == len(judged)
+            for verdict in ("first", "second"):
+                judged.append(shown[verdict])
+                body = {"annotator": "Ada", "pair": shown["pair"], "judgements": {"helpful": verdict}}
+                shown = ask("judge", body)
+            if launch:
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                subprocess.run(["kill", "-9", *children], check=False)
+                process.wait(60)
+            process.kill()
+            process.wait()
+        assert [json.loads(line)["chosen"] for line in out.read_bytes().splitlines()] == judged
 
 
 @pytest.mark.nightly

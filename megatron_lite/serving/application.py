@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -120,7 +120,8 @@ async def _stream(events: AsyncIterator[bytes], send: Send) -> None:
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def application(office: Office) -> Starlette:
+def application(office: Office, more: Sequence[Route] = ()) -> Starlette:
+    """With `more` routes beside its own."""
     settings, reader = office.settings, office.reader
     card = {
         "id": settings.name, "object": "model", "created": office.since, "owned_by": "megatron_lite",
@@ -154,6 +155,7 @@ def application(office: Office) -> Starlette:
         Route("/v1/models/{name:path}", model),
         Route("/v1/completions", Endpoint(office, reader.completion, CompletionAnswer), methods=["POST"]),
         Route("/v1/chat/completions", Endpoint(office, reader.chat, ChatAnswer), methods=["POST"]),
+        *more,
     ]
     layers = [Middleware(Counted, metrics=office.metrics, paths=frozenset(route.path for route in routes))]
     if settings.origins:

@@ -144,7 +144,7 @@ class ChatBody(Asking):
     user: None = None
 
 
-Body = TypeVar("Body", bound=Asking)
+Body = TypeVar("Body", bound=Part)
 
 
 def parsed(kind: type[Body], raw: bytes) -> Body:

@@ -13,7 +13,7 @@ from megatron_lite.serving.refusals import Refusal
 from megatron_lite.serving.settings import Settings
 
 T = TypeVar("T")
-OPEN = ("/", "/health")  # without a key
+OPEN = ("/", "/compare", "/health")  # without a key
 CLOSE = {"Connection": "close"}
 # A body that is too long is read on for a little and thrown away, since an answer to a client that still sends gets
 # lost. It is read slowly, some 64 KiB at a time: whoever sends without an end should not keep the processor busy.

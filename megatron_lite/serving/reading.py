@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,6 +78,20 @@ class Reader:
         budget = body.max_completion_tokens or body.max_tokens or max(1, self._room(len(prompt)))
         wanted = (body.top_logprobs or 0) if body.logprobs else None
         return self._asked(body, [prompt], budget, (name, wanted), None)
+
+    def question(self, messages: str | Sequence[Mapping[str, str]], temperature: float, seed: int,
+                 tokens: int | None) -> Asked:  # fmt: skip
+        """One answer to messages, or to a text that is continued, of so many tokens as have room (at most `tokens`).
+
+        Raises Refusal.
+        """
+        body = Asking(model=self.settings.name, temperature=temperature, seed=seed)
+        if isinstance(messages, str):
+            prompt = self._ids(messages)
+        else:
+            prompt = self._rendered(parsed(ChatBody, json.dumps({"model": "", "messages": messages}).encode()))
+        room = max(1, self._room(len(prompt)))
+        return self._asked(body, [prompt], min(room, tokens or room), ("max_tokens", None), None)
 
     def _check_common(self, body: Asking) -> None:
         if body.model != self.settings.name:

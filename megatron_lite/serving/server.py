@@ -6,11 +6,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
 import uvicorn
+from starlette.routing import Route
 
 from megatron_lite.data.chat_template import ChatTemplate
 from megatron_lite.errors import UsageError
@@ -22,10 +23,14 @@ from megatron_lite.inference.scheduler import Sizes
 from megatron_lite.model.transformer import Block
 from megatron_lite.serving.application import Office, application
 from megatron_lite.serving.batch import Batch
+from megatron_lite.serving.comparing import Bench, routes_of
+from megatron_lite.serving.comparisons import Comparing
 from megatron_lite.serving.connection import connection_of
 from megatron_lite.serving.desk import BROKEN, ENDING, Desk
+from megatron_lite.serving.judgements import Book, opened_book
 from megatron_lite.serving.leading import Messages, Report, Share, follow
 from megatron_lite.serving.metrics import Metrics
+from megatron_lite.serving.pairing import Pairing, check_questions
 from megatron_lite.serving.pieces import Spelling
 from megatron_lite.serving.reading import Reader
 from megatron_lite.serving.settings import Settings
@@ -77,8 +82,9 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    served: Served, settings: Settings, listen: Callable[[], socket.socket], ready: Callable[[str], None]
-) -> None:
+    served: Served, settings: Settings, listen: Callable[[], socket.socket], ready: Callable[[str], None],
+    comparing: Comparing | None = None,
+) -> None:  # fmt: skip
     """On every rank, until rank 0 gets SIGTERM or SIGINT and has drained. `listen` opens rank 0's socket; `ready` is
     told its address.
     """
@@ -90,9 +96,13 @@ def serve(
             opened.words.exchange("", "serve.ready")
             follow(share, messages, opened.words)
         return
-    with closing(listen()) as place:
+    with ExitStack() as held:
+        place = held.enter_context(closing(listen()))
+        book = None if comparing is None else held.enter_context(opened_book(comparing))
+        lead = Lead(served, settings, Batch(share, messages, opened.words), book)
+        lead.check()
         opened.words.exchange("", "serve.ready")
-        Lead(served, settings, Batch(share, messages, opened.words)).run(place, ready)
+        lead.run(place, ready)
 
 
 @contextmanager
@@ -109,14 +119,20 @@ def signals_left_to_others() -> Iterator[None]:
 
 @dataclass
 class Lead:
-    """Rank 0: HTTP in the event loop, the model in a thread of its own."""
+    """Rank 0: HTTP in the event loop, the model in a thread of its own. With a `book`, people compare answers."""
 
     served: Served
     settings: Settings
     batch: Batch
+    book: Book | None = None
     failure: BaseException | None = None
     told_to_end: asyncio.Event = field(default_factory=asyncio.Event)
     loop: asyncio.AbstractEventLoop | None = None
+
+    def check(self) -> None:
+        """Before it runs. Raises DataError for questions that the model cannot answer."""
+        if self.book is not None:
+            check_questions(self._reader(), self.book.comparing)
 
     def end(self) -> None:
         """As a signal does, from any thread; nothing before it serves, and after it."""
@@ -175,18 +191,31 @@ class Lead:
             self.end()
 
     def _office(self, reading: ThreadPoolExecutor) -> Office:
-        opened, sizes, settings = self.served.opened, self.served.sizes, self.settings
-        replicas = opened.model.mesh.zero.size
-        most = replicas * sizes.rows + settings.queue
-        metrics = Metrics(replicas * sizes.blocks)
-        desk = Desk(self.batch, opened.tokenizer, metrics, most)
-        reader = Reader(opened.model, opened.tokenizer, self.served.template, self.served.limits, settings, most)
-        return Office(settings, reader, desk, metrics, Spelling(opened.tokenizer), reading)
+        opened, settings = self.served.opened, self.settings
+        metrics = Metrics(opened.model.mesh.zero.size * self.served.sizes.blocks)
+        desk = Desk(self.batch, opened.tokenizer, metrics, self._most)
+        return Office(settings, self._reader(), desk, metrics, Spelling(opened.tokenizer), reading)
+
+    def _reader(self) -> Reader:
+        served, opened = self.served, self.served.opened
+        return Reader(opened.model, opened.tokenizer, served.template, served.limits, self.settings, self._most)
+
+    @property
+    def _most(self) -> int:
+        """Sequences that are held, running or waiting."""
+        return self.served.opened.model.mesh.zero.size * self.served.sizes.rows + self.settings.queue
+
+    def _routes(self, office: Office) -> list[Route]:
+        """Beside those that every server has."""
+        if self.book is None:
+            return []
+        return routes_of(Bench(self.book, Pairing(office, self.book.comparing)), office)
 
     def _config(self, office: Office) -> uvicorn.Config:
         settings = self.settings
         return uvicorn.Config(
-            application(office), http=connection_of(settings.header_seconds, settings.unread_seconds), ws="none",
+            application(office, self._routes(office)), ws="none",
+            http=connection_of(settings.header_seconds, settings.unread_seconds),
             lifespan="off", loop="asyncio", log_config=None, log_level="error", access_log=False, server_header=False,
             proxy_headers=False,
             limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=CLOSING_SECONDS,

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,6 +23,8 @@ from megatron_lite.inference.scheduler import Sizes
 from megatron_lite.parallel.words import Words
 from megatron_lite.serve import limits_of, template_of
 from megatron_lite.serving.batch import Batch
+from megatron_lite.serving.comparisons import Comparing
+from megatron_lite.serving.judgements import opened_book
 from megatron_lite.serving.leading import Messages, Share
 from megatron_lite.serving.server import Lead, Served, listening
 from megatron_lite.serving.settings import Settings
@@ -64,31 +66,34 @@ class Running:
 
 
 @contextmanager
-def running(served: Served, settings: Settings) -> Iterator[Running]:
+def running(served: Served, settings: Settings, comparing: Comparing | None = None) -> Iterator[Running]:
     """Ended, and joined, with the body. What the server raised is raised here."""
     engine = Engine(served.opened.model, served.sizes, served.opened.tokenizer.decode)
     messages = Messages(served.opened.model.mesh)
-    lead = Lead(served, settings, Batch(Share(engine), messages, served.opened.words, heartbeat=0.02))
+    batch = Batch(Share(engine), messages, served.opened.words, heartbeat=0.02)
     told: SimpleQueue[str] = SimpleQueue()
     raised: list[BaseException] = []
 
-    def run() -> None:
+    def run(lead: Lead) -> None:
         try:
             with closing(listening("127.0.0.1", 0)) as place:
                 lead.run(place, told.put)
         except BaseException as error:
             raised.append(error)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield Running(told.get(timeout=30), lead, thread)
-    finally:
-        lead.end()
-        thread.join(60)
-        assert not thread.is_alive()
-        if raised:
-            raise raised[0]
+    with opened_book(comparing) if comparing is not None else nullcontext() as book:
+        lead = Lead(served, settings, batch, book)
+        lead.check()
+        thread = threading.Thread(target=run, args=(lead,))
+        thread.start()
+        try:
+            yield Running(told.get(timeout=30), lead, thread)
+        finally:
+            lead.end()
+            thread.join(60)
+            assert not thread.is_alive()
+            if raised:
+                raise raised[0]
 
 
 def offline(served: Served, prompt: tuple[int, ...], sampling: Sampling, count: int, **others) -> list[Completion]:
