@@ -15,10 +15,10 @@ export OMP_NUM_THREADS=1 # eight ranks share the machine
 export CUDA_VISIBLE_DEVICES="" HIP_VISIBLE_DEVICES="" # on the CPU, also where GPUs are
 
 say() { printf '\n== %s\n' "$1"; }
-setting() { $python -c "from megatron_lite.config import load_config; print(load_config('$1').$2)"; }
+setting() { $python -c "import yaml; print(yaml.safe_load(open('$1'))['train']['$2'])"; }
 
 train() { # ALGORITHM CONFIG
-    if [ ! -d "$(setting "$2" train.run_dir)/checkpoints/step_$(setting "$2" train.steps)" ]; then
+    if [ ! -d "$(setting "$2" run_dir)/checkpoints/step_$(setting "$2" steps)" ]; then
         .venv/bin/torchrun --standalone --nproc-per-node 8 -m "megatron_lite.$1" "$2"
     fi
 }
