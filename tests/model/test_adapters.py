@@ -65,12 +65,12 @@ NIGHTLY = [
     replace(ONE, tensor=2, data=2, zero_stage=2, lora=SOME, neftune=None, recompute="full"),
     replace(ONE, data=4, zero_stage=1, lora=SOME),
     replace(ONE, pipeline=2, virtual_stages=2, layers=4),
+    replace(ONE, tensor=2, context=2, context_kind="ulysses", recompute="selective", qk_norm=True, loss_chunk=5),
+    replace(ONE, pipeline=2, schedule="zb_v", virtual_stages=2, layers=4, trainable=("*norm*", "lm_head.weight")),
 ]
 LAYOUTS = [
     *SHAPES,
-    replace(ONE, tensor=2, context=2, context_kind="ulysses", recompute="selective", qk_norm=True, loss_chunk=5),
     replace(ONE, data=2, zero_stage=0, lora=SOME, neftune=None, head_dim=12),
-    replace(ONE, pipeline=2, schedule="zb_v", virtual_stages=2, layers=4, trainable=("*norm*", "lm_head.weight")),
     *(pytest.param(layout, marks=pytest.mark.nightly) for layout in NIGHTLY),
 ]
 RANDOM = ((LORA, 5.0), (CERTAIN, None), (SOME, None))
