@@ -3,15 +3,13 @@
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from megatron_lite.checkpoint import config_to_resume
 from megatron_lite.config import AlignedConfig, config_from_tree
 from megatron_lite.config.aligned import Algorithm
 from megatron_lite.config.load import command_line, describe_keys, load_tree, print_config
-from megatron_lite.errors import UsageError
-from megatron_lite.exchange.origin import open_foreign
+from megatron_lite.exchange.origin import glance
+from megatron_lite.exchange.source import Source
 
 
 def parse_aligned(description: str, algorithm: Algorithm, argv: Sequence[str] | None = None) -> AlignedConfig:
@@ -24,23 +22,15 @@ def parse_aligned(description: str, algorithm: Algorithm, argv: Sequence[str] | 
 
 
 def config_of(tree: Mapping[str, Any], algorithm: Algorithm) -> AlignedConfig:
-    """Of a tree in which the algorithm's section and the model may be missing. Raises UsageError."""
+    """Of a tree in which the algorithm's section and the model may be missing. Raises UsageError, and DataError
+    where checkpoint.init cannot be read.
+    """
     filled = {**tree, algorithm: tree.get(algorithm) or {}}
     section = tree.get("checkpoint")
     init = section.get("init") if isinstance(section, dict) else None
     if tree.get("model") is None and isinstance(init, str):
-        filled["model"] = model_of(init)
+        found = glance(init)
+        filled["model"] = found.model.model_dump(mode="json") if isinstance(found, Source) else dict(found.index.model)
     config = config_from_tree(filled)
     assert isinstance(config, AlignedConfig)  # it has an algorithm's section
     return config
-
-
-def model_of(init: str) -> dict[str, Any]:
-    """The model of what a run begins from. Raises UsageError where that cannot be read."""
-    source = open_foreign(init)
-    if source is not None:
-        return source.model.model_dump(mode="json")
-    found = config_to_resume(Path(init), init)
-    if found is None:
-        raise UsageError(f"checkpoint.init = {init}: no index of its checkpoints can be read")
-    return dict(found[1]["model"])

@@ -14,7 +14,9 @@ import numpy as np
 from megatron_lite.alignment.segments import check_finite, of_segments
 from megatron_lite.alignment.store import Store
 from megatron_lite.checkpoint.agreement import together
+from megatron_lite.config import Config
 from megatron_lite.files import partial_path, publish
+from megatron_lite.mesh import Mesh
 from megatron_lite.model.model import Model
 from megatron_lite.model.objective import CrossEntropy
 
@@ -31,22 +33,39 @@ def reference_of(store: Store, model: Model, identity: str, cache_dir: Path) -> 
     (exchange/origin.py). Raises DataError on every rank for numbers that are not finite, and for a file that cannot be
     written or read.
     """
-    path, words = cache_dir / f"reference-{key_of(store, model, identity)}.npy", model.mesh.words
-    if words.exchange("there" if words.rank == 0 and _is_whole(path, store) else "", "reference.there")[0] != "there":
-        found = of_segments(store, model, CrossEntropy(), _sum_of_log_probabilities, "reference log-probabilities")
-        with together(model.mesh, "reference.write"):
-            if found is not None:
-                check_finite(found, store, "reference's log-probability")
-                _write(path, found)
-                log.info("reference log-probabilities of %d samples are kept in %s", len(store), path)
-    with together(model.mesh, "reference.read"):
+    config, mesh = model.config, model.mesh
+    kept = kept_reference(store, config, identity, cache_dir, mesh)
+    if kept is not None:
+        return kept
+    path = _path_of(store, config, identity, cache_dir)
+    found = of_segments(store, model, CrossEntropy(), _sum_of_log_probabilities, "reference log-probabilities")
+    with together(mesh, "reference.write"):
+        if found is not None:
+            check_finite(found, store, "reference's log-probability")
+            _write(path, found)
+            log.info("reference log-probabilities of %d samples are kept in %s", len(store), path)
+    return _read(path, mesh)
+
+
+def kept_reference(store: Store, config: Config, identity: str, cache_dir: Path, mesh: Mesh) -> np.ndarray | None:
+    """The same where it was worked out before, without a model; None elsewhere. All ranks call it."""
+    path, words = _path_of(store, config, identity, cache_dir), mesh.words
+    there = words.exchange("there" if words.rank == 0 and _is_whole(path, store) else "", "reference.there")[0]
+    return _read(path, mesh) if there else None
+
+
+def _path_of(store: Store, config: Config, identity: str, cache_dir: Path) -> Path:
+    return cache_dir / f"reference-{key_of(store, config, identity)}.npy"
+
+
+def _read(path: Path, mesh: Mesh) -> np.ndarray:
+    with together(mesh, "reference.read"):
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def key_of(store: Store, model: Model, identity: str) -> str:
+def key_of(store: Store, config: Config, identity: str) -> str:
     """Another one wherever the numbers may be others. The layout is no part of it."""
-    shape = model.config.model.model_dump(mode="json")
-    known = [VERSION, store.key, identity, shape, model.resolved.compute_dtype]
+    known = [VERSION, store.key, identity, config.model.model_dump(mode="json"), config.train.dtype]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -67,10 +67,9 @@ def _on_first(config: AlignedConfig, rendering: Rendering, words: Words) -> dict
     """Rank 0 prepares each file, with workers; the others wait for its word."""
     data = config.data
     paths = list(dict.fromkeys(entry.path for entry in (*data.train, *data.valid)))
-    cache = Path(data.cache_dir or Path(config.train.run_dir) / "cache")
     mine: list[dict[str, Any]] = []
     for path in paths if words.rank == 0 else ():
-        prepared = prepare(Path(path), rendering, data.workers, cache)
+        prepared = prepare(Path(path), rendering, data.workers, config.cache_dir)
         log.info("%s: %s", path, told(prepared))
         mine.append({**asdict(prepared), "prefix": str(prepared.prefix)})
     heard = json.loads(words.exchange(json.dumps(mine), "rows")[0])

@@ -7,13 +7,12 @@ tokenizer and template -> stores of rows -> steps of the epochs -> reference log
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from megatron_lite.alignment.dealing import DataRank
 from megatron_lite.alignment.dpo import Dpo
 from megatron_lite.alignment.feed import RowsFeed, RowsValidation
-from megatron_lite.alignment.reference import reference_of
+from megatron_lite.alignment.reference import kept_reference, reference_of
 from megatron_lite.alignment.reward import SCALE, BradleyTerry, Scale
 from megatron_lite.alignment.rows_of_run import RowSets, prepared_sets, write_rows
 from megatron_lite.alignment.sets import SampleSet, steps_of
@@ -23,7 +22,7 @@ from megatron_lite.config.aligned import UNCOUNTED
 from megatron_lite.config.load import check_tree
 from megatron_lite.data.chat_template import ChatTemplate
 from megatron_lite.data.tokenizer import Tokenizer
-from megatron_lite.exchange.origin import identity_of, load_origin, open_origin
+from megatron_lite.exchange.origin import Origin, glance, identity_of, load_origin, open_origin
 from megatron_lite.launch import World
 from megatron_lite.mesh import Mesh
 from megatron_lite.model.freezing import NOTHING
@@ -82,22 +81,33 @@ def counted(config: AlignedConfig, sets: RowSets) -> AlignedConfig:
 
 
 def with_references(sets: RowSets, config: AlignedConfig, resolved: Resolved, mesh: Mesh) -> RowSets:
-    """With the reference's log-probabilities of every pair. The reference is gone again before the policy is made."""
+    """With the reference's log-probabilities of every pair. Only where they are not kept from before is there a
+    reference model, which is gone again before the policy is made.
+    """
     assert config.dpo is not None  # it is what compares with one
     path = config.dpo.reference or config.checkpoint.init
-    plain = config.model_copy(update={"lora": None})
-    model = Model(plain, resolved, mesh, trainable=NOTHING)
-    identity = f"initial weights of seed {config.train.seed}, {config.train.initializer_range}"
-    if path is not None:
-        origin = open_origin(path, mesh)
-        load_origin(origin, plain.model, model.stage, mesh)
-        identity = identity_of(origin)
-    cache = Path(config.data.cache_dir or Path(config.train.run_dir) / "cache")
+    begun = f"initial weights of seed {config.train.seed}, {config.train.initializer_range}"
+    origin = None if path is None else glance(path)
+    identity = begun if origin is None else identity_of(origin)
+    stores = {one.store.key: one.store for one in (*sets.train, *sets.valid)}
+    found = {key: kept_reference(store, config, identity, config.cache_dir, mesh) for key, store in stores.items()}
+    if any(kept is None for kept in found.values()):
+        model = reference_model(config, resolved, mesh, origin)
+        found = {key: reference_of(store, model, identity, config.cache_dir) for key, store in stores.items()}
 
     def compared(some: tuple[SampleSet, ...]) -> tuple[SampleSet, ...]:
-        return tuple(replace(one, reference=reference_of(one.store, model, identity, cache)) for one in some)
+        return tuple(replace(one, reference=found[one.store.key]) for one in some)
 
     return replace(sets, train=compared(sets.train), valid=compared(sets.valid))
+
+
+def reference_model(config: AlignedConfig, resolved: Resolved, mesh: Mesh, seen: Origin | None) -> Model:
+    """Of weights that were seen, an adapter merged (None: those that a run begins with); nothing of it is trained."""
+    plain = config.model_copy(update={"lora": None})
+    model = Model(plain, resolved, mesh, trainable=NOTHING)
+    if seen is not None:
+        load_origin(open_origin(seen.path, mesh), plain.model, model.stage, mesh)
+    return model
 
 
 def notes_of(config: AlignedConfig) -> Callable[[Mapping[str, float]], Mapping[str, Any]]:

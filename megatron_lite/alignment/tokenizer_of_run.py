@@ -10,7 +10,7 @@ from megatron_lite.config import AlignedConfig
 from megatron_lite.data.open_tokenizer import open_tokenizer
 from megatron_lite.data.tokenizer import Tokenizer
 from megatron_lite.errors import DataError, UsageError
-from megatron_lite.exchange.origin import open_origin
+from megatron_lite.exchange.origin import glance
 from megatron_lite.files import partial_path, publish
 from megatron_lite.inference.text import find_tokenizer
 from megatron_lite.mesh import Mesh
@@ -28,7 +28,7 @@ def tokenizer_of_run(config: AlignedConfig, mesh: Mesh) -> Tokenizer:
     if data.tokenizer is not None:
         found = open_tokenizer(data.tokenizer)
     elif config.checkpoint.init is not None:
-        found = find_tokenizer(open_origin(config.checkpoint.init, mesh), None)
+        found = find_tokenizer(glance(config.checkpoint.init), None)
     else:
         raise UsageError("data.tokenizer = null: must be a path where there is no checkpoint.init that carries one")
     if found.vocab_size > size:
@@ -39,7 +39,7 @@ def tokenizer_of_run(config: AlignedConfig, mesh: Mesh) -> Tokenizer:
     if mesh.rank == 0 and data.chat_template is None and found.chat_template is None:
         log.info("tokenizer %s has no chat template: taking the built-in one, %s", found.path, BUILT_IN.name)
     complete = with_template(found, find_template(found, data.chat_template))
-    return _as_files(complete, Path(data.cache_dir or Path(config.train.run_dir) / "cache"), mesh)
+    return _as_files(complete, config.cache_dir, mesh)
 
 
 def _as_files(tokenizer: Tokenizer, cache: Path, mesh: Mesh) -> Tokenizer:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from megatron_lite.config.data import check_sets
 from megatron_lite.config.section import Name, NonNegativeFloat, Positive, PositiveFloat, Section
 from megatron_lite.config.tree import Config
 from megatron_lite.errors import UsageError
@@ -59,12 +60,8 @@ class RowsConfig(Section):
 
     @model_validator(mode="after")
     def _check_entries(self) -> Self:
-        for name, entries in (("train", self.train), ("valid", self.valid)):
-            if entries and not any(entry.weight for entry in entries):
-                raise UsageError(f"data.{name}: every weight is 0; one must be above")
-            names = [entry.name for entry in entries if entry.name is not None]
-            if twice := next((one for one in names if names.count(one) > 1), None):
-                raise UsageError(f"data.{name}: the name {twice!r} stands twice; each set needs its own")
+        for key, entries in (("train", self.train), ("valid", self.valid)):
+            check_sets(f"data.{key}", [(entry.name, entry.weight) for entry in entries])
         return self
 
 

@@ -1,5 +1,6 @@
 """Data sets of tokens: which are read, in which proportions, and what a document is."""
 
+from collections.abc import Sequence
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -9,6 +10,15 @@ from megatron_lite.errors import UsageError
 
 # YAML has lists only, so tuples are the one place where validation is not strict.
 Blend = Annotated[tuple["BlendEntry", ...], Field(strict=False)]
+
+
+def check_sets(key: str, sets: Sequence[tuple[str | None, float]]) -> None:
+    """Of names and weights. Raises UsageError where nothing counts, or two have one name."""
+    if sets and not any(weight for _, weight in sets):
+        raise UsageError(f"{key}: every weight is 0; one must be above")
+    names = [name for name, _ in sets if name is not None]
+    if twice := next((one for one in names if names.count(one) > 1), None):
+        raise UsageError(f"{key}: the name {twice!r} stands twice; each data set needs its own")
 
 
 class FimConfig(Section):
@@ -68,12 +78,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check_blends(self) -> Self:
-        for name, blend in (("train", self.train), ("valid", self.valid)):
-            if blend and not any(entry.weight for entry in blend):
-                raise UsageError(f"data.{name}: every weight is 0; one must be above")
-            names = [entry.name for entry in blend if entry.name is not None]
-            if twice := next((one for one in names if names.count(one) > 1), None):
-                raise UsageError(f"data.{name}: the name {twice!r} stands twice; each data set needs its own")
+        for key, blend in (("train", self.train), ("valid", self.valid)):
+            check_sets(f"data.{key}", [(entry.name, entry.weight) for entry in blend])
         return self
 
     @model_validator(mode="after")

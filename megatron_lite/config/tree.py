@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -326,6 +327,11 @@ class Config(Section):
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     lora: LoraConfig | None = None
+
+    @property
+    def cache_dir(self) -> Path:
+        """`data.cache_dir`, or the run's own."""
+        return Path(self.data.cache_dir or Path(self.train.run_dir) / "cache")
 
     @property
     def draws(self) -> bool:

@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from megatron_lite.checkpoint import Base, Checkpoint, RunState, load, load_weights, open_checkpoint
+from megatron_lite.checkpoint import (
+    Base,
+    Checkpoint,
+    RunState,
+    config_to_resume,
+    load,
+    load_weights,
+    open_checkpoint,
+)
 from megatron_lite.checkpoint.agreement import together
 from megatron_lite.checkpoint.directory import named
 from megatron_lite.checkpoint.fill import fill_from
@@ -26,6 +34,7 @@ from megatron_lite.checkpoint.fit import (
     check_used,
     parameters_of,
 )
+from megatron_lite.checkpoint.index import Index
 from megatron_lite.checkpoint.state import Trainable, weights_only
 from megatron_lite.config import LoraConfig, ModelConfig
 from megatron_lite.errors import DataError, UsageError
@@ -90,6 +99,19 @@ def open_origin(path: str | Path, mesh: Mesh, base: str | Path | None = None) ->
     if checkpoint.index.main.base is None and not any(map(is_adapter, checkpoint.index.main.parameters)):
         return checkpoint
     return ours.source_of(checkpoint, _base_beneath(checkpoint, mesh, base))
+
+
+def glance(path: str | Path) -> Origin:
+    """What a path means, by one process that reads no weights of a checkpoint, nor proves it whole: for its shape, its
+    tokenizer, its identity. Raises DataError where no index of it can be read.
+    """
+    source = open_foreign(path)
+    if source is not None:
+        return source
+    found = config_to_resume(Path(path), str(path))
+    if found is None:
+        raise DataError(f"{path}: no index of its checkpoints can be read")
+    return Checkpoint(found[0], Index.load(found[0]))
 
 
 def open_base(checkpoint: Checkpoint, recorded: Base, mesh: Mesh, where: str | Path | None = None) -> Origin:

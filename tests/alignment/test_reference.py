@@ -96,16 +96,16 @@ def test_the_base_under_an_adapter_is_a_reference_without_weights_of_its_own(pre
 
 def test_numbers_are_kept_by_rows_weights_shape_and_precision_and_by_no_layout(model, prefix):
     store = open_store(prefix)
-    key = key_of(store, model, "seed 7")
+    key = key_of(store, model.config, "seed 7")
     wider = asked(replace(LAYOUTS[0], qk_norm=True))
     single = asked(replace(LAYOUTS[0], dtype="float32"))
     unsplit = asked(replace(LAYOUTS[0], recompute="full", loss_chunk=3, zero_stage=2))
-    assert key_of(store, unsplit, "seed 7") == key
+    assert key_of(store, unsplit.config, "seed 7") == key
     others = [
-        key_of(replace(store, key="other rows"), model, "seed 7"),
-        key_of(store, model, "seed 8"),
-        key_of(store, wider, "seed 7"),
-        key_of(store, single, "seed 7"),
+        key_of(replace(store, key="other rows"), model.config, "seed 7"),
+        key_of(store, model.config, "seed 8"),
+        key_of(store, wider.config, "seed 7"),
+        key_of(store, single.config, "seed 7"),
     ]
     assert len({key, *others}) == 5
 

@@ -6,6 +6,8 @@ import pytest
 from support.aligning import run_align, tree_of, write_rows
 from support.runs import metrics_of, tensors_of
 
+from megatron_lite.alignment import run
+
 ALGORITHMS = ("sft", "reward", "dpo")
 ALL = {"parallel__tensor": 2, "parallel__pipeline": 2}
 NAMED = {
@@ -63,6 +65,16 @@ def test_a_run_that_stopped_within_an_epoch_goes_on_to_the_bit(data_dir, single,
     ours, theirs = (tensors_of(one / "checkpoints" / "step_6") for one in (run_dir, single[algorithm]))
     assert ours == theirs
     assert numbers(run_dir, NAMED[algorithm]) == numbers(single[algorithm], NAMED[algorithm])
+
+
+def test_a_run_that_goes_on_finds_its_references_without_a_model_of_them(data_dir, single, monkeypatch):
+    def never(*arguments):
+        raise AssertionError("the reference was made again")
+
+    monkeypatch.setattr(run, "reference_model", never)
+    tree = tree_of("dpo", single["dpo"], data_dir, train__steps=7, optim__decay_steps=7)
+    run_align("dpo", tree, 1)
+    assert len(metrics_of(single["dpo"])) == 7
 
 
 def test_epochs_stand_for_steps(data_dir):
