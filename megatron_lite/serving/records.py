@@ -1,6 +1,7 @@
 """Files of JSON lines to which one process adds, a line whole or not at all, and on the disk before anybody is told."""
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from megatron_lite.errors import DataError, UsageError
 from megatron_lite.files import sync
 
 Row = dict[str, Any]
+
+log = logging.getLogger("megatron_lite")
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Records:
 
 @contextmanager
 def opened_records(path: Path) -> Iterator[Records]:
-    """Of a file that is there, or is made. What a crash left of a line, which nobody was told of, is taken away.
+    """Of a file that is there, or is made. What a crash left of a line, which nobody was told of, goes to
+    PATH.torn, and a warning says so.
 
     Raises UsageError where it cannot be written or another process does so, DataError for a line that is no object.
     """
@@ -64,7 +68,12 @@ def _rows(path: Path, descriptor: int) -> Iterator[tuple[int, Row]]:
         os.write(descriptor, b"\n")  # an editor left its end out
         whole += newline + rest
     elif rest:
+        torn = Path(f"{path}.torn")
+        with torn.open("ab") as file:
+            file.write(rest + b"\n")
+        sync(torn)
         os.ftruncate(descriptor, len(whole) + len(newline))
+        log.warning("%s ended within a line, which is set aside in %s", path, torn)
     for number, line in enumerate(whole.split(b"\n"), 1):
         if not line.strip():
             continue

@@ -27,12 +27,14 @@ def test_rows_are_lines_after_those_that_are_there(tmp_path):
 
 
 @pytest.mark.parametrize("left", ['{"half": ', '{"half": "a', "{"])
-def test_what_a_crash_left_of_a_line_is_taken_away(tmp_path, left):
+def test_what_a_crash_left_of_a_line_is_set_aside_and_told(tmp_path, left, caplog):
     path = tmp_path / "out.jsonl"
     path.write_text('{"whole": 1}\n' + left)
     with opened_records(path) as records:
         records.add(ROWS)
     assert lines(path)[0] == {"whole": 1} and path.read_text().count("half") == 0
+    assert (tmp_path / "out.jsonl.torn").read_text() == f"{left}\n"
+    assert caplog.messages == [f"{path} ended within a line, which is set aside in {path}.torn"]
     assert len(records.rows) == 1
 
 
