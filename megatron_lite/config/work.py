@@ -4,7 +4,9 @@ A causal query is charged for the (s + 1) / 2 keys that it sees on average, not 
 activations and the embedding's lookup are no matrix products and count nothing.
 """
 
-from megatron_lite.config.tree import ModelConfig
+from collections.abc import Mapping
+
+from megatron_lite.config.tree import LoraConfig, ModelConfig, Target
 
 
 def block_parameters(model: ModelConfig) -> int:
@@ -25,4 +27,15 @@ def block_products(model: ModelConfig, sequence_length: int) -> int:
 
 def head_products(model: ModelConfig) -> int:
     """Multiplications of the head's forward pass a token: one a weight."""
-    return model.hidden_size * model.vocab_size
+    return model.hidden_size * (model.vocab_size if model.head == "logits" else 1)
+
+
+def adapter_parameters(model: ModelConfig, lora: LoraConfig) -> int:
+    """Weights of one block's adapters: [rank, in] and [out, rank] of each target."""
+    hidden, ffn = model.hidden_size, model.intermediate_size
+    queries, keys = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
+    widths: Mapping[Target, int] = {
+        "q_proj": hidden + queries, "k_proj": hidden + keys, "v_proj": hidden + keys, "o_proj": queries + hidden,
+        "gate_proj": hidden + ffn, "up_proj": hidden + ffn, "down_proj": ffn + hidden,
+    }  # fmt: skip
+    return lora.rank * sum(widths[target] for target in lora.targets)

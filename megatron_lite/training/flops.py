@@ -6,8 +6,8 @@ charged for the keys it may see, not for the whole square.
 
 import re
 
-from megatron_lite.config import ModelConfig
-from megatron_lite.config.work import block_parameters, block_products, head_products
+from megatron_lite.config import LoraConfig, ModelConfig
+from megatron_lite.config.work import adapter_parameters, block_parameters, block_products, head_products
 
 # Dense bfloat16 peak in FLOP/s, from NVIDIA's data sheets (A100, H100, H200, HGX B200); figures printed there
 # "with sparsity" are halved. The first name that stands in the device's name as a
@@ -27,15 +27,18 @@ def matmul_parameters(model: ModelConfig) -> int:
     return model.num_hidden_layers * block_parameters(model) + head_products(model)
 
 
-def flops_per_token(model: ModelConfig, sequence_length: int) -> int:
+def flops_per_token(model: ModelConfig, sequence_length: int, lora: LoraConfig | None = None) -> int:
     """FLOPs of forward and backward for one token: 6 N + 6 L h (s + 1), that is 2 a multiplication, and twice
-    that backward.
+    that backward. With `lora` the N are frozen, whose own gradients are not worked out: 4 N, and 6 of each adapter's.
 
     N is `matmul_parameters` (Chowdhery et al. 2022, "PaLM", appendix B). PaLM's 12 L h s for attention's products
     charges all s keys, `block_products` the (s + 1) / 2 that a query sees on average under the causal mask.
     """
-    blocks = model.num_hidden_layers * block_products(model, sequence_length)
-    return 6 * (blocks + head_products(model))
+    layers, weights = model.num_hidden_layers, matmul_parameters(model)
+    attention = layers * (block_products(model, sequence_length) - block_parameters(model))
+    if lora is None:
+        return 6 * (weights + attention)
+    return 4 * weights + 6 * (attention + layers * adapter_parameters(model, lora))
 
 
 def peak_flops(device_name: str, dtype: str) -> float | None:

@@ -91,7 +91,7 @@ def _datasets_of(config: Config) -> Datasets:
         sequence_length=config.train.sequence_length,
         vocab_size=config.model.vocab_size,
         run_samples=samples_of_run(config.train),
-        cache_dir=Path(config.data.cache_dir or Path(config.train.run_dir) / "cache"),
+        cache_dir=config.cache_dir,
     )
     wanted = [name for name in ("document_mask", "reset_positions", "eod_mask_loss") if getattr(config.data, name)]
     if wanted and datasets.eod_id is None:
@@ -219,7 +219,7 @@ class Run:
         self, tokens: int, rate: float, times: tuple[float, float], result: StepResult, validated: Validated | None
     ) -> StepMetrics:
         train, (seconds, data_seconds) = self.config.train, times
-        flops = flops_per_token(self.config.model, train.sequence_length) * tokens / seconds
+        flops = flops_per_token(self.config.model, train.sequence_length, self.config.lora) * tokens / seconds
         accelerator = self.mesh.device.type != "cpu"
         return StepMetrics(
             step=self.done,

@@ -172,7 +172,9 @@ def key_figures(run: RecordedRun) -> list[tuple[str, str, str]]:
     figures.append((f"{last['loss']:.3f}", "training loss", f"at step {last['step']:,} of {run.config.train.steps:,}"))
     figures.append((_short(last["tokens"]), "tokens read", f"{_duration(run.records)} of training"))
     rate = median(record["tokens_per_second"] for record in run.records)
-    cost = f"{_short(rate * flops_per_token(run.config.model, run.config.train.sequence_length))} model FLOP/s"
+    config = run.config
+    flops = flops_per_token(config.model, config.train.sequence_length, config.lora)
+    cost = f"{_short(rate * flops)} model FLOP/s"
     figures.append((_short(rate), "tokens a second", f"median of the steps; {cost}"))
     if last["mfu"] is not None:
         figures.append((f"{median(record['mfu'] for record in run.records):.1%}", "MFU", "median of the steps"))
