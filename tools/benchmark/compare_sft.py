@@ -133,8 +133,9 @@ def segment(prompt: list[int], answer: list[int]) -> Segment:
 def config_of(case: str, workload: Workload, store: Store) -> AlignedConfig:
     """Packed, a step has as many rows as its samples' tokens fill."""
     packed, rows = case.endswith("packed"), workload.batch
+    length = workload.longest * (2 if case.startswith("dpo") else 1)  # a pair's two answers lie in one row
     if packed:
-        rows = max(1, round(workload.batch * store.lengths.mean() / workload.longest))
+        rows = max(1, round(workload.batch * store.lengths.mean() / length))
     config = config_from_tree(
         {
             "model": workload.model,
@@ -143,7 +144,7 @@ def config_of(case: str, workload: Workload, store: Store) -> AlignedConfig:
             "optim": {"lr": RATE, "schedule": "constant", "betas": [0.9, 0.999], "weight_decay": 0.0, "grad_clip": 1.0},
             "train": {
                 "steps": 10**6, "global_batch_size": rows, "micro_batch_size": rows, "dtype": "float32",
-                "sequence_length": workload.longest, "run_dir": "unused",
+                "sequence_length": length, "run_dir": "unused",
             },
             case.partition(" ")[0]: {},
         }
