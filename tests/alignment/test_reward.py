@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.layouts import Layout, assemble, build_trainer, distance, owned_blocks, reshaped
 from support.pairs import END, Document, Pair, microbatch, microbatches, packed, pair, pairs_of, rows_of, score
+from support.rows import together_and_apart
 from torch import Tensor
 
 from megatron_lite.alignment.reward import BradleyTerry
@@ -103,15 +104,7 @@ def test_padding_and_rows_without_a_pair_add_exactly_nothing(objective):
 
 @pytest.mark.parametrize("objective", KINDS.values(), ids=KINDS)
 def test_eight_pairs_in_one_microbatch_or_in_eight_give_the_same_gradient(objective):
-    rows = [[pair(number)] for number in range(8)]
-    together = [packed(rows, 24)]
-    apart = [packed([row], 24 + 8 * (number % 2)) for number, row in enumerate(rows)]
-    found = []
-    for batches in (together, apart):
-        trainer = build_trainer(replace(LAYOUT, objective=objective), batch=microbatch(0))
-        numbers = {name: number.item() for name, number in trainer.gradients(batches).numbers.items()}
-        found.append((numbers, assemble([owned_blocks(trainer, "gradient")])))
-    (numbers, gradients), (others, theirs) = found
+    (numbers, gradients), (others, theirs) = together_and_apart(replace(LAYOUT, objective=objective))
     assert others == pytest.approx(numbers, rel=1e-12)
     assert max(distance(theirs[name], gradients[name]) for name in gradients) < 1e-11
 

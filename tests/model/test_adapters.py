@@ -21,7 +21,7 @@ from support.layouts import (
     global_batch,
     my_batches,
     owned_blocks,
-    run_layout,
+    remembering,
 )
 from support.objectives import Regression
 from support.reference import Extras
@@ -82,15 +82,7 @@ PRODUCT = [
 
 @pytest.fixture(scope="module")
 def outcomes(ranks):
-    """Runs each layout once and remembers what came out."""
-    known: dict[Layout, Outcome] = {}
-
-    def outcome(layout: Layout) -> Outcome:
-        if layout not in known:
-            known[layout] = run_layout(ranks, layout)
-        return known[layout]
-
-    return outcome
+    return remembering(ranks)
 
 
 def weights_of(model: Model) -> Tensors:

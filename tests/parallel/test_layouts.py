@@ -14,6 +14,7 @@ from support.layouts import (
     differences,
     global_batch,
     owned_blocks,
+    remembering,
     run_layout,
 )
 from support.reference import train as reference_train
@@ -110,15 +111,7 @@ EVERY = [*LAYOUTS, *(pytest.param(layout, marks=pytest.mark.nightly) for layout 
 
 @pytest.fixture(scope="module")
 def outcomes(ranks):
-    """Runs each layout once and remembers what came out."""
-    known: dict[Layout, Outcome] = {}
-
-    def outcome(layout: Layout) -> Outcome:
-        if layout not in known:
-            known[layout] = run_layout(ranks, layout)
-        return known[layout]
-
-    return outcome
+    return remembering(ranks)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support.layouts import Layout
-from support.pairs import Pair
+from support.layouts import Layout, Tensors, assemble, build_trainer, owned_blocks
+from support.pairs import Pair, microbatch, packed, pair
 
 from megatron_lite.alignment.store import Segment, Store, open_store
 from megatron_lite.alignment.store_writer import StoreWriter
@@ -63,3 +63,16 @@ def store_of_pairs(prefix: Path, pairs: Sequence[Pair]) -> Store:
         [Segment(half.tokens.numpy(), half.trained.numpy()) for half in (one.chosen, one.rejected)] for one in pairs
     ]
     return write_store(prefix, samples, [one.margin for one in pairs])
+
+
+def together_and_apart(layout: Layout) -> list[tuple[dict[str, float], Tensors]]:
+    """(numbers, gradients) of eight pairs in one microbatch, and of the same in eight."""
+    rows = [[pair(number)] for number in range(8)]
+    # Of unequal lengths: a mean of the eight's means would differ.
+    apart = [packed([row], 24 + 8 * (number % 2)) for number, row in enumerate(rows)]
+    found = []
+    for batches in ([packed(rows, 24)], apart):
+        trainer = build_trainer(layout, batch=microbatch(0))
+        numbers = {name: number.item() for name, number in trainer.gradients(batches).numbers.items()}
+        found.append((numbers, assemble([owned_blocks(trainer, "gradient")])))
+    return found

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from safetensors import safe_open
+from support.text import train_small_tokenizer
 
 from megatron_lite.config import config_from_tree, resolve
 from megatron_lite.data.indexed_writer import IndexedDatasetWriter
@@ -30,6 +31,14 @@ def write_tokens(prefix: Path, count: int, vocab_size: int = 61, seed: int = 0) 
     with IndexedDatasetWriter(prefix, np.uint16) as writer:
         for begin in range(0, count, 50):
             writer.add_document([tokens[begin : begin + 50]])
+
+
+def write_data(directory: Path, vocab_size: int) -> Path:
+    """Training and validation tokens, and a tokenizer of that vocabulary."""
+    train_small_tokenizer(directory, vocab_size)
+    write_tokens(directory / "train", 2000, vocab_size, seed=1)
+    write_tokens(directory / "valid", 500, vocab_size, seed=2)
+    return directory
 
 
 def tree_of(run_dir: Path, data_dir: Path, **changes: Any) -> dict[str, Any]:

@@ -130,8 +130,14 @@ class QuietServer(ThreadingHTTPServer):
 
 @contextmanager
 def standing_in(kept: Kept, port: int = 0) -> Iterator[int]:
+    with listening(handler_of(kept), port) as served:
+        yield served
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler], port: int = 0) -> Iterator[int]:
     """The port of a server that runs meanwhile."""
-    server = QuietServer(("127.0.0.1", port), handler_of(kept))
+    server = QuietServer(("127.0.0.1", port), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

@@ -1,7 +1,6 @@
 """A server that speaks what the page at /compare asks for: pairs, judgements, and refusals on demand."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from time import sleep
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from support.standing_in import HOSTILE, QuietServer
+from support.standing_in import HOSTILE, listening
 
 PAGE = Path(__file__).parent.parent.parent / "megatron_lite" / "serving" / "compare.html"
 WIDE = "def wide(names):\n\treturn [" + "name, " * 120 + "]\n" + "x" * 900 + "\n\n    indented\n\ttabbed"
@@ -107,13 +106,5 @@ def handler_of(bench: Bench) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def standing_in_compare(bench: Bench, port: int = 0) -> Iterator[int]:
-    """The port of a server that runs meanwhile."""
-    server = QuietServer(("127.0.0.1", port), handler_of(bench))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with listening(handler_of(bench), port) as served:
+        yield served

@@ -9,8 +9,7 @@ import torch
 from support import reference
 from support.generation import ONE
 from support.layouts import assemble, owned_blocks
-from support.runs import metrics_of, tensors_of, tree_of, world_here, write_tokens
-from support.text import train_small_tokenizer
+from support.runs import metrics_of, tensors_of, tree_of, world_here, write_data
 
 from megatron_lite.checkpoint import load, open_checkpoint
 from megatron_lite.config import config_from_tree, resolve
@@ -45,11 +44,7 @@ MORE = {
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("data")
-    train_small_tokenizer(directory, VOCABULARY)
-    write_tokens(directory / "train", 2000, VOCABULARY, seed=1)
-    write_tokens(directory / "valid", 500, VOCABULARY, seed=2)
-    return directory
+    return write_data(tmp_path_factory.mktemp("data"), VOCABULARY)
 
 
 def tree(run_dir, data_dir, **changes):
